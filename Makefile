@@ -1,0 +1,47 @@
+# make bench   the benchmark, from nothing to figures, tables and report.html
+# make test    lint, types, tests and the check of the asv suites, in environments of their own
+# make asv     speed, memory, evaluations and accuracy of the current commit into results/asv, pages into results/asv-html
+#
+# PYTHON   the interpreter the environments are made from (3.11 or newer)
+# VENV     the environment of `make bench` and `make asv`; one that exists is used as it is
+# ARGS     more arguments: of `flowlik run` for bench, of tox for test, of `asv run` for asv
+# MACHINE  the name under which asv keeps the results of this machine
+# FLOWLIK_TORCH=any (environment) takes any build of torch instead of the pinned CPU build: see docs/install.md
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+MACHINE ?= local
+
+TOX = .tox/bootstrap
+ASV = $(VENV)/bin/asv
+
+.PHONY: bench test asv
+
+bench: $(VENV)/.flowlik-installed
+	$(VENV)/bin/flowlik run $(ARGS)
+
+test: $(TOX)/.installed
+	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \
+	echo "tox run $(ARGS)" && $(TOX)/bin/tox run $(ARGS)
+
+asv: $(VENV)/.flowlik-installed $(VENV)/.asv-installed
+	@test -z "$$(git status --porcelain)" || echo "asv: uncommitted changes are recorded under the last commit" >&2
+	$(ASV) machine --yes --machine "$(MACHINE)"
+	$(ASV) run --machine "$(MACHINE)" --set-commit-hash "$$(git rev-parse HEAD)" --show-stderr $(ARGS)
+	$(ASV) publish
+	@echo "open results/asv-html/index.html through: $(VENV)/bin/asv preview"
+
+$(VENV)/.flowlik-installed: pyproject.toml constraints-cpu.txt
+	sh .ci/make-venv "$(PYTHON)" "$(VENV)"
+	sh .ci/pip-install "$(VENV)/bin/python" -e .
+	@touch "$@"
+
+$(VENV)/.asv-installed: $(VENV)/.flowlik-installed
+	sh .ci/pip-install "$(VENV)/bin/python" -e '.[asv]'
+	@touch "$@"
+
+$(TOX)/.installed:
+	sh .ci/make-venv "$(PYTHON)" $(TOX)
+	$(TOX)/bin/python -m pip install --quiet "tox>=4.20"
+	@touch "$@"

@@ -1,0 +1,5 @@
+"""`python -m flowlik`."""
+
+from flowlik.cli import main
+
+main()

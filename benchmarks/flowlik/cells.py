@@ -1,0 +1,114 @@
+"""Cells: one estimator on one model and one set of items, with everything that determines the answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from flowlik.controls import is_control
+from flowlik.records import SCHEMA_VERSION, to_plain
+
+DTYPES = ("float32", "float64")
+ESTIMATOR_COLUMNS = ("steps", "solver", "rtol", "atol", "trace", "probes", "noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a suite sets besides task, model and estimator; every field may stand in its TOML file.
+
+    `n_items` items in batches of `batch_size`; `draws` dequantisation draws of discrete data; `density` also evaluates
+    the task's 2-D grid; `samples` also draws that many and takes the Frechet distance; `rounds` of timing on
+    `timing_batch` items (0: no timing).
+    """
+
+    split: str = "test"
+    n_items: int = 1000
+    batch_size: int = 1000
+    dtype: str = "float32"
+    seed: int = 0
+    repeat: int = 0
+    draws: int = 1
+    density: bool = False
+    samples: int = 0
+    rounds: int = 3
+    timing_batch: int = 128
+
+
+# What belongs to how a cell is timed or named, not to its answer.
+_NOT_IN_THE_ANSWER = ("rounds", "timing_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row to be: `estimator` is an estimator object, or the name of a control."""
+
+    task: str
+    model: str
+    estimator: Any
+    options: Options = Options()
+    device: str = "cpu"
+
+    @property
+    def is_control(self) -> bool:
+        """True where no estimator runs."""
+        return isinstance(self.estimator, str) and is_control(self.estimator)
+
+    @property
+    def label(self) -> str:
+        """The estimator's canonical spelling."""
+        return self.estimator if isinstance(self.estimator, str) else str(self.estimator.label)
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        split = "" if self.options.split == "test" else f" ({self.options.split})"
+        return f"{self.task}{split} · {self.model} · {self.label}"
+
+    def with_options(self, **changes: Any) -> Cell:
+        """The same cell with some options changed."""
+        return replace(self, options=replace(self.options, **changes))
+
+
+def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str) -> str:
+    """Sixteen hexadecimal digits of everything that determines the answer: estimator and its version, model, data and
+    reference hashes, split, number of items, batch size, dtype, kind of device, seed, repeat, and what is evaluated.
+    """
+    options = {name: value for name, value in asdict(cell.options).items() if name not in _NOT_IN_THE_ANSWER}
+    parts = {
+        "schema": SCHEMA_VERSION,
+        "task": cell.task,
+        "model": cell.model,
+        "estimator": cell.label,
+        "estimator_version": getattr(cell.estimator, "version", 1),
+        "device": cell.device.split(":")[0],
+        "hashes": [model_hash, data_hash, reference],
+        **options,
+    }
+    text = json.dumps(to_plain(parts), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def estimator_columns(estimator: Any) -> dict[str, Any]:
+    """The columns of a record that describe the estimator, from its parameters."""
+    if isinstance(estimator, str):
+        return {
+            "estimator": estimator,
+            "estimator_label": estimator,
+            "family": "control",
+            "params": {},
+            "estimator_version": 1,
+        }
+    params: Mapping[str, Any] = estimator.params()
+    columns = {name: params.get(name) for name in ESTIMATOR_COLUMNS}
+    if columns["steps"] is None and "segments" in params:
+        columns["steps"] = params["segments"]
+    return columns | {
+        "estimator": estimator.name,
+        "estimator_label": estimator.label,
+        "family": estimator.family,
+        "params": dict(params),
+        "estimator_version": estimator.version,
+    }

@@ -1,0 +1,581 @@
+"""The command line `flowlik`.
+
+Exit status: 0 all is well (cells ok, or skipped with a reason), 1 a cell or a gate failed, 2 bad usage or bad data (one
+line says what, and what would be right). Live progress on a terminal, plain lines otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flowlik.cells import Cell
+    from flowlik.runner import Outcome
+
+app = typer.Typer(
+    name="flowlik",
+    help="How fast and how wrong are likelihood estimators of flow-based generative models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+LISTS = ("estimators", "tasks", "models", "suites")
+FORMATS = ("md", "latex", "csv")
+
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
+ShipOption = Annotated[bool, typer.Option("--ship", help="Copy the result into the source tree.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def fail(message: str, status: int = 2) -> typer.Exit:
+    """Print one line to the error stream; the caller raises what comes back."""
+    typer.echo(f"flowlik: {message}", err=True)
+    return typer.Exit(status)
+
+
+@contextmanager
+def bad_usage() -> Iterator[None]:
+    """Turn what is wrong with the input into one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise fail(" ".join(str(error).split())) from None
+
+
+# ------------------------------------------------------------------------------------------------------------- flowlik run
+
+
+@app.command()
+def run(
+    suite: Annotated[str | None, typer.Argument(help="Name of a suite or a TOML file.")] = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option("-e", "--estimator", help="Estimators instead of the suite's: 'f2d2[steps=1|2|4|8]'."),
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option("-t", "--task", help="Only these tasks.")] = None,
+    models: Annotated[list[str] | None, typer.Option("-m", "--model", help="Only these models.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the estimators: 0-4 or 0,3,7.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)] = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cells that DIR has already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
+    executor: Annotated[str, typer.Option(help="How cells are run: serial.")] = "serial",
+    timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
+    report: Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")] = True,
+) -> None:
+    """Run a suite (default: quick) and draw its figures, tables and report."""
+    with bad_usage():
+        from flowlik.runner import EXECUTORS
+        from flowlik.tasks import unknown
+
+        if executor not in EXECUTORS:
+            raise ValueError(unknown("executor", executor, EXECUTORS))
+        seconds = None if timeout is None else parse_duration(timeout)
+        chosen_seeds = None if seeds is None else parse_seeds(seeds)
+        cells = plan_cells(
+            suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=pick_device(device)
+        )
+    if dry_run:
+        for cell in cells:
+            typer.echo(cell.title)
+        typer.echo(f"{len(cells)} cells")
+        return
+    folder = run_folder(out, resume)
+    failed = run_plan(cells, folder, suite or "quick", resume=resume, timeout=seconds)
+    drawn = draw(folder) if report else True
+    raise typer.Exit(1 if failed or not drawn else 0)
+
+
+def plan_cells(
+    suite: str | None,
+    specs: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    models: Sequence[str] | None,
+    *,
+    seeds: tuple[int, ...] | None,
+    limit: int | None,
+    device: str,
+) -> list[Cell]:
+    """The cells of a command line.
+
+    Without estimators: those of the suite, of the given tasks and models. With estimators: these, on the given tasks
+    (default: the suite's) and models (default: all of a task that they support).
+
+    Raises:
+        ValueError: an unknown name, or nothing left to run.
+    """
+    from flowlik import suites
+    from flowlik.cells import Options
+    from flowlik.tasks import get_task
+
+    for name in tasks or ():
+        get_task(name)
+    overrides = {"seeds": seeds} if seeds else {}
+    cells = suites.load_suite(suite or "quick", device=device, overrides=dict(overrides))
+    if specs:
+        base = suites.options_of(suites.read_suite(suite or "quick").get("defaults", {}), Options())
+        names = list(tasks or dict.fromkeys(cell.task for cell in cells))
+        cells = suites.expand(names, models, specs, base, seeds=seeds, device=device)
+        cells = cells if models else supported(cells)
+        cells = suites.unique([*cells, *suites.control_cells(cells)])
+    else:
+        if tasks:
+            cells = [cell for cell in cells if cell.task in tasks]
+        if models:
+            check_models(models, sorted({cell.task for cell in cells}))
+            cells = [cell for cell in cells if cell.model in models or cell.is_control]
+    if not [cell for cell in cells if not cell.is_control]:
+        raise ValueError(f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e")
+    if limit:
+        cells = suites.unique([limited(cell, limit) for cell in cells])
+    return cells
+
+
+def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raise ValueError where a name is a model of none of these tasks."""
+    from flowlik.tasks import get_task, unknown
+
+    valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
+    for model in models:
+        if model not in valid:
+            raise ValueError(unknown("model", model, valid))
+
+
+def limited(cell: Cell, limit: int) -> Cell:
+    """The cell on at most `limit` items and samples."""
+    options = cell.options
+    return cell.with_options(n_items=min(options.n_items, limit), samples=min(options.samples, limit))
+
+
+def supported(cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
+    from flowlik.runner import load
+
+    def fits(cell: Cell) -> bool:
+        try:
+            model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+        except Exception:
+            return True  # the run says what is wrong with the model
+        return cell.estimator.supports(model) is None
+
+    kept = [cell for cell in cells if cell.is_control or fits(cell)]
+    served = {(cell.task, cell.label) for cell in kept}
+    return [cell for cell in cells if cell in kept or (cell.task, cell.label) not in served]
+
+
+def run_folder(out: Path | None, resume: bool) -> Path:
+    """The folder to write into; exit status 2 where it holds another run's records."""
+    from flowlik.runner import new_run_id
+
+    folder = out or Path("runs") / new_run_id()
+    if (folder / "records.jsonl").exists() and not resume:
+        raise fail(f"{folder} holds records already: go on with --resume, or give another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise fail(f"{folder}: expected a folder that can be written ({error.strerror})") from None
+    return folder
+
+
+def run_plan(cells: list[Cell], folder: Path, suite: str, *, resume: bool, timeout: float | None) -> bool:
+    """Run the cells with progress; True where one failed."""
+    from flowlik.environment import plain_argument
+    from flowlik.records import FAILED, utc_now, write_atomically
+    from flowlik.runner import new_run_id, run_cells
+
+    run_id = new_run_id()
+    argv = ["flowlik", *(plain_argument(argument) for argument in sys.argv[1:])]
+    note: dict[str, Any] = {"run_id": run_id, "suite": suite, "argv": argv, "started": utc_now(), "finished": None}
+
+    def write_note() -> None:
+        write_atomically(folder / "run.json", json.dumps(note, indent=2).encode() + b"\n")
+
+    write_note()
+    counts: Counter[str] = Counter()
+    outcomes = run_cells(cells, folder, run_id=run_id, resume=resume, timeout=timeout)
+    try:
+        for outcome in with_progress(outcomes, len(cells)):
+            counts[outcome.row["status"] if outcome.row else "done before"] += 1
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; go on with: flowlik run ... --out {folder} --resume", err=True)
+        raise typer.Exit(130) from None
+    note |= {"finished": utc_now(), "cells": dict(counts)}
+    write_note()
+    typer.echo(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    return any(counts[status] for status in FAILED)
+
+
+def with_progress(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
+    """Pass the outcomes on, with a bar on a terminal and one plain line each otherwise."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        for number, outcome in enumerate(outcomes, start=1):
+            typer.echo(f"[{number:>{len(str(total))}}/{total}] {one_line(outcome)}")
+            yield outcome
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=total)
+        for outcome in outcomes:
+            if outcome.row is None or outcome.row["status"] != "ok":
+                progress.console.print(escape(one_line(outcome)), soft_wrap=True)
+            progress.update(bar, advance=1, description=escape(outcome.cell.title))
+            yield outcome
+
+
+def one_line(outcome: Outcome) -> str:
+    """What became of a cell, in one line."""
+    row = outcome.row
+    if row is None:
+        return f"done before {outcome.cell.title}"
+    head = f"{row['status']:<8} {outcome.cell.title}"
+    if row["status"] != "ok":
+        return f"{head}: {row['reason']}"
+    shown = (("bpd", "bpd"), ("bpd_mae", "|error|"), ("nfe_mean", "nfe"), ("mass", "mass"), ("frechet", "frechet"))
+    values = [f"{label} {row[name]:.4g}" for name, label in shown if row[name] is not None]
+    return "  ".join([head, *values, f"{outcome.seconds:.1f}s"])
+
+
+def draw(folder: Path) -> bool:
+    """Figures, tables and report of a run; False where one of them failed (the records are safe)."""
+    from flowlik.figures import draw_all
+    from flowlik.report import write_report
+    from flowlik.table import write_tables
+
+    steps: tuple[tuple[str, Callable[[Path], Any]], ...] = (
+        ("figures", draw_all),
+        ("table", write_tables),
+        ("report", write_report),
+    )
+    fine = True
+    for name, step in steps:
+        try:
+            step(folder)
+        except Exception as error:
+            message = " ".join(str(error).split())
+            typer.echo(f"flowlik: {name} failed: {type(error).__name__}: {message}", err=True)
+            fine = False
+    report = folder / "report.html"
+    typer.echo(f"report: {report}" if report.exists() else f"records: {folder / 'records.jsonl'}")
+    return fine
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-4` or `0,3,7` or both mixed, as seeds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ValueError(f"--seeds {text!r}: expected seeds such as 0-4 or 0,3,7")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_duration(text: str) -> float:
+    """`90`, `90s`, `30m` or `2h` in seconds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"--timeout {text!r}: expected a duration such as 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def pick_device(name: str) -> str:
+    """The device to use; `auto` is the first GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    valid = ("cpu", *(("cuda",) if gpus else ()), *(f"cuda:{index}" for index in range(gpus)))
+    if name not in valid:
+        raise ValueError(f"device {name!r} is not here (valid: auto, {', '.join(valid)})")
+    return name
+
+
+# ------------------------------------------------------------------------------------------------- flowlik list, train, ...
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[estimators|tasks|models|suites]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what there is: estimators, tasks, models and suites."""
+    from flowlik.tasks import unknown
+
+    with bad_usage():
+        if kind is not None and kind not in LISTS:
+            raise ValueError(unknown("list", kind, LISTS))
+        found = {name: _listed(name) for name in (LISTS if kind is None else (kind,))}
+    if as_json:
+        typer.echo(json.dumps(found if kind is None else found[kind], indent=2))
+        return
+    for name, entries in found.items():
+        if kind is None:
+            typer.echo(f"{name}:")
+        for entry, text in entries.items():
+            typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
+
+
+def _listed(kind: str) -> dict[str, str]:
+    if kind == "estimators":
+        import flowlik_estimators
+
+        return {name: _first_line(flowlik_estimators.get(name)) for name in flowlik_estimators.available()}
+    if kind == "suites":
+        from flowlik import suites
+
+        return {name: str(suites.read_suite(name).get("description", "")) for name in suites.available()}
+    from flowlik.tasks import registry
+
+    if kind == "tasks":
+        return {name: task.description for name, task in registry().items()}
+    return {name: ", ".join(task.models) for name, task in registry().items()}
+
+
+def _first_line(thing: Any) -> str:
+    return (type(thing).__doc__ or "").strip().split("\n")[0]
+
+
+@app.command()
+def train(
+    task: str,
+    model: str,
+    out: OutOption = None,
+    ship: ShipOption = False,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Number of steps instead of the recipe's.", min=1)] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted training.")] = True,
+) -> None:
+    """Train a model from nothing, or go on where an interrupted training stopped."""
+    from flowlik.training import train_model
+
+    with bad_usage():
+        chosen = pick_device(device)
+        path = train_model(
+            task,
+            model,
+            out=out or Path("runs") / "train",
+            device=chosen,
+            seed=seed,
+            steps=steps,
+            resume=resume,
+            ship=ship,
+        )
+    typer.echo(f"checkpoint: {path}")
+
+
+@app.command()
+def reference(
+    task: str,
+    out: OutOption = None,
+    ship: ShipOption = False,
+    device: DeviceOption = "auto",
+    limit: Annotated[int | None, typer.Option(help="Items a split (default 256).", min=2)] = None,
+) -> None:
+    """Compute the task's converged likelihoods and the checks they passed."""
+    from flowlik.references import make_reference, ship_reference
+    from flowlik.tasks import UnavailableError, get_task
+
+    with bad_usage():
+        chosen = pick_device(device)
+        get_task(task)
+    folder = out or Path("runs") / "references"
+    try:
+        path = make_reference(task, folder, device=chosen, limit=limit, progress=typer.echo)
+        if ship:
+            path = ship_reference(task, folder)
+    except UnavailableError as error:
+        raise fail(str(error)) from None
+    except ValueError as error:
+        raise fail(" ".join(str(error).split()), 1) from None
+    typer.echo(f"reference: {path}")
+
+
+@app.command()
+def figures(folder: RunFolder) -> None:
+    """Draw a run's figures again."""
+    with bad_usage():
+        _need_records(folder)
+    from flowlik.figures import draw_all
+
+    for path in draw_all(folder):
+        typer.echo(str(path))
+
+
+@app.command()
+def table(
+    folder: RunFolder,
+    format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
+) -> None:
+    """Print a run's table."""
+    from flowlik.tasks import unknown
+
+    with bad_usage():
+        if format_ not in FORMATS:
+            raise ValueError(unknown("format", format_, FORMATS))
+        _need_records(folder)
+    from flowlik.records import read_records
+    from flowlik.table import render
+
+    typer.echo(render(read_records(folder), format_))
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write a run's report.html again."""
+    with bad_usage():
+        _need_records(folder)
+    from flowlik.report import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE")], new: Annotated[Path, typer.Argument(metavar="NEW")]
+) -> None:
+    """Compare two runs cell by cell."""
+    with bad_usage():
+        _need_records(base)
+        _need_records(new)
+    from flowlik.compare import compare_runs
+
+    frame = compare_runs(base, new)
+    typer.echo(frame.to_string(index=False) if len(frame) else "no cell in common")
+
+
+def _need_records(folder: Path) -> None:
+    from flowlik.records import records_file
+
+    records_file(folder)
+
+
+@app.command()
+def check(
+    plugins: Annotated[bool, typer.Option("--plugins", help="Contract tests on every estimator instead.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Note the measured values in the baselines.")] = False,
+    only: Annotated[str | None, typer.Option("--only", help="Only gates whose id contains this.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run the accuracy and NFE gates of results/baselines, or the contract tests."""
+    with bad_usage():
+        chosen = pick_device(device)
+    if plugins:
+        from flowlik.contract import contract_verdicts
+
+        lines = [(verdict.passed, verdict.line()) for verdict in contract_verdicts()]
+    else:
+        from flowlik import gates
+
+        with bad_usage():
+            wanted = gates.load_gates(only=only)
+        lines = []
+        verdicts = []
+        for verdict in gates.run_gates(wanted, device=chosen):
+            verdicts.append(verdict)
+            lines.append((verdict.passed, verdict.line()))
+            typer.echo(verdict.line())
+        if update:
+            gates.note_measured(verdicts)
+    if plugins:
+        for _, line in lines:
+            typer.echo(line)
+    failed = sum(not passed for passed, _ in lines)
+    typer.echo(f"{len(lines)} checks: {len(lines) - failed} passed, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def data(
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", envvar="FLOWLIK_DATA", help="Where image files lie.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which data is there and where it comes from."""
+    found = _data(data_dir)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, text in found.items():
+        typer.echo(f"{name:<20} {text}")
+
+
+FOLDERS = {
+    "mnist": ("mnist",),
+    "fashion-mnist": ("fashion-mnist",),
+    "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
+    "imagenet64": ("imagenet64",),
+}
+
+
+def _data(folder: Path | None) -> dict[str, str]:
+    from flowlik.tasks import registry
+
+    found = {
+        name: "comes with scikit-learn" if name == "digits" else "closed form, comes with the package"
+        for name in registry()
+        if name not in FOLDERS
+    }
+    for name, candidates in FOLDERS.items():
+        if folder is None:
+            found[name] = "not looked for; give --data-dir or set FLOWLIK_DATA"
+            continue
+        there = [candidate for candidate in candidates if (folder / candidate).is_dir()]
+        found[name] = f"found: {there[0]}/" if there else f"missing: put its files into {candidates[0]}/"
+    return found
+
+
+@app.command()
+def sysinfo(as_json: JsonOption = False) -> None:
+    """Print the environment that records would name."""
+    from flowlik.environment import describe
+
+    row = {name: value for name, value in describe().items() if name not in ("argv", "env_id")}
+    if as_json:
+        typer.echo(json.dumps(row, indent=2))
+        return
+    for name, value in row.items():
+        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:<18} {text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Control rows: what a number is worth is seen beside an estimator that knows almost nothing.
+
+`control-mean` gives every item the mean of the reference over the split (an oracle constant), `control-component` the
+mean over the item's true component, `control-gaussian` the density of the Gaussian with the data's moments. No network
+is evaluated (NFE 0). See docs/math.md section 9.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from flowlik.tasks import Array, Items, Reference, Task
+
+CONTROLS = ("control-mean", "control-component", "control-gaussian")
+
+
+def is_control(name: str) -> bool:
+    """True for the names of control rows."""
+    return name in CONTROLS
+
+
+def why_not(name: str, items: Items) -> str | None:
+    """None where the control can be computed on these items, else why not."""
+    if name == "control-component" and items.component is None:
+        return "the task has no known components"
+    return None
+
+
+def control_log_prob(name: str, task: Task, items: Items, reference: Reference) -> Array:
+    """What the control says of each item, (draws, n) nats."""
+    truth = reference.log_prob
+    if name == "control-mean":
+        return np.full_like(truth, np.nanmean(truth))
+    if name == "control-component":
+        assert items.component is not None
+        size = np.bincount(items.component)
+        total = np.bincount(items.component, weights=truth[0])
+        return np.asarray((total / np.maximum(size, 1))[items.component][None])
+    x = items.x.double().flatten(1).numpy()
+    return gaussian_log_density(x, *task.moments()).reshape(truth.shape)
+
+
+def gaussian_log_density(x: Array, mean: Array, covariance: Array) -> Array:
+    """log N(x; mean, covariance) of (n, d) points, (n,) nats."""
+    factor = np.linalg.cholesky(covariance)
+    whitened = np.linalg.solve(factor, (x - mean).T)
+    log_volume = float(np.log(np.diag(factor)).sum())
+    return np.asarray(-0.5 * (whitened**2).sum(axis=0) - log_volume - 0.5 * len(mean) * math.log(2 * math.pi))

@@ -1,0 +1,122 @@
+"""The figures of a run, drawn from its records and items alone: nothing here evaluates a model or a measure.
+
+One figure per task and kind (per split as well where a panel shows one split), as PNG and PDF, named
+`<task>--<kind>[--<split>]`. A kind whose columns are empty is left out; a panel without data says so in itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flowlik import view
+from flowlik.figures.accuracy import bpd_against_nfe, error_against_cost
+from flowlik.figures.images import density_maps, sample_grids
+from flowlik.figures.overview import error_overview
+from flowlik.figures.samples import frechet_against_steps
+from flowlik.figures.scatter import estimated_against_reference
+from flowlik.figures.style import paper
+
+__all__ = ["KINDS", "Kind", "draw_all"]
+
+PNG_DPI: Final = 170
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: what draws it, its title, how to read it, and whether each split has its own."""
+
+    draw: Callable[[pd.DataFrame, Path], Figure | None]
+    title: str
+    how: str
+    by_split: bool = False
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "bpd": Kind(
+        bpd_against_nfe,
+        "bits/dim against network evaluations",
+        "The grey dashed line is the reference: the truth of a closed-form task, the teacher's converged "
+        "likelihood otherwise. A good estimator lies on the line; lower is not better. Where values leave the "
+        "plausible range the vertical axis is linear inside ±3 and logarithmic outside, which is where the plain "
+        "few-step map falls. Bars: two standard errors over the items.",
+    ),
+    "error": Kind(
+        error_against_cost,
+        "Per-sample error against cost",
+        "Mean absolute difference to the reference, item by item, against three costs: network forwards, time in "
+        "units of one forward pass, wall-clock time. Down and to the left is better; the grey staircase is the "
+        "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal "
+        "lines are the controls: a curve above control-mean knows less about single samples than a constant.",
+    ),
+    "scatter": Kind(
+        estimated_against_reference,
+        "Estimated against reference log-density",
+        "One point is one item; the diagonal is exact. A cloud parallel to the diagonal is a bias, a wide one is "
+        "noise, a flat one does not know which items are likely (Spearman ρ near 0). A panel marked “own scale” "
+        "is so far off that the common axis would not show it.",
+        by_split=True,
+    ),
+    "density": Kind(
+        density_maps,
+        "Density maps",
+        "log-density on the same grid with the same colour scale, clipped to eight nats below the highest value "
+        "of the truth; red is more than one nat above it. Under each panel stands the mass, the "
+        "integral of the density over the grid: 1 for a density, anything else is not one.",
+    ),
+    "frechet": Kind(
+        frechet_against_steps,
+        "Fréchet distance against steps",
+        "Distance between features of generated and of real samples; lower is better. The extractor is named on "
+        "the axis, and only the standard Inception network makes the distance an FID.",
+    ),
+    "samples": Kind(
+        sample_grids,
+        "Samples",
+        "Samples of the same few-step maps, from the same noise: the map whose likelihood is reported should also "
+        "be one that samples.",
+    ),
+}
+OVERVIEW: Final = "overview"
+
+
+def draw_all(run_dir: Path) -> list[Path]:
+    """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of the PNG and PDF.
+
+    An empty run gives an empty list. Figures of an earlier call are overwritten, others are left alone.
+    """
+    records = view.load(run_dir)
+    folder = run_dir / "figures"
+    paths: list[Path] = []
+    with paper():
+        for name, figure in _figures(records, run_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+            FigureCanvasAgg(figure)
+            png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+            figure.savefig(png, dpi=PNG_DPI)
+            figure.set_layout_engine("none")  # the layout found for the PNG holds for the PDF
+            figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
+            paths += [png, pdf]
+    return paths
+
+
+def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure]]:
+    usable = view.averaged(view.usable(records))
+    figure = error_overview(usable)
+    if figure is not None:
+        yield OVERVIEW, figure
+    for task, of_task in usable.groupby("task", sort=True):
+        for kind, what in KINDS.items():
+            parts = view.splits(of_task) if what.by_split else [None]
+            for split in parts:
+                frame = of_task if split is None else of_task[of_task["split"] == split]
+                drawn = what.draw(frame, run_dir)
+                if drawn is not None:
+                    tail = f"--{view.slug(split)}" if split is not None and len(parts) > 1 else ""
+                    yield f"{view.slug(str(task))}--{kind}{tail}", drawn

@@ -1,0 +1,124 @@
+"""Estimated against reference log-density, one panel per method and number of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from flowlik import view
+from flowlik.figures import style
+
+MOST_PANELS: Final = 12
+MOST_POINTS: Final = 800
+COLUMNS: Final = 4
+
+
+@dataclass(frozen=True)
+class _Panel:
+    row: dict[str, Any]
+    estimate: NDArray[np.float64]
+    reference: NDArray[np.float64]
+
+
+def estimated_against_reference(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
+    """log p of every item against its reference, in nats, with Spearman's rho and the bias in the panel."""
+    found = [panel for row in _chosen(frame) if (panel := _panel(row, run_dir)) is not None]
+    if not found:
+        return None
+    rows = -(-len(found) // COLUMNS)
+    figure = style.new_figure(style.PAGE, 0.5 + 1.95 * rows)
+    axes = np.atleast_1d(np.asarray(figure.subplots(rows, min(COLUMNS, len(found)), squeeze=False))).ravel()
+    low, high = _range(found)
+    for ax, panel in zip(axes, found, strict=False):
+        _draw(ax, panel, low, high)
+    for ax in axes[len(found) :]:
+        ax.set_axis_off()
+    split = view.split_title(str(frame["split"].iloc[0]))
+    figure.supxlabel("reference log-density (nats)", fontsize=8)
+    figure.supylabel("estimated log-density (nats)", fontsize=8)
+    figure.suptitle(f"{frame['task'].iloc[0]}: estimated against reference, {split}", fontsize=9)
+    return figure
+
+
+def _chosen(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """At most MOST_PANELS rows: of every line its cheapest and its dearest first, then what lies between."""
+    firsts: list[int] = []
+    rest: list[int] = []
+    lines = style.series_of(frame[frame["bpd_mae"].notna() & (frame["bpd_ref"].notna())])
+    for series in lines:
+        index = list(series.frame.index)
+        ends = [index[-1]] if series.method in ("ode-adaptive", "whitened-ode") else [index[0], index[-1]]
+        firsts += ends
+        rest += [k for k in index if k not in ends]
+    preferred = [k for k in rest if frame.loc[k, "method"] in ("f2d2", "meanflow")]
+    keep = list(dict.fromkeys([*firsts, *preferred, *rest]))[:MOST_PANELS]
+    return [frame.loc[k].to_dict() for k in sorted(keep)]
+
+
+def _panel(row: dict[str, Any], run_dir: Path) -> _Panel | None:
+    stored = view.items(run_dir, row["cell_id"])
+    estimate, reference = (values.ravel() for values in view.estimate_and_reference(stored))
+    keep = np.flatnonzero(np.isfinite(estimate) & np.isfinite(reference))
+    if len(keep) < 2:
+        return None
+    keep = keep[np.linspace(0, len(keep) - 1, min(len(keep), MOST_POINTS)).astype(int)]
+    return _Panel(row, estimate[keep], reference[keep])
+
+
+def _range(found: list[_Panel]) -> tuple[float, float]:
+    reference = np.concatenate([p.reference for p in found])
+    low, high = np.quantile(reference, [0.002, 1.0])
+    pad = max(0.12 * (high - low), 0.5)
+    return float(low - pad), float(high + pad)
+
+
+def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> None:
+    colour = view.look(panel.row["method"]).colour
+    size = 3.0 if len(panel.reference) > 300 else 6.0
+    ax.plot([low, high], [low, high], color="#8a8a8a", linewidth=0.9, zorder=1)
+    ax.scatter(
+        panel.reference,
+        panel.estimate,
+        s=size,
+        color=colour,
+        alpha=0.35,
+        linewidths=0,
+        rasterized=True,
+        zorder=2,
+    )
+    ax.set_xlim(low, high)
+    outside = np.mean((panel.estimate < low) | (panel.estimate > high + 0.12 * (high - low)))
+    own = outside > 0.25
+    if own:
+        bottom, top = np.quantile(panel.estimate, [0.01, 0.99])
+        bottom, top = min(bottom, low), max(top, high)
+        ax.set_ylim(bottom - 0.08 * (top - bottom), top + 0.22 * (top - bottom))
+    else:
+        ax.set_ylim(low, high + 0.12 * (high - low))
+    spearman, bias = view.fixed(panel.row["spearman"], 2), view.number(panel.row["bpd_error"], 2)
+    lines = [f"ρ {spearman}   bias {bias}", *(["own scale"] if own else [])]
+    if not own and outside > 0:
+        lines.append(f"{100 * outside:.0f} % outside" if outside >= 0.005 else "< 1 % outside")
+    ax.text(
+        0.04,
+        0.97,
+        "\n".join(lines),
+        transform=ax.transAxes,
+        fontsize=6.3,
+        va="top",
+        zorder=4,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0},
+    )
+    ax.set_title(
+        f"{style.shorten(panel.row['row'], 34)}\n{style.shorten(panel.row['model'], 34)}", fontsize=6.6
+    )
+    ax.tick_params(labelsize=6)
+    ax.locator_params(nbins=4)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,274 @@
+"""Looks shared by all figures: fonts and sizes, series, axes, legends and control lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from flowlik import view
+
+COLUMN: Final = 3.45
+"""Width of a text column, inches."""
+PAGE: Final = 7.1
+"""Width of a page of two columns, inches."""
+INK: Final = "#222222"
+MUTED: Final = "#6b6b6b"
+ALTERNATE_MARKERS: Final = ("", "<", ">", "d", "H", "8")
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """Draw in the paper's style; the caller's matplotlib settings come back afterwards."""
+    settings: dict[str, Any] = {
+        **sns.axes_style("ticks"),
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "legend.handlelength": 2.4,
+        "axes.edgecolor": "#8a8a8a",
+        "axes.linewidth": 0.7,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "text.color": INK,
+        "xtick.color": "#8a8a8a",
+        "ytick.color": "#8a8a8a",
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7,
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "xtick.minor.size": 1.5,
+        "ytick.minor.size": 1.5,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.3,
+        "lines.markersize": 4.5,
+        "errorbar.capsize": 1.6,
+        "figure.facecolor": "white",
+        "savefig.facecolor": "white",
+        "pdf.fonttype": 42,
+        "axes.unicode_minus": True,
+        "text.parse_math": False,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a figure: one method with one set of parameters on one model, over steps or tolerances."""
+
+    label: str
+    method: str
+    model: str
+    frame: pd.DataFrame
+    style: dict[str, Any]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure with constrained layout and no tie to pyplot's state."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def series_of(frame: pd.DataFrame) -> list[Series]:
+    """Lines of a frame without its controls, in the order of METHODS.
+
+    Colour and marker are the method's. A closed-form model is drawn dashed with hollow markers, a `-plain` network
+    dotted; where a method has several variants on one model, later ones are paler and take other markers.
+    """
+    found: list[Series] = []
+    seen: dict[tuple[str, str], int] = {}
+    for (method, label, model), part in _without_controls(frame).groupby(
+        ["method", "series", "model"], sort=False
+    ):
+        alternate = seen.get((method, model), 0)
+        seen[method, model] = alternate + 1
+        words = f"{label} · {model}" if model else str(label)
+        found.append(Series(words, method, model, part, _style(method, model, alternate)))
+    return found
+
+
+def _without_controls(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["method"] != "control"]
+
+
+def controls_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Control rows of a frame."""
+    return frame[frame["method"] == "control"]
+
+
+def _style(method: str, model: str, alternate: int) -> dict[str, Any]:
+    looks = view.look(method)
+    colour = _faded(looks.colour) if alternate else looks.colour
+    hollow = model == "closed-form" or model.endswith("-plain")
+    line = ":" if model.endswith("-plain") else "--" if model == "closed-form" else "-"
+    return {
+        "color": colour,
+        "marker": ALTERNATE_MARKERS[alternate % len(ALTERNATE_MARKERS)] or looks.marker,
+        "linestyle": line,
+        "markerfacecolor": "white" if hollow else colour,
+        "markeredgecolor": colour if hollow else "white",
+        "markeredgewidth": 0.9 if hollow else 0.4,
+    }
+
+
+def _faded(colour: str) -> str:
+    rgb = 0.6 * np.array(to_rgb(colour)) + 0.4
+    return to_hex((float(rgb[0]), float(rgb[1]), float(rgb[2])))
+
+
+def draw_series(
+    ax: Axes, series: Series, x: str, y: str, bars: tuple[np.ndarray, np.ndarray] | None = None
+) -> bool:
+    """Draw `y` against `x`, sorted by x, with lengths of error bars (down, up); False where there is no point."""
+    frame = series.frame
+    keep = np.isfinite(frame[x].to_numpy()) & np.isfinite(frame[y].to_numpy())
+    if ax.get_xscale() == "log":
+        keep &= frame[x].to_numpy() > 0
+    if ax.get_yscale() == "log":
+        keep &= frame[y].to_numpy() > 0
+    if not keep.any():
+        return False
+    order = np.flatnonzero(keep)[np.argsort(frame[x].to_numpy()[keep], kind="stable")]
+    xs, ys = frame[x].to_numpy()[order], frame[y].to_numpy()[order]
+    yerr = None if bars is None else np.nan_to_num(np.abs(np.stack([b[order] for b in bars])))
+    ax.errorbar(xs, ys, yerr=yerr, elinewidth=0.8, capthick=0.8, zorder=3, **series.style)
+    return True
+
+
+def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
+    """One legend for the whole figure, under it, in as many columns as fit."""
+    entries = list(handles)
+    if not entries:
+        return
+    longest = max(len(str(entry.get_label())) for entry in entries)
+    columns = int(figure.get_figwidth() // (0.051 * longest + 0.45))
+    figure.legend(handles=entries, loc="outside lower center", ncols=min(max(columns, 1), 3, len(entries)))
+
+
+def handle(series: Series) -> Line2D:
+    """Legend entry of a series."""
+    return Line2D([], [], label=shorten(series.label, 52), **series.style)
+
+
+def shorten(text: str, length: int) -> str:
+    """Text of at most `length` characters, an ellipsis where some were cut."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def cost_axis(ax: Axes, values: Iterable[float], *, most_doublings: int = 5) -> None:
+    """A logarithmic axis for a cost, labelled with plain numbers: powers of two, every other one on a long axis."""
+    finite = np.array([v for v in values if np.isfinite(v) and v > 0])
+    ax.set_xscale("log")
+    if not len(finite):
+        return
+    low, high = finite.min(), finite.max()
+    pad = max((high / low) ** 0.06, 1.15)
+    ax.set_xlim(low / pad, high * pad)
+    doublings = np.log2(high / low)
+    if low >= 1 and doublings <= 11:
+        stride = 1 if doublings <= most_doublings else 2
+        ticks = 2.0 ** np.arange(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1, stride)
+        ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
+        ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        subs = (1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0) if high / low < 250 else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float) -> str:
+    """A tick label: 0.001 to 9,999 as it is, thousands with k."""
+    if value >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def error_axis(ax: Axes) -> None:
+    """A logarithmic axis for an error, labelled with plain numbers where decades allow."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    decades = np.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 2.6 else (1.0,)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def control_lines(ax: Axes, levels: dict[str, float], *, labels: bool, height: float = 1.5) -> None:
+    """Horizontal lines at the controls' values; with `labels` their names right of the axes, kept apart.
+
+    `height` is about that of the axes, in inches.
+    """
+    merged: dict[float, list[str]] = {}
+    for name, value in sorted(levels.items(), key=lambda pair: pair[1]):
+        if not np.isfinite(value) or (ax.get_yscale() == "log" and value <= 0):
+            continue
+        near = next((v for v in merged if abs(v - value) <= 5e-3 * abs(value)), value)
+        merged.setdefault(near, []).append(name)
+    for value in merged:
+        ax.axhline(
+            value, color=view.METHODS["control"].colour, linewidth=0.9, linestyle=(0, (5, 2)), zorder=1
+        )
+    if not labels or not merged:
+        return
+    low, high = ax.get_ylim()
+    scale = np.log if ax.get_yscale() == "log" else np.asarray
+    where = [float((scale(v) - scale(low)) / (scale(high) - scale(low))) for v in merged]
+    names = ["\n".join(names) for names in merged.values()]
+    for name, at, value in zip(names, _apart(where, names, 0.12 / height), merged, strict=True):
+        ax.annotate(
+            name,
+            xy=(1.0, value),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(1.03, at),
+            textcoords="axes fraction",
+            fontsize=6.5,
+            color=MUTED,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _apart(where: list[float], names: list[str], line: float) -> list[float]:
+    """Positions (ascending) moved up as far as labels of so many lines need to stay clear of one another."""
+    placed: list[float] = []
+    floor = -np.inf
+    for at, name in zip(where, names, strict=True):
+        half = line * (name.count("\n") + 1) / 2
+        placed.append(max(at, floor + half))
+        floor = placed[-1] + half
+    excess = max(0.0, (floor - 1.02) if placed else 0.0)
+    return [
+        at - min(excess, at - first) if at - first > 0 else at
+        for at, first in zip(placed, where, strict=True)
+    ]
+
+
+def note(ax: Axes, text: str) -> None:
+    """Words in an otherwise empty panel."""
+    ax.set_axis_off()
+    ax.text(
+        0.5, 0.5, text, ha="center", va="center", fontsize=7.5, color=MUTED, transform=ax.transAxes, wrap=True
+    )

@@ -1,0 +1,233 @@
+"""Measures: one table of what is measured, in which unit and which way is better, and the functions behind it.
+
+All functions work on arrays over items. Errors are `e_i = bpd_i - bpd_ref_i` in bits/dim; items whose estimate or
+reference is not finite are left out of the means and counted in `invalid_share`.
+Intervals are percentile bootstrap intervals at 95 %; the resampled items depend on the number of items alone, so every
+estimator judged on the same items is resampled in the same way (paired).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+RESAMPLES = 1000
+_BOOTSTRAP_SEED = 20_240_607
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One measured column: its unit, whether less or more is better, and the limits of its axis (None: open)."""
+
+    name: str
+    label: str
+    unit: str
+    direction: Literal["less", "more", "zero", "one", "none"]
+    low: float | None = None
+    high: float | None = None
+
+
+def _table(*measures: Measure) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures}
+
+
+# The one table: records, printed tables and axes take name, unit, direction and limits from here.
+MEASURES: dict[str, Measure] = _table(
+    Measure(name="bpd", label="bits/dim", unit="bits/dim", direction="none"),
+    Measure(name="bpd_se", label="standard error of bits/dim", unit="bits/dim", direction="less", low=0),
+    Measure(name="bpd_ref", label="reference bits/dim", unit="bits/dim", direction="none"),
+    Measure(name="ref_se", label="error of the reference", unit="bits/dim", direction="less", low=0),
+    Measure(name="bpd_error", label="bias", unit="bits/dim", direction="zero"),
+    Measure(name="bpd_mae", label="mean |error|", unit="bits/dim", direction="less", low=0),
+    Measure(name="bpd_rmse", label="root mean squared error", unit="bits/dim", direction="less", low=0),
+    Measure(name="bpd_err_p95", label="95th percentile of |error|", unit="bits/dim", direction="less", low=0),
+    Measure(name="spearman", label="rank correlation", unit="", direction="more", low=-1, high=1),
+    Measure(name="stderr_mean", label="own standard error", unit="bits/dim", direction="less", low=0),
+    Measure(name="coverage95", label="coverage of 95 % error bars", unit="share", direction="none", low=0, high=1),
+    Measure(name="invalid_share", label="share of invalid values", unit="share", direction="less", low=0, high=1),
+    Measure(name="mass", label="mass", unit="", direction="one", low=0),
+    Measure(name="cycle_error", label="cycle error", unit="data units", direction="less", low=0),
+    Measure(name="frechet", label="Frechet distance", unit="", direction="less", low=0),
+    Measure(name="nfe_mean", label="network evaluations", unit="NFE / sample", direction="less", low=0),
+    Measure(name="nfe_max", label="largest number of evaluations", unit="NFE / sample", direction="less", low=0),
+    Measure(name="vjp_mean", label="vector-Jacobian products", unit="per sample", direction="less", low=0),
+    Measure(name="jvp_mean", label="Jacobian-vector products", unit="per sample", direction="less", low=0),
+    Measure(name="work", label="forwards + products", unit="per sample", direction="less", low=0),
+    Measure(name="wall_s_median", label="wall-clock", unit="s", direction="less", low=0),
+    Measure(name="cpu_s_median", label="CPU time", unit="s", direction="less", low=0),
+    Measure(name="forward_equivalents", label="cost in forwards", unit="forwards", direction="less", low=0),
+    Measure(name="items_per_s", label="items per second", unit="1/s", direction="more", low=0),
+    Measure(name="peak_bytes", label="peak memory", unit="bytes", direction="less", low=0),
+)
+
+
+def bits_per_dim(log_prob: Array, dim: int, levels: int | None = None) -> Array:
+    """Bits/dim of log-densities in nats: `-log p/(d ln 2)`, plus `log2(L/2)` for L levels scaled to [-1, 1]."""
+    bits = -np.asarray(log_prob, dtype=np.float64) / (dim * math.log(2.0))
+    return bits if levels is None else bits + math.log2(levels / 2)
+
+
+def resample_counts(n: int, resamples: int = RESAMPLES) -> Array:
+    """How often each of n items is drawn in each bootstrap resample, (resamples, n); the same for the same n."""
+    generator = np.random.default_rng((_BOOTSTRAP_SEED, n))
+    return generator.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
+
+
+def bootstrap_intervals(values: Array, resamples: int = RESAMPLES) -> list[tuple[float, float]]:
+    """95 % percentile intervals of the means of the rows of `values`, (k, n); what is not finite is left out."""
+    values = np.atleast_2d(values)
+    if values.shape[1] == 0:
+        return [(math.nan, math.nan)] * len(values)
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0.0)
+    totals, sizes = [], []
+    counts = resample_counts(values.shape[1], resamples)
+    for start in range(0, resamples, 200):
+        part = counts[start : start + 200]
+        totals.append(part @ filled.T)
+        sizes.append(part @ known.T.astype(np.float64))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.concatenate(totals) / np.concatenate(sizes)
+    intervals = []
+    for column in means.T:
+        column = column[np.isfinite(column)]
+        low, high = np.quantile(column, (0.025, 0.975)) if len(column) else (math.nan, math.nan)
+        intervals.append((float(low), float(high)))
+    return intervals
+
+
+def spearman(estimate: Array, truth: Array) -> float:
+    """Rank correlation of two arrays; NaN where the truth is constant or fewer than three items are known.
+
+    The truth counts as constant where nine tenths of it lie within 1e-6 of each other, so a uniform density whose
+    edges are blurred is constant too.
+    """
+    from scipy.stats import rankdata
+
+    known = np.isfinite(estimate) & np.isfinite(truth)
+    estimate, truth = estimate[known], truth[known]
+    if len(truth) < 3 or is_constant(truth) or np.ptp(estimate) == 0:
+        return math.nan
+    return float(np.corrcoef(rankdata(estimate), rankdata(truth))[0, 1])
+
+
+def is_constant(values: Array) -> bool:
+    """True where nine tenths of the values lie within 1e-6 of each other."""
+    low, high = np.quantile(values, (0.05, 0.95))
+    return bool(high - low <= 1e-6)
+
+
+def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: int | None) -> float:
+    """Share of items whose truth lies in the 95 % interval of their own error bar.
+
+    Args:
+        estimate: (n,) values. truth: (n,) values. stderr: (n,) standard errors, in the same unit.
+        degrees: degrees of freedom of Student's t (probes - 1); None takes the normal distribution. 0 gives NaN.
+    """
+    from scipy.stats import norm, t
+
+    known = np.isfinite(estimate) & np.isfinite(truth) & np.isfinite(stderr)
+    if not known.any() or degrees == 0:
+        return math.nan
+    width = float(norm.ppf(0.975) if degrees is None else t.ppf(0.975, degrees))
+    return float(np.mean(np.abs(estimate - truth)[known] <= width * stderr[known]))
+
+
+def mass(log_density: Array, cell_area: float) -> float:
+    """Midpoint rule for `int exp(log p)` on a grid of equal cells; values that are not a number count as nothing."""
+    from scipy.special import logsumexp
+
+    known = log_density[~np.isnan(log_density)]
+    if known.size == 0:
+        return math.nan
+    log_mass = float(logsumexp(known)) + math.log(cell_area)
+    return math.exp(log_mass) if log_mass < 700 else math.inf
+
+
+def summarise(
+    log_prob: Array,
+    ref: Array,
+    valid: NDArray[np.bool_],
+    *,
+    dim: int,
+    levels: int | None = None,
+    stderr: Array | None = None,
+    degrees: int | None = None,
+) -> dict[str, Any]:
+    """The accuracy columns of one cell.
+
+    Args:
+        log_prob: (draws, n) nats: several dequantisation draws of the same n items; one draw for continuous data.
+        ref: (draws, n) nats; NaN where the reference does not know the draw. Errors are taken where it does.
+        valid: (draws, n); False where the estimator itself gave up on the item.
+        dim: dimensions of one item. levels: grey levels of discrete data, or None.
+        stderr: (draws, n) the estimator's own standard errors in nats, or None. degrees: of Student's t, for them.
+
+    Returns:
+        The columns `bpd` ... `invalid_share`, and under `extra` the errors in nats that the gates use.
+    """
+    draws, n = log_prob.shape
+    usable = valid & np.isfinite(log_prob)
+    bits = np.where(usable, bits_per_dim(log_prob, dim, levels), np.nan)
+    errors = bits - np.where(np.isfinite(ref), bits_per_dim(ref, dim, levels), np.nan)
+    item_bits, item_ref = _mean(bits), _mean(np.where(np.isfinite(errors), bits - errors, np.nan))
+    item_errors = _mean(errors)
+    invalid = ~usable.all(axis=0)
+    if levels is not None and draws >= 8:
+        invalid |= item_bits < 0
+    row: dict[str, Any] = {
+        "bpd": _nanmean(item_bits),
+        "bpd_se": _standard_error(item_bits),
+        "bpd_ref": _nanmean(item_ref),
+        "invalid_share": float(np.mean(invalid)),
+    }
+    known = np.isfinite(item_errors)
+    if known.any():
+        absolute = np.abs(item_errors)
+        (low, high), (mae_low, mae_high) = bootstrap_intervals(np.stack([item_errors, absolute]))
+        row |= {
+            "bpd_error": _nanmean(item_errors),
+            "bpd_error_lo": low,
+            "bpd_error_hi": high,
+            "bpd_mae": _nanmean(absolute),
+            "bpd_mae_lo": mae_low,
+            "bpd_mae_hi": mae_high,
+            "bpd_rmse": math.sqrt(_nanmean(item_errors**2)),
+            "bpd_err_p95": float(np.quantile(absolute[known], 0.95)),
+            "spearman": spearman(-item_bits, -item_ref),
+        }
+        nats = absolute[known] * dim * math.log(2.0)
+        row["extra"] = {
+            "abs_nats_median": float(np.median(nats)),
+            "abs_nats_mean": float(nats.mean()),
+            "abs_nats_max": float(nats.max()),
+        }
+    if stderr is not None and np.isfinite(stderr).any():
+        row["stderr_mean"] = float(np.nanmean(np.where(usable, stderr, np.nan))) / (dim * math.log(2.0))
+        row["coverage95"] = coverage95(
+            np.where(usable, log_prob, np.nan).ravel(), ref.ravel(), stderr.ravel(), degrees
+        )
+    return row
+
+
+def _mean(values: Array) -> Array:
+    """Mean over the draws that are known, (n,)."""
+    known = np.isfinite(values)
+    size = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.asarray(np.where(size > 0, total / np.maximum(size, 1), np.nan))
+
+
+def _nanmean(values: Array) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _standard_error(values: Array) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

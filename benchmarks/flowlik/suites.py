@@ -1,0 +1,200 @@
+"""Suites: TOML files that spell out cells.
+
+```toml
+description = "what it is for"
+[defaults]                      # any field of `flowlik.cells.Options`
+n_items = 1000
+[[cells]]                       # the product of tasks x models x estimators (x splits x seeds)
+tasks = ["gmm-2d"]
+models = ["closed-form"]
+estimators = ["ode[solver=euler,steps=1|2|4|8]"]
+density = true                  # and any option, for these cells only
+```
+Every task and split of a suite also gets the control rows, unless `controls = false` stands at the top.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from flowlik.cells import DTYPES, Cell, Options
+from flowlik.controls import CONTROLS
+from flowlik.tasks import get_task, unknown
+
+FOLDER = Path(__file__).with_name("suites")
+_OPTIONS = tuple(field.name for field in fields(Options))
+_LISTS = ("tasks", "models", "estimators", "splits", "seeds")
+
+
+def available() -> tuple[str, ...]:
+    """Names of the suites that come with the package."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def suite_file(name: str) -> Path:
+    """The file of a suite: a name from `available`, or a path to a TOML file.
+
+    Raises:
+        ValueError: unknown name; the line names the valid ones.
+    """
+    if name.endswith(".toml") and Path(name).is_file():
+        return Path(name)
+    if name not in available():
+        raise ValueError(unknown("suite", name, available()))
+    return FOLDER / f"{name}.toml"
+
+
+def read_suite(name: str) -> dict[str, Any]:
+    """A suite's TOML, checked for unknown keys.
+
+    Raises:
+        ValueError: unknown suite, broken TOML or an unknown key; the line names the file and the valid keys.
+    """
+    file = suite_file(name)
+    try:
+        suite = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected a TOML file ({error})") from error
+    for key in suite:
+        _known(file, key, ("description", "controls", "defaults", "cells"))
+    for key in suite.get("defaults", {}):
+        _known(file, key, _OPTIONS)
+    for entry in suite.get("cells", []):
+        for key in entry:
+            _known(file, key, (*_LISTS, *_OPTIONS))
+        for key in ("tasks", "estimators"):
+            if not entry.get(key):
+                raise ValueError(f"{file}: each [[cells]] needs {key!r}")
+    return suite
+
+
+def _known(file: Path, key: str, valid: tuple[str, ...]) -> None:
+    if key not in valid:
+        raise ValueError(f"{file}: {unknown('key', key, valid)}")
+
+
+def options_of(table: dict[str, Any], base: Options) -> Options:
+    """`base` with the options that stand in `table`.
+
+    Raises:
+        ValueError: a value of the wrong kind or out of range.
+    """
+    changes = {name: table[name] for name in _OPTIONS if name in table}
+    for name, value in changes.items():
+        if type(value) is not type(getattr(base, name)):
+            raise ValueError(f"{name} = {value!r}: expected {type(getattr(base, name)).__name__}")
+    options = replace(base, **changes)
+    if options.dtype not in DTYPES:
+        raise ValueError(unknown("dtype", options.dtype, DTYPES))
+    for name in ("n_items", "batch_size", "draws", "timing_batch"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} = {getattr(options, name)}: expected at least 1")
+    return options
+
+
+def expand(
+    tasks: Iterable[str],
+    models: Sequence[str] | None,
+    specs: Iterable[str],
+    options: Options,
+    *,
+    splits: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> list[Cell]:
+    """The product of tasks, models, estimators, splits and seeds as cells; `models=None` takes all of each task.
+
+    Raises:
+        ValueError: unknown task, model, split or estimator.
+    """
+    estimators = [estimator for spec in specs for estimator in parse(spec)]
+    cells = []
+    for name in tasks:
+        task = get_task(name)
+        for model in task.models if models is None else models:
+            if model not in task.models:
+                raise ValueError(unknown(f"model of task {name!r}", model, task.models))
+            for split in splits or (options.split,):
+                task.check_split(split)
+                cells += [
+                    Cell(
+                        task=name,
+                        model=model,
+                        estimator=estimator,
+                        device=device,
+                        options=replace(options, split=split, seed=seed),
+                    )
+                    for estimator in estimators
+                    for seed in seeds or (options.seed,)
+                ]
+    return cells
+
+
+def parse(spec: str) -> list[Any]:
+    """The estimators of one specification; the name of a control stands for itself."""
+    if spec in CONTROLS:
+        return [spec]
+    from flowlik_estimators import parse_spec
+
+    return list(parse_spec(spec))
+
+
+def load_suite(name: str, *, device: str = "cpu", overrides: dict[str, Any] | None = None) -> list[Cell]:
+    """All cells of a suite, controls included.
+
+    Args:
+        name: a suite's name, or the path of a TOML file.
+        device: where the cells run.
+        overrides: options that beat the file's, such as `{"n_items": 100}`.
+
+    Raises:
+        ValueError: anything wrong in the file; the line names it.
+    """
+    suite = read_suite(name)
+    overrides = overrides or {}
+    seeds = overrides.pop("seeds", None)
+    defaults = options_of(suite.get("defaults", {}), Options())
+    cells: list[Cell] = []
+    for entry in suite.get("cells", []):
+        options = options_of(overrides, options_of(entry, defaults))
+        cells += expand(
+            entry["tasks"],
+            entry.get("models"),
+            entry["estimators"],
+            options,
+            splits=entry.get("splits"),
+            seeds=seeds or entry.get("seeds"),
+            device=device,
+        )
+    if suite.get("controls", True):
+        cells += control_cells(cells)
+    return unique(cells)
+
+
+def control_cells(cells: Iterable[Cell]) -> list[Cell]:
+    """The control rows for the tasks, splits and items of these cells."""
+    rows = []
+    for cell in cells:
+        task = get_task(cell.task)
+        kept = replace(
+            Options(),
+            split=cell.options.split,
+            n_items=cell.options.n_items,
+            dtype=cell.options.dtype,
+            draws=cell.options.draws,
+        )
+        names = CONTROLS if hasattr(getattr(task, "truth", None), "sample_with_component") else _PLAIN
+        rows += [Cell(task=cell.task, model=task.reference_model, estimator=name, options=kept) for name in names]
+    return unique(rows)
+
+
+_PLAIN = tuple(name for name in CONTROLS if name != "control-component")
+
+
+def unique(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells in order, each once."""
+    return list(dict.fromkeys(cells))

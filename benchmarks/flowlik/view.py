@@ -1,0 +1,297 @@
+"""How records are shown to a person: methods and their looks, labels, order, numbers, and the items beside a record.
+
+Figures, tables and the report read records through this module only, so that a method has one name, one colour
+and one place in every one of them. Nothing here computes a measure and nothing imports matplotlib.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowlik.records import read_arrays, read_records
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of getting a likelihood as a reader tells them apart: a label, a colour (safe for the common
+    colour vision deficiencies: Okabe-Ito and Tol), a marker, and a line saying what it is."""
+
+    label: str
+    colour: str
+    marker: str
+    about: str
+
+
+METHODS: Final[dict[str, Method]] = {
+    "ode-adaptive": Method("ODE", "#000000", "s", "probability-flow ODE, adaptive steps"),
+    "ode-fixed": Method(
+        "ODE, fixed steps", "#009E73", "^", "the same ODE, fixed steps of a higher-order rule"
+    ),
+    "ode-euler": Method("ODE, Euler", "#E69F00", "v", "the same ODE, fixed Euler steps"),
+    "whitened-ode": Method("Whitened ODE", "#CC79A7", "D", "the ODE in moment-whitened coordinates"),
+    "meanflow": Method(
+        "Plain map", "#D55E00", "X", "few-step map, trace of the Jacobian of its average velocity (invalid)"
+    ),
+    "flow-map-exact": Method(
+        "Exact map", "#A68A00", "h", "few-step map, exact change of variables of every discrete step"
+    ),
+    "f2d2": Method("F2D2", "#0072B2", "o", "joint flow map: average velocity and average divergence"),
+    "f2d2-corrected": Method("F2D2 corrected", "#56B4E9", "P", "F2D2 with a control-variate correction"),
+    "pi-flow": Method("pi-Flow", "#882255", "p", "policy flow, network-free substeps"),
+    "generator": Method("One-step generator", "#44AA99", "*", "square one-step generator"),
+    "control": Method("Control", "#767676", "_", "no estimator at all: what an error must beat"),
+}
+OTHER: Final = Method("", "#5E4FA2", "d", "registered by a plugin")
+
+NUMERIC: Final[tuple[str, ...]] = (
+    *("steps", "rtol", "atol", "probes", "n_items", "dim", "batch_size", "seed", "repeat", "eps"),
+    *("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work", "wall_s_median", "wall_s_iqr", "cpu_s_median"),
+    *("rounds", "forward_equivalents", "items_per_s", "peak_bytes"),
+    *("bpd", "bpd_se", "bpd_ref", "ref_se", "bpd_error", "bpd_error_lo", "bpd_error_hi"),
+    *(
+        "bpd_mae",
+        "bpd_mae_lo",
+        "bpd_mae_hi",
+        "bpd_rmse",
+        "bpd_err_p95",
+        "spearman",
+        "stderr_mean",
+        "coverage95",
+    ),
+    *("invalid_share", "mass", "mass_se", "cycle_error", "dequant_draws"),
+    *("frechet", "frechet_se", "n_samples", "kid", "precision", "recall"),
+)
+TEXT: Final[tuple[str, ...]] = (
+    *("schema_version", "run_id", "cell_id", "created_utc", "estimator", "estimator_label", "family"),
+    *("solver", "trace", "noise", "task", "model", "model_hash", "data_hash", "split", "dtype", "device"),
+    *("compiled", "estimator_version", "status", "reason", "ref_id", "extractor", "env_id"),
+)
+CELL: Final[tuple[str, ...]] = ("task", "split", "model", "estimator_label", "dtype", "device", "batch_size")
+"""What makes two rows the same cell but for seed and repeat."""
+
+SWEPT: Final = frozenset({"steps", "rtol", "atol"})
+"""Parameters a line in a figure runs over; all others tell lines apart."""
+
+SPLIT_ORDER: Final = ("test", "teacher-samples", "train")
+
+
+def load(run_dir: Path) -> pd.DataFrame:
+    """Records of a run, prepared; an empty frame with all columns where there are none yet."""
+    path = run_dir / "records.jsonl"
+    return prepare(read_records(run_dir) if path.exists() and path.stat().st_size else pd.DataFrame())
+
+
+def prepare(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with every column present, numbers as float64, the latest row of each cell, and the columns
+
+    `method` (key of METHODS, or the estimator's name), `series` (legend label: all but the swept parameters)
+    and `row` (table label: all parameters). Sorted by task, split, method, model, steps, NFE.
+    """
+    frame = records.copy()
+    for name in NUMERIC:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce") if name in frame else np.nan
+        frame[name] = frame[name].astype("float64")
+    for name in TEXT:
+        column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
+        frame[name] = [("" if _missing(v) else str(v)) for v in column]
+    for name in ("params", "extra"):
+        column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
+        frame[name] = pd.Series(
+            [v if isinstance(v, dict) else {} for v in column], index=frame.index, dtype=object
+        )
+    frame["estimator_label"] = frame["estimator_label"].where(
+        frame["estimator_label"] != "", frame["estimator"]
+    )
+    named = frame["cell_id"] != ""
+    frame = pd.concat(
+        [frame[named].drop_duplicates(["cell_id", "seed", "repeat"], keep="last"), frame[~named]]
+    )
+    frame = frame.sort_index()
+    mixed = [name for name in ("dtype", "device") if frame[name].nunique() > 1]
+    rows = frame.to_dict("records")
+    frame["method"] = pd.Series([method_of(row) for row in rows], index=frame.index, dtype=object)
+    frame["series"] = pd.Series(
+        [_label(row, mixed, swept=True) for row in rows], index=frame.index, dtype=object
+    )
+    frame["row"] = pd.Series(
+        [_label(row, mixed, swept=False) for row in rows], index=frame.index, dtype=object
+    )
+    return _sorted(frame)
+
+
+def method_of(row: dict[str, Any]) -> str:
+    """Key of METHODS for a record; the estimator's own name where no entry fits (a plugin)."""
+    if row["family"] == "control" or row["estimator"].startswith("control-"):
+        return "control"
+    if row["estimator"] == "ode":
+        if math.isnan(row["steps"]):
+            return "ode-adaptive"
+        return "ode-euler" if row["solver"] == "euler" else "ode-fixed"
+    return str(row["estimator"])
+
+
+def look(method: str) -> Method:
+    """The look of a method; a plugin's estimator gets a neutral one under its own name."""
+    return METHODS.get(method) or Method(method, OTHER.colour, OTHER.marker, OTHER.about)
+
+
+def parse_label(label: str) -> dict[str, str]:
+    """`ode[solver=euler,steps=8]` -> {"solver": "euler", "steps": "8"}; nothing for a bare name."""
+    inside = re.search(r"\[(.*)\]\s*$", label)
+    pairs = (part.partition("=") for part in inside.group(1).split(",")) if inside else ()
+    return {key.strip(): value.strip() for key, sign, value in pairs if sign}
+
+
+def items(run_dir: Path, cell_id: str) -> dict[str, NDArray[Any]]:
+    """Arrays kept beside a record (`items/<cell_id>.npz`); empty where they are missing or unreadable."""
+    path = run_dir / "items" / f"{cell_id}.npz"
+    if not cell_id or Path(cell_id).name != cell_id or not path.is_file():
+        return {}
+    try:
+        return read_arrays(path)
+    except ValueError:
+        return {}
+
+
+def estimate_and_reference(
+    stored: dict[str, NDArray[Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """log-densities and their references in nats, both (draws, n); NaN where invalid or not known, (1, 0) without any.
+
+    `stored` holds the arrays of `items`; where it keeps every dequantisation draw, those are taken.
+    """
+    nothing = np.empty((1, 0))
+    estimate, ref = stored.get("log_prob_draws"), stored.get("ref_draws")
+    if estimate is None or ref is None:
+        estimate, ref = stored.get("log_prob"), stored.get("ref")
+    if estimate is None or ref is None or estimate.shape != ref.shape or estimate.ndim not in (1, 2):
+        return nothing, nothing
+    valid = stored.get("valid", np.ones(estimate.shape[-1], dtype=bool))
+    usable = np.isfinite(estimate) & (valid if valid.shape == estimate.shape[-1:] else True)
+    estimate = np.where(usable, estimate, np.nan).astype(np.float64)
+    return np.atleast_2d(estimate), np.atleast_2d(np.where(np.isfinite(ref), ref, np.nan).astype(np.float64))
+
+
+def averaged(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell: numbers averaged over seeds and repeats, everything else from the first row.
+
+    The column `n_seeds` counts the rows behind each; a single row stays as it is.
+    """
+    frame = frame.assign(n_seeds=1.0)
+    doubled = frame.duplicated(list(CELL), keep=False)
+    if not doubled.any():
+        return frame
+    parts = [frame[~doubled]]
+    for _, group in frame[doubled].groupby(list(CELL), dropna=False, sort=False):
+        row = group.head(1).copy()
+        row[list(NUMERIC)] = group[list(NUMERIC)].mean().to_numpy()
+        row["n_seeds"] = float(len(group))
+        parts.append(row)
+    return _sorted(pd.concat(parts))
+
+
+def usable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that hold a result."""
+    return frame[frame["status"] == "ok"]
+
+
+def splits(frame: pd.DataFrame) -> list[str]:
+    """Splits present, the held-out one first."""
+    known = {name: k for k, name in enumerate(SPLIT_ORDER)}
+    return sorted(frame["split"].unique(), key=lambda name: (known.get(name, len(known)), name))
+
+
+def split_title(split: str) -> str:
+    """A split in words."""
+    words = {"test": "test data", "train": "training data", "teacher-samples": "the teacher's own samples"}
+    return words.get(split, split or "all data")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a reader: `digits` significant ones, no exponent between 0.0001 and 99,999, a dash for none."""
+    if value is None or not isinstance(value, int | float | np.number) or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size < -4 or size >= 5:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    else:
+        text = f"{value:.{max(digits - 1 - size, 0)}f}"
+    return text.replace("-", "−")
+
+
+def fixed(value: float, places: int = 3) -> str:
+    """A number with fixed decimals (columns that are compared down the page), a dash for none."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    return f"{value:.{places}f}".replace("-", "−")
+
+
+def slug(text: str) -> str:
+    """A file name made of a task or split: letters, digits, dots, dashes and underscores only."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:80] or "unnamed"
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
+    """Words for a record: method, the parameters that tell it apart, and (`swept` False) steps and tolerances."""
+    method = method_of(row)
+    if method == "control":
+        return str(row["estimator"])
+    params = parse_label(row["estimator_label"])
+    solver = params.pop("solver", "") or row["solver"]
+    name = look(method).label
+    if method in ("ode-adaptive", "ode-fixed"):
+        name = f"ODE {solver}".strip()
+    elif solver and "solver" in parse_label(row["estimator_label"]) and method != "ode-euler":
+        name = f"{name} {solver}"
+    steps, rtol, atol = params.pop("steps", None), params.pop("rtol", None), params.pop("atol", None)
+    trace = params.pop("trace", None)
+    words = [_trace_words(trace, params.pop("probes", None))] if trace else []
+    words += [value if key in ("grid",) else f"{key} {value}" for key, value in params.items()]
+    if not swept:
+        if steps is not None or not math.isnan(row["steps"]):
+            count = int(row["steps"]) if not math.isnan(row["steps"]) else steps
+            words.insert(0, f"{count} step{'' if str(count) == '1' else 's'}")
+        elif rtol or atol or not math.isnan(row["rtol"]):
+            words.insert(0, f"tol {float(rtol) if rtol else row['rtol']:.0e}".replace("e-0", "e-"))
+    words += [row[name] for name in mixed if row[name]]
+    return ", ".join([name, *[w for w in words if w]])
+
+
+def _trace_words(trace: str, probes: str | None) -> str:
+    return f"{trace} ×{probes}" if probes else trace
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    rank = {name: k for k, name in enumerate(METHODS)}
+    known = {name: k for k, name in enumerate(SPLIT_ORDER)}
+    keys = pd.DataFrame(
+        {
+            "task": frame["task"],
+            "split": [(known.get(s, len(known))) for s in frame["split"]],
+            "method": [rank.get(m, len(rank) - 1.5) for m in frame["method"]],
+            "model": frame["model"],
+            "series": frame["series"],
+            "steps": frame["steps"].fillna(np.inf),
+            "nfe": frame["nfe_mean"].fillna(np.inf),
+        },
+        index=frame.index,
+    )
+    order = keys.sort_values(list(keys.columns), kind="stable").index
+    return frame.loc[order].reset_index(drop=True)

@@ -1,0 +1,30 @@
+"""How log p(x) of a flow model is computed: one module per family, found by name.
+
+>>> from flowlik_estimators import get
+>>> get("ode", rtol=1e-6, trace="hutchinson").label
+'ode[rtol=1e-06,trace=hutchinson]'
+"""
+
+from flowlik_estimators import f2d2, meanflow, ode
+from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.counting import Cost, counted
+from flowlik_estimators.grids import time_grid
+from flowlik_estimators.registry import available, get, parse_spec, register
+
+__all__ = [
+    "Cost",
+    "Estimate",
+    "Estimator",
+    "Run",
+    "Samples",
+    "available",
+    "counted",
+    "f2d2",
+    "get",
+    "meanflow",
+    "ode",
+    "parse_spec",
+    "register",
+    "standard_normal_log_prob",
+    "time_grid",
+]

@@ -1,0 +1,489 @@
+"""What every likelihood estimator is: a frozen set of options with one method that turns points into log-densities.
+
+`Estimator.log_prob` and `Estimator.sample` are final. They check what comes in, freeze the parameters, wrap
+the model in a counter, and fill cost, validity and status. A family implements `_log_prob`, may implement
+`_sample`, and says in `supports` which models it can work with.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields, replace
+from inspect import get_annotations
+from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from flowlik_estimators._words import unknown
+from flowlik_estimators.counting import Cost, Counts, counted, inner_networks
+from flowlik_estimators.grids import time_grid
+from flowlik_models import random
+
+Status = Literal["ok", "diverged", "refused"]
+Noise = Literal["rademacher", "gaussian"]
+
+SAMPLE_STREAM = 0
+PROBE_STREAM = 1
+_DTYPES = (torch.float32, torch.float64)
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, turned into a status, never seen by a caller
+    """Raised inside an estimator when a call cannot be finished; its message becomes ``reason``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The answer of `Estimator.log_prob`.
+
+    ``log_prob`` (batch,) float64 nats, not finite where there is no value; ``stderr`` (batch,) the estimator's own
+    standard error or None; ``cost`` per sample; ``valid`` (batch,) bool; ``status`` of the call: ok if any
+    item is valid; ``reason`` one line when it is not ok; ``extra`` tensors of the family's own, kept beside
+    the record.
+    """
+
+    log_prob: Tensor
+    stderr: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+    valid: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+    status: Status = "ok"
+    reason: str | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The answer of `Estimator.sample`: ``x`` (n, *event), ``log_prob`` (n,) float64 or None; the rest as above."""
+
+    x: Tensor
+    log_prob: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+    valid: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+    status: Status = "ok"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one call hands to a family besides the model and x."""
+
+    batch: int
+    event_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    cond: Tensor | None
+    key: int
+    items: Tensor
+    differentiable: bool
+    data_end: float
+    counts: Counts
+
+    def zeros(self) -> Tensor:
+        """A float64 accumulator, (batch,)."""
+        return torch.zeros(self.batch, dtype=torch.float64, device=self.device)
+
+    def at(self, t: float | Tensor) -> Tensor:
+        """The time t as models want it: (batch,) in x's dtype and on its device."""
+        return torch.as_tensor(t, dtype=self.dtype, device=self.device).expand(self.batch).contiguous()
+
+    def times(self, grid: str, steps: int, start: float, end: float) -> list[float]:
+        """A time grid rounded to x's dtype, so that s - t is the same here and inside the model."""
+        times: list[float] = time_grid(grid, steps, start, end).to(self.dtype).tolist()
+        return times
+
+    def source(self) -> Tensor:
+        """Standard normal starting points, (batch, *event), keyed by item."""
+        return random.gaussian(
+            self.key,
+            self.items,
+            self.event_shape,
+            stream=SAMPLE_STREAM,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def probes(self, count: int, noise: Noise) -> Tensor:
+        """Probe vectors with E[e e^T] = I, (batch, count, *event), keyed by item."""
+        draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[noise]
+        return draw(
+            self.key,
+            self.items,
+            (count, *self.event_shape),
+            stream=PROBE_STREAM,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def event(self, value: Tensor, what: str) -> Tensor:
+        """A model's (batch, *event) answer in x's dtype; ValueError where the shape is another, never a broadcast."""
+        return self._shaped(value, (self.batch, *self.event_shape), what).to(self.dtype)
+
+    def scalar(self, value: Tensor, what: str) -> Tensor:
+        """A model's (batch,) answer in float64; ValueError where the shape is another, never a broadcast."""
+        return self._shaped(value, (self.batch,), what).double()
+
+    def _shaped(self, value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+        if value.shape != shape:
+            raise ValueError(f"the model's {what} has shape {tuple(value.shape)}, expected {shape}")
+        return value
+
+    def stepped(self, accepted: bool = True) -> None:
+        """Note one solver step of the whole batch."""
+        if accepted:
+            self.counts.accepted_steps += self.batch
+        else:
+            self.counts.rejected_steps += self.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """Base of all estimators; ``eps`` None takes the model's own (0 where it has none).
+
+    Subclasses are frozen keyword-only dataclasses whose fields are the options. An option left at None may
+    stand for a value that depends on the other options: `implied` says which, and the value is filled in, so
+    that two spellings of the same estimator are equal.
+    """
+
+    name: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options; raises ValueError in one line."""
+        for option, hint in _options(type(self)).items():
+            object.__setattr__(self, option, self._checked(option, getattr(self, option), hint))
+        if self.eps is not None and not 0.0 <= self.eps < 1.0:
+            raise ValueError(f"{self.name}: eps must be in [0, 1), got {self.eps}")
+        self._check()
+        for option, value in self.implied().items():
+            if getattr(self, option) is None:
+                object.__setattr__(self, option, value)
+
+    # --- what a family says ---
+
+    def supports(self, model: object) -> str | None:
+        """None, or one line why this estimator cannot work with the model."""
+        return None
+
+    def implied(self) -> dict[str, Any]:
+        """Values that options left at None take, given the others."""
+        return {}
+
+    def _check(self) -> None:
+        """Raise ValueError when options do not go together."""
+
+    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+        raise NotImplementedError
+
+    def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+        raise NotImplementedError
+
+    # --- what it is called ---
+
+    def params(self) -> dict[str, Any]:
+        """All options with their values, implied ones filled in."""
+        return {option: getattr(self, option) for option in _options(type(self))}
+
+    @property
+    def label(self) -> str:
+        """The canonical spelling, ``name[key=value,...]``: only what differs from the defaults."""
+        implied = self.implied()
+        default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        given = [
+            f"{option}={_spelled(value)}"
+            for option, value in self.params().items()
+            if value != default.get(option, MISSING) and value != implied.get(option, MISSING)
+        ]
+        return f"{self.name}[{','.join(given)}]" if given else self.name
+
+    def data_end(self, model: object) -> float:
+        """The time at which the density is estimated, 1 - eps."""
+        eps = getattr(model, "eps", 0.0) if self.eps is None else self.eps
+        return 1.0 - float(eps)
+
+    # --- what it does ---
+
+    @final
+    def log_prob(
+        self,
+        model: Any,
+        x: Tensor,
+        *,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        items: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Estimate:
+        """Estimate log p at t = 1 - eps of every row of x, in nats.
+
+        Args:
+            model: the flow; what it must offer depends on the family. x: (batch, *event), float32 or float64,
+            finite. cond: anything the model is conditioned on, sliced along with x. generator: source of the
+            call's random key; None stands for seed 0. items: int64 (batch,) ids that key the random draws;
+            default 0 .. batch - 1. differentiable: keep the graph to x and to the model's parameters, so that
+            the result can be a loss.
+
+        Raises:
+            ValueError: misuse (empty batch, wrong event shape or dtype, NaN or infinity in x, lengths that
+            differ).
+                A model that does not fit, or a solve that fails, is a status, not an exception.
+        """
+        _check_points(x, getattr(model, "event_shape", None))
+        refusal = self._refusal(model)
+        if refusal is not None:
+            return _failed(x, "refused", refusal, Cost())
+        with _mode(differentiable), _frozen(model, not differentiable):
+            x = x if differentiable else _ordinary(x)
+            run = self._run(model, x, cond, generator, items, differentiable)
+            try:
+                estimate = self._log_prob(counted(model, run.counts), x, run)
+            except Diverged as failure:
+                return _failed(x, "diverged", str(failure), run.counts.per_sample(run.batch))
+            return _finished(estimate, run)
+
+    @final
+    def sample(
+        self,
+        model: Any,
+        n: int,
+        *,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        items: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        log_prob: bool = True,
+    ) -> Samples:
+        """Draw n samples at t = 1 - eps by the same steps, 0 -> 1 - eps, on the model's device.
+
+        Args:
+            model: the flow.
+            n: number of samples.
+            cond: as in `log_prob`, n rows.
+            generator: source of the call's random key; None stands for seed 0.
+            items: int64 (n,) ids that key the starting points; default 0 .. n - 1.
+            dtype: float32 or float64.
+            log_prob: also accumulate the log-density in the same pass, where the family can.
+
+        Raises:
+            ValueError: misuse. A model that does not fit, a family that cannot sample, or a solve that fails, is a
+                status, and x is NaN.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+        like = torch.full(
+            (n, *getattr(model, "event_shape", ())), math.nan, dtype=dtype, device=_device(model)
+        )
+        refusal = self._refusal(model)
+        if refusal is None and type(self)._sample is Estimator._sample:
+            refusal = f"{self.name} cannot sample"
+        if refusal is not None:
+            return _no_samples(like, "refused", refusal, Cost())
+        with _mode(differentiable=False), _frozen(model, True):
+            run = self._run(model, like, cond, generator, items, differentiable=False)
+            try:
+                samples = self._sample(counted(model, run.counts), run.source(), run, log_prob=log_prob)
+            except Diverged as failure:
+                return _no_samples(like, "diverged", str(failure), run.counts.per_sample(n))
+        valid = torch.isfinite(samples.x).flatten(1).all(1)
+        if samples.log_prob is not None:
+            valid &= torch.isfinite(samples.log_prob)
+        status, reason = _verdict(samples.status, samples.reason, valid)
+        return replace(samples, cost=run.counts.per_sample(n), valid=valid, status=status, reason=reason)
+
+    # --- inside ---
+
+    def _refusal(self, model: object) -> str | None:
+        if not hasattr(model, "event_shape"):
+            return "needs a model with an event_shape"
+        return self.supports(model)
+
+    def _run(
+        self,
+        model: Any,
+        x: Tensor,
+        cond: Tensor | None,
+        generator: torch.Generator | None,
+        items: Tensor | None,
+        differentiable: bool,
+    ) -> Run:
+        batch = x.shape[0]
+        if cond is not None:
+            if len(cond) != batch:
+                raise ValueError(f"cond has {len(cond)} rows, x has {batch}")
+            cond = cond if differentiable else _ordinary(cond)
+        if items is None:
+            items = torch.arange(batch)
+        elif items.shape != (batch,) or items.dtype != torch.int64:
+            raise ValueError(
+                f"items must be int64 of shape ({batch},), got {items.dtype} of shape {tuple(items.shape)}"
+            )
+        return Run(
+            batch=batch,
+            event_shape=tuple(x.shape[1:]),
+            dtype=x.dtype,
+            device=x.device,
+            cond=cond,
+            key=random.draw_key(generator),
+            items=items,
+            differentiable=differentiable,
+            data_end=self.data_end(model),
+            counts=Counts(),
+        )
+
+    def _checked(self, option: str, value: Any, hint: Any) -> Any:
+        kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        if value is None and type(None) in kinds:
+            return None
+        for kind in kinds:
+            if get_origin(kind) is Literal:
+                if value in get_args(kind):
+                    return value
+                raise ValueError(unknown(f"{self.name}: unknown {option}", value, get_args(kind)))
+            if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+                if not math.isfinite(value):
+                    break
+                return float(value)
+            if isinstance(kind, type) and type(value) is kind:
+                return value
+        wanted = " or ".join(_KIND_NAMES.get(kind, str(kind)) for kind in kinds)
+        raise ValueError(f"{self.name}: {option} must be {wanted}, got {value!r}")
+
+    def _at_least_one(self, *options: str) -> None:
+        for option in options:
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise ValueError(f"{self.name}: {option} must be at least 1, got {value}")
+
+    def _no_effect(self, because: str, *options: str) -> None:
+        """Refuse options that were given although the others leave them without effect."""
+        for option in options:
+            if getattr(self, option) is not None:
+                raise ValueError(f"{self.name}: {option} has no effect {because}")
+
+
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    """log N(x; 0, I) in float64 nats, (batch,)."""
+    z = x.flatten(1).double()
+    return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
+
+
+def mean_over_probes(log_probs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard error over the probes of (batch, probes) values; no error from a single probe."""
+    probes = log_probs.shape[1]
+    stderr = log_probs.std(1) / math.sqrt(probes) if probes > 1 else None
+    return log_probs.mean(1), stderr
+
+
+_KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    bool: "true or false",
+    type(None): "none",
+}
+
+
+def _options(kind: type[Estimator]) -> dict[str, Any]:
+    """Option -> type, those of the class itself first and those of `Estimator` last."""
+    hints, known = get_type_hints(kind), {f.name for f in fields(kind)}
+    return {name: hints[name] for base in kind.__mro__ for name in get_annotations(base) if name in known}
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return str(value)
+
+
+def _check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
+        raise ValueError(
+            f"x must be a float32 or float64 tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+        )
+    if x.ndim == 0 or (event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape)):
+        event_shape = event_shape or ("...",)
+        wanted = ", ".join(["batch", *map(str, event_shape)])
+        raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")
+    if x.shape[0] == 0:
+        raise ValueError("x is an empty batch")
+    if not bool(torch.isfinite(x).all()):
+        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
+        raise ValueError(
+            f"x holds NaN or infinity in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}"
+        )
+
+
+def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:
+    nothing = torch.full(x.shape[:1], math.nan, dtype=torch.float64, device=x.device)
+    return Estimate(log_prob=nothing, cost=cost, valid=torch.isfinite(nothing), status=status, reason=reason)
+
+
+def _no_samples(x: Tensor, status: Status, reason: str, cost: Cost) -> Samples:
+    nothing = torch.zeros(x.shape[:1], dtype=torch.bool, device=x.device)
+    return Samples(x=x, cost=cost, valid=nothing, status=status, reason=reason)
+
+
+def _finished(estimate: Estimate, run: Run) -> Estimate:
+    log_prob, stderr = estimate.log_prob.double(), estimate.stderr
+    if not run.differentiable:
+        log_prob, stderr = log_prob.detach(), None if stderr is None else stderr.detach()
+    valid = torch.isfinite(log_prob) & estimate.valid.to(run.device)
+    status, reason = _verdict(estimate.status, estimate.reason, valid)
+    cost = run.counts.per_sample(run.batch)
+    return replace(
+        estimate, log_prob=log_prob, stderr=stderr, cost=cost, valid=valid, status=status, reason=reason
+    )
+
+
+def _verdict(status: Status, reason: str | None, valid: Tensor) -> tuple[Status, str | None]:
+    if status == "ok" and not bool(valid.any()):
+        return "diverged", "no item has a finite value"
+    return status, reason
+
+
+@contextmanager
+def _mode(differentiable: bool) -> Iterator[None]:
+    """Gradients on or off whatever the caller's mode; inference tensors could not take part in a trace."""
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        yield
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x.detach()
+
+
+@contextmanager
+def _frozen(model: object, freeze: bool) -> Iterator[None]:
+    """Switch off the gradients of the parameters, so that a trace builds no graph towards them."""
+    held = [p for p in _parameters(model) if p.requires_grad and p.is_leaf] if freeze else []
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
+
+
+def _parameters(model: object) -> Iterator[nn.Parameter]:
+    if isinstance(model, nn.Module):
+        yield from model.parameters()
+    else:
+        for name in inner_networks(model):
+            yield from _parameters(getattr(model, name))
+
+
+def _device(model: object) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    for name in inner_networks(model):
+        return _device(getattr(model, name))
+    return torch.device("cpu")

@@ -1,0 +1,73 @@
+r"""Time grids of fixed-step estimators, t_0 = start, ..., t_N = end, in float64 and in either direction.
+
+- ``uniform``: ``t_k = start + (end - start) k/N``.
+- ``cosine``: ``t_k = start + (end - start) (1 - cos(pi k/N))/2``, dense at both ends.
+- ``logsnr``: uniform in the log signal-to-noise ratio ``2 log(t/(1 - t))`` of the straight path, between the
+  two ends clipped to ``[delta, 1 - delta]``, delta = 1e-3; the ends themselves are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowlik_estimators._words import unknown
+
+Grid = Literal["uniform", "cosine", "logsnr"]
+LOGSNR_CLIP = 1e-3
+
+
+def uniform(steps: int, start: float, end: float) -> Tensor:
+    """Equal steps from start to end, (steps + 1,) float64."""
+    return _between(start, end, _fractions(steps))
+
+
+def cosine(steps: int, start: float, end: float) -> Tensor:
+    """Equal steps of the angle, (steps + 1,) float64: steps shrink towards both ends."""
+    return _between(start, end, (1.0 - torch.cos(math.pi * _fractions(steps))) / 2.0)
+
+
+def logsnr(steps: int, start: float, end: float) -> Tensor:
+    """Equal steps of 2 log(t/(1 - t)), (steps + 1,) float64, clipped to [delta, 1 - delta] inside, the ends kept."""
+    ends = torch.tensor([start, end], dtype=torch.float64).clamp(LOGSNR_CLIP, 1.0 - LOGSNR_CLIP)
+    first, last = torch.logit(ends).tolist()
+    times = torch.sigmoid(_between(first, last, _fractions(steps)))
+    times[0], times[-1] = start, end
+    return times
+
+
+GRIDS: dict[str, Callable[[int, float, float], Tensor]] = {
+    "uniform": uniform,
+    "cosine": cosine,
+    "logsnr": logsnr,
+}
+
+
+def time_grid(grid: str, steps: int, start: float, end: float) -> Tensor:
+    """The named grid, (steps + 1,) float64 and strictly monotone from start to end.
+
+    Raises:
+        ValueError: unknown grid, fewer than one step, or ends between which the grid has no room.
+    """
+    if grid not in GRIDS:
+        raise ValueError(unknown("unknown grid", grid, GRIDS))
+    if steps < 1:
+        raise ValueError(f"a time grid needs at least 1 step, got {steps}")
+    times = GRIDS[grid](steps, start, end)
+    if not bool(((times.diff() * (end - start)) > 0).all()):
+        raise ValueError(f"grid {grid!r} has no room for {steps} steps between {start} and {end}")
+    return times
+
+
+def _fractions(steps: int) -> Tensor:
+    return torch.arange(steps + 1, dtype=torch.float64) / steps
+
+
+def _between(start: float, end: float, fraction: Tensor) -> Tensor:
+    times = start + (end - start) * fraction
+    times[-1] = end
+    return times

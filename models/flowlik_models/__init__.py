@@ -1,0 +1,1 @@
+"""What is estimated: closed-form flows, data sets, networks, objectives, training and checkpoints."""

@@ -1,0 +1,98 @@
+"""What the suite asks of a model: small protocols that a plain ``nn.Module`` with these methods satisfies.
+
+Time runs from noise (t = 0, the source N(0, I)) to data (t = 1). ``x`` is (batch, *event); ``t`` and ``s`` are (batch,)
+and of x's dtype; ``cond`` is anything sliced along with x (class labels, a paired x_0). See docs/math.md section 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+
+@runtime_checkable
+class VelocityField(Protocol):
+    """A marginal velocity v(x, t); its ODE carries N(0, I) at t = 0 to the model's density at t = 1."""
+
+    event_shape: tuple[int, ...]
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The velocity, (batch, *event)."""
+        ...
+
+
+@runtime_checkable
+class HasDivergence(Protocol):
+    """A field whose divergence is known without derivative products (closed forms)."""
+
+    def divergence(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """div v(x, t), (batch,)."""
+        ...
+
+
+@runtime_checkable
+class HasVelocityAndDivergence(Protocol):
+    """A field where one evaluation gives velocity and divergence."""
+
+    def velocity_and_divergence(
+        self, x: Tensor, t: Tensor, *, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The pair v (batch, *event) and div v (batch,)."""
+        ...
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    """A density known exactly at every time."""
+
+    def log_prob(self, x: Tensor, t: float | Tensor = 1.0) -> Tensor:
+        """Exact log p_t(x) in nats, (batch,)."""
+        ...
+
+
+@runtime_checkable
+class FlowMap(Protocol):
+    """A map between any two times, Phi(x, t, s) = x + (s - t) * average_velocity(x, t, s)."""
+
+    event_shape: tuple[int, ...]
+
+    def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The velocity averaged along the trajectory through (x, t) up to time s, (batch, *event)."""
+        ...
+
+
+@runtime_checkable
+class JointFlowMap(Protocol):
+    """A flow map that also knows the average divergence, from one network evaluation."""
+
+    event_shape: tuple[int, ...]
+
+    def joint(
+        self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Average velocity (batch, *event) and average divergence (batch,); at s = t the field and its divergence."""
+        ...
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of a training split, as numpy float64.
+
+    ``mean`` (d,), ``eigenvalues`` (d,), ``eigenvectors`` (d, d) with the eigenvectors as columns; ``data_hash`` names the
+    split they were taken from.
+    """
+
+    mean: np.ndarray
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+    data_hash: str
+
+
+@runtime_checkable
+class HasMoments(Protocol):
+    """A model to which the task has attached the moments of its training split."""
+
+    moments: Moments
