@@ -5,9 +5,13 @@ asv names them by the path of the interpreter, so that histories made in two che
 
 from __future__ import annotations
 
+import platform
+
 from asv.environment import ExistingEnvironment
 
 
 def setup() -> None:
     """Called by asv when it loads the plugin."""
-    ExistingEnvironment.name = property(lambda environment: f"existing-py{environment.python}")
+    version = ".".join(platform.python_version_tuple()[:2])
+    ExistingEnvironment.python = version
+    ExistingEnvironment.name = f"existing-py{version}"

@@ -23,7 +23,7 @@ class Sampling:
     param_names = ("steps",)
     timeout = 120.0
     number = 1
-    repeat = (3, 7, 5.0)
+    repeat = (3, 5, 3.0)
     rounds = 1
     warmup_time = 0.0
 

@@ -14,17 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flowlik.places import source_root
+
 PACKAGES = (
     *("flowlik", "torch", "torchdiffeq", "torchmetrics", "numpy", "scipy", "pandas", "scikit-learn", "safetensors"),
     *("matplotlib", "seaborn"),
 )
-
-
-@cache
-def source_root() -> Path | None:
-    """The source tree this package runs from, or None where it is installed as a wheel."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "pyproject.toml").is_file() and (root / "benchmarks").is_dir() else None
 
 
 @cache

@@ -115,8 +115,8 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         [frame[named].drop_duplicates(["cell_id", "seed", "repeat"], keep="last"), frame[~named]]
     )
     frame = frame.sort_index()
-    mixed = [name for name in ("dtype", "device") if frame[name].nunique() > 1]
-    rows = frame.to_dict("records")
+    mixed = [name for name in ("dtype", "device") if len(set(frame[name])) > 1]
+    rows = as_dicts(frame)
     frame["method"] = pd.Series([method_of(row) for row in rows], index=frame.index, dtype=object)
     frame["series"] = pd.Series(
         [_label(row, mixed, swept=True) for row in rows], index=frame.index, dtype=object
@@ -125,6 +125,11 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         [_label(row, mixed, swept=False) for row in rows], index=frame.index, dtype=object
     )
     return _sorted(frame)
+
+
+def as_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a frame as dicts with text keys."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def method_of(row: dict[str, Any]) -> str:

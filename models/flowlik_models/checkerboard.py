@@ -1,8 +1,8 @@
 """Uniform density on axis-aligned squares under the straight path, in closed form.
 
 Given x_t = x, each coordinate of the data point is a normal truncated to the square's side, so mass, mean and variance
-are error-function formulas and the mixture over squares follows as for Gaussians (docs/math.md section 1). Everything is
-computed in float64, since the truncated moments cancel far from a square, and returned in x's dtype.
+are error-function formulas and the mixture over squares follows as for Gaussians (docs/math.md section 1). Everything
+is computed in float64, since the truncated moments cancel far from a square, and returned in x's dtype.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _CLOSEST = 1e-9  # 1 - t is never taken smaller: the field has a limit inside, n
 
 def _mills(z: Tensor) -> Tensor:
     """(1 - Phi(z)) / phi(z)."""
-    return math.sqrt(math.pi / 2) * torch.special.erfcx(z / math.sqrt(2))
+    scaled: Tensor = torch.special.erfcx(z / math.sqrt(2))
+    return math.sqrt(math.pi / 2) * scaled
 
 
 def _phi(z: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class Checkerboard(nn.Module):
             raise ValueError("lower_left must be (K, d) and side positive")
         self.event_shape: tuple[int, ...] = (lower_left.shape[1],)
         self.side, self.eps = float(side), float(eps)
-        edges, index = lower_left.double().unique(return_inverse=True)
+        edges, index = torch.unique(lower_left.double(), return_inverse=True)
         self.register_buffer("lower_left", lower_left.double())
         self.register_buffer("edges", edges)
         self.register_buffer("index", index)

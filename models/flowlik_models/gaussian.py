@@ -68,9 +68,7 @@ class Gaussian(nn.Module):
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
 
-    def joint(
-        self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Exact average velocity (batch, d) and average divergence (batch,)."""
         mean, basis = self.mean.to(x), self.eigenvectors.to(x)
         c, divergence = gaussian_map_coefficients(self.eigenvalues.to(x), t, s)
@@ -101,6 +99,10 @@ class Gaussian(nn.Module):
         w = (1 - time).square() + time.square() * self.eigenvalues.to(x)
         y = (x - time * self.mean.to(x)) @ self.eigenvectors.to(x)
         return -0.5 * (y.square() / w + w.log() + LOG_2PI).sum(1)
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Exact moments of the data, (d,) and (d, d), float64."""
+        return self.mean, (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
 
     def sample(
         self, n: int, *, generator: torch.Generator, t: float = 1.0, dtype: torch.dtype = torch.float32

@@ -70,9 +70,7 @@ class JointFlowMap(Protocol):
 
     event_shape: tuple[int, ...]
 
-    def joint(
-        self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Average velocity (batch, *event) and average divergence (batch,); at s = t the field and its divergence."""
         ...
 
@@ -81,8 +79,8 @@ class JointFlowMap(Protocol):
 class Moments:
     """Mean and covariance of a training split, as numpy float64.
 
-    ``mean`` (d,), ``eigenvalues`` (d,), ``eigenvectors`` (d, d) with the eigenvectors as columns; ``data_hash`` names the
-    split they were taken from.
+    ``mean`` (d,), ``eigenvalues`` (d,), ``eigenvectors`` (d, d) with the eigenvectors as columns; ``data_hash`` names
+    the split they were taken from.
     """
 
     mean: np.ndarray

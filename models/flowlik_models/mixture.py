@@ -1,7 +1,7 @@
 """Gaussian mixtures with full covariances under the straight path: field, divergence and density in closed form.
 
-Component k at time t is N(t m_k, R_k diag(w_k) R_k^T) with w_k = (1 - t)^2 + t^2 stds_k^2. The mixture's velocity is the
-responsibility-weighted mean of the components' (docs/math.md section 1), and its divergence follows from
+Component k at time t is N(t m_k, R_k diag(w_k) R_k^T) with w_k = (1 - t)^2 + t^2 stds_k^2. The mixture's velocity is
+the responsibility-weighted mean of the components' (docs/math.md section 1), and its divergence follows from
 grad r_k = r_k (g_k - sum_j r_j g_j), g_k the component's score. Cost: three products of a (d, K d) matrix a sample.
 """
 

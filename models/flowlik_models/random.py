@@ -20,7 +20,9 @@ def draw_key(generator: torch.Generator | None) -> int:
     """A 63-bit key drawn from ``generator`` on its own device; ``None`` stands for a CPU generator seeded with 0."""
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device, dtype=torch.int64).item())
+    return int(
+        torch.randint(2**62, (), generator=generator, device=generator.device, dtype=torch.int64).item()
+    )
 
 
 def _span_words(key: int, stream: int, first: int, count: int, blocks: int) -> np.ndarray:
@@ -84,7 +86,8 @@ def gaussian(
 ) -> Tensor:
     """Standard normal draws by inversion, (batch, *shape)."""
     unit = torch.from_numpy(_unit(key, items, shape, stream).reshape(-1, *shape))
-    return torch.special.ndtri(unit).to(dtype=dtype, device=device)
+    draws: Tensor = torch.special.ndtri(unit)
+    return draws.to(dtype=dtype, device=device)
 
 
 def rademacher(

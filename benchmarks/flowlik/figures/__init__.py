@@ -97,13 +97,21 @@ def draw_all(run_dir: Path) -> list[Path]:
     with paper():
         for name, figure in _figures(records, run_dir):
             folder.mkdir(parents=True, exist_ok=True)
-            FigureCanvasAgg(figure)
+            _lay_out(figure)
             png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
             figure.savefig(png, dpi=PNG_DPI)
-            figure.set_layout_engine("none")  # the layout found for the PNG holds for the PDF
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
             paths += [png, pdf]
     return paths
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the layout once: by itself matplotlib would find it again for each file and draw twice for it."""
+    FigureCanvasAgg(figure)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure]]:

@@ -126,8 +126,8 @@ def _limits(ax: Axes, part: pd.DataFrame, levels: pd.Series[float]) -> None:
 
 def _references(part: pd.DataFrame) -> dict[str, float]:
     found: dict[str, float] = {}
-    for ref, rows in part.groupby("ref_id", sort=True):
-        value = rows["bpd_ref"].median()
+    for ref in sorted(part["ref_id"].unique()):
+        value = part.loc[part["ref_id"] == ref, "bpd_ref"].median()
         if np.isfinite(value) and not any(abs(value - other) < 5e-3 for other in found.values()):
             found[f"reference ({ref})" if ref else "reference"] = float(value)
     return found

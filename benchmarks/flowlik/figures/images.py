@@ -36,7 +36,7 @@ _Row = dict[str, Any]
 class _Map:
     title: str
     below: str
-    values: NDArray[np.float64]
+    log_density: NDArray[np.float64]
     extent: tuple[float, float, float, float]
 
 
@@ -47,7 +47,10 @@ def density_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """
     lines, truth = _lines(frame, run_dir)
     tops = [
-        float(known.max()) for line in lines for m in line if (known := m.values[np.isfinite(m.values)]).size
+        float(known.max())
+        for line in lines
+        for m in line
+        if (known := m.log_density[np.isfinite(m.log_density)]).size
     ]
     if not tops:
         return None
@@ -84,7 +87,7 @@ def density_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 def sample_grids(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Up to 64 sampled images of every cell that kept some, tiled 8 x 8; lines as in `density_maps`."""
     groups: dict[tuple[str, ...], list[tuple[_Row, NDArray[np.float64]]]] = {}
-    for row in _rows(frame):
+    for row in view.as_dicts(frame):
         samples = view.items(run_dir, row["cell_id"]).get("samples")
         if samples is not None and samples.ndim == 4 and len(samples) and samples.shape[1] in (1, 3):
             groups.setdefault(_line_key(row), []).append((row, tiled(samples)))
@@ -126,7 +129,7 @@ def _lines(frame: pd.DataFrame, run_dir: Path) -> tuple[list[list[_Map]], bool]:
     """Lines of maps, and whether the very first map is the truth (`density_ref` of a cell that keeps it)."""
     groups: dict[tuple[str, ...], list[_Map]] = {}
     truth: _Map | None = None
-    for row in _rows(frame):
+    for row in view.as_dicts(frame):
         stored = view.items(run_dir, row["cell_id"])
         density, xs, ys = stored.get("density"), stored.get("grid_x"), stored.get("grid_y")
         if (
@@ -149,10 +152,6 @@ def _lines(frame: pd.DataFrame, run_dir: Path) -> tuple[list[list[_Map]], bool]:
         first = lines[0] if lines and ADAPTIVE in groups else []
         lines = [[truth, *first[: COLUMNS - 1]], *(lines[1:] if first else lines)]
     return lines, truth is not None
-
-
-def _rows(frame: pd.DataFrame) -> list[_Row]:
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def _title(row: _Row) -> str:
@@ -193,7 +192,7 @@ def _eps_words(frame: pd.DataFrame) -> str:
 
 def _draw_map(ax: Axes, item: _Map, norm: Normalize, colours: Colormap) -> None:
     values = np.where(
-        np.isneginf(item.values), norm.vmin - 1.0 if norm.vmin is not None else 0.0, item.values
+        np.isneginf(item.log_density), norm.vmin - 1.0 if norm.vmin is not None else 0.0, item.log_density
     )
     ax.imshow(
         np.ma.masked_invalid(values),

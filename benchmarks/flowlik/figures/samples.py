@@ -36,8 +36,8 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         style.error_axis(ax)
         for series in style.series_of(part):
             bars = series.frame["frechet_se"].fillna(0).to_numpy()
-            bars = np.minimum(2 * bars, 0.999 * series.frame["frechet"].to_numpy()), 2 * bars
-            if style.draw_series(ax, series, "steps", "frechet", bars):
+            down = np.minimum(2 * bars, 0.999 * series.frame["frechet"].to_numpy())
+            if style.draw_series(ax, series, "steps", "frechet", (down, 2 * bars)):
                 handles.setdefault(series.label, style.handle(series))
             adaptive = series.frame[series.frame["steps"].isna()]
             if len(adaptive):

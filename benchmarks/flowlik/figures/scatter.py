@@ -59,7 +59,7 @@ def _chosen(frame: pd.DataFrame) -> list[dict[str, Any]]:
         rest += [k for k in index if k not in ends]
     preferred = [k for k in rest if frame.loc[k, "method"] in ("f2d2", "meanflow")]
     keep = list(dict.fromkeys([*firsts, *preferred, *rest]))[:MOST_PANELS]
-    return [frame.loc[k].to_dict() for k in sorted(keep)]
+    return view.as_dicts(frame.loc[sorted(keep)])
 
 
 def _panel(row: dict[str, Any], run_dir: Path) -> _Panel | None:

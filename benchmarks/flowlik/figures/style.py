@@ -31,7 +31,7 @@ ALTERNATE_MARKERS: Final = ("", "<", ">", "d", "H", "8")
 @contextmanager
 def paper() -> Iterator[None]:
     """Draw in the paper's style; the caller's matplotlib settings come back afterwards."""
-    settings: dict[str, Any] = {
+    settings: Any = {
         **sns.axes_style("ticks"),
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
@@ -97,12 +97,11 @@ def series_of(frame: pd.DataFrame) -> list[Series]:
     """
     found: list[Series] = []
     seen: dict[tuple[str, str], int] = {}
-    for (method, label, model), part in _without_controls(frame).groupby(
-        ["method", "series", "model"], sort=False
-    ):
+    for names, part in _without_controls(frame).groupby(["method", "series", "model"], sort=False):
+        method, label, model = (str(name) for name in names)
         alternate = seen.get((method, model), 0)
         seen[method, model] = alternate + 1
-        words = f"{label} · {model}" if model else str(label)
+        words = f"{label} · {model}" if model else label
         found.append(Series(words, method, model, part, _style(method, model, alternate)))
     return found
 

@@ -183,14 +183,13 @@ class UNet(nn.Module):
                 h = layer(h)
         h = bottom = self.middle(h, embedding)
         for layer in self.up:
-            if isinstance(layer, ResBlock):
-                h = layer(torch.cat((h, skips.pop()), dim=1), embedding)
-            else:
-                h = layer(h)
+            joined = isinstance(layer, ResBlock)
+            h = layer(torch.cat((h, skips.pop()), dim=1), embedding) if joined else layer(h)
         return F.silu(self.norm(h)), bottom
 
     def _evaluate(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u, shaped like x; D_gauss (batch,); and both hidden layers, for a divergence head."""
+        t, s = t.clamp(0, 1), s.clamp(0, 1)  # an adaptive solver may step past the end and interpolate
         base, scale, base_divergence = self._gaussian(x, t, s)
         inputs, whitened = self._inputs(x, t)
         hidden, bottom = self._hidden(inputs, F.silu(self._embedding(t, s)))

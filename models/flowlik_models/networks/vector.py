@@ -1,9 +1,9 @@
 """Flow maps of vectors: an MLP residual on the closed-form Gaussian map (docs/math.md section 5).
 
-``u = u_gauss + W h + V[g(h) * y] + A[(G h) * (B y)]`` and ``D = D_gauss + d (a(h) + mean_i b_i(h) y_i^2)``, with y the
-input whitened by the data's moments and h the last hidden layer. W, g, A, a and b start at zero, so training starts from
-the exact map of the Gaussian with the data's moments. The multiplicative (gated) terms let the gain differ from place to
-place; without them the latent's norm comes out wrong. Cost: one MLP evaluation for both outputs.
+``u = u_gauss + W h + V[g(h) * y] + A[(G h) * (B y)]`` and ``D = D_gauss + d a(h) + sum_i b_i(h) y_i^2``, with y
+the input whitened by the data's moments and h the last hidden layer. W, g, A, a and b start at zero, so training
+starts from the exact map of the Gaussian with the data's moments. The multiplicative (gated) terms let the gain differ
+from place to place; without them the latent's norm comes out wrong. Cost: one MLP evaluation for both outputs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..gaussian import gaussian_map_coefficients
+from flowlik_models.gaussian import gaussian_map_coefficients
+
 from .embedding import TimeFeatures
+
+_CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped: the tails extrapolate
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -28,7 +31,11 @@ class VectorFlowMap(nn.Module):
 
     ``mean`` (d,), ``eigenvalues`` (d,), ``eigenvectors`` (d, d) are the moments of the training data. With
     ``preconditioned`` off the network is a plain MLP on x without Gaussian part or gates. With ``divergence`` off there
-    is no ``joint``: the map alone. ``eps``: the data end lies at t = 1 - eps; ``delta``: the smallest 1 - t resolved.
+    is no ``joint``: the map alone.
+
+    ``waves`` random Fourier features of y (scale ``wave_scale`` radians per standard
+    deviation) let a small network follow the steep places between modes of low-dimensional data.
+    ``eps``: the data end lies at t = 1 - eps; ``delta``: the smallest 1 - t resolved.
     """
 
     def __init__(
@@ -83,8 +90,9 @@ class VectorFlowMap(nn.Module):
             y = z / w.sqrt()
         else:
             y = x
-        phase = y @ self.wave_vectors
-        h = F.silu(self.first(torch.cat((y, phase.sin(), phase.cos(), self.time(t), self.time(s)), 1)))
+        near = _CLIP * torch.tanh(y / _CLIP)
+        phase = near @ self.wave_vectors
+        h = F.silu(self.first(torch.cat((near, phase.sin(), phase.cos(), self.time(t), self.time(s)), 1)))
         for block in self.blocks:
             h = h + F.silu(block(h))
         u = self.shift(h)
@@ -95,12 +103,10 @@ class VectorFlowMap(nn.Module):
         if self.head is None:
             return u, None
         read = self.head(h)
-        residual = x.shape[1] * read[:, 0] + (read[:, 1:] * y.square()).sum(1)
+        residual = x.shape[1] * read[:, 0] + (read[:, 1:] * near.square()).sum(1)
         return u, divergence + residual
 
-    def _joint(
-        self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Average velocity (batch, d) and average divergence (batch,) from t to s."""
         u, divergence = self._forward(x, t, s)
         assert divergence is not None

@@ -1,0 +1,354 @@
+"""References: what a likelihood is judged against, how it was made, and the checks it passed.
+
+A closed-form task needs none stored: its truth is evaluated at the items themselves, and `flowlik reference` writes a
+summary of it. For `digits` the reference is the teacher's converged likelihood, one fixed dequantised point per image:
+RK4 in the variable r = log((t + 0.1)/(1 - t + 0.001)), exact trace at the nodes, the divergence integrated by a cubic
+spline through them; 128 steps, with the distance to 64 steps as its error. Stored are `<task>.json` and `<task>.npz`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowlik import measures
+from flowlik.places import need_source_root, results_dir
+from flowlik.records import read_arrays, to_plain, utc_now, write_arrays, write_atomically
+from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_task, tensor_hash
+
+if TYPE_CHECKING:
+    from flowlik.tasks import ClosedFormTask
+
+Say = Callable[[str], None]
+SCHEMA = 1
+ITEMS = 256
+STEPS = (64, 128)
+NEAR_NOISE, NEAR_DATA = 0.1, 0.001  # the rule's variable resolves 1 - t down to about 0.001
+CHUNK = 64
+HALVING_LIMIT = 0.001  # bits/dim between 64 and 128 steps, mean over items
+ADAPTIVE_ITEMS = 8
+ADAPTIVE_LIMIT = 0.002  # bits/dim to dopri5 at 1e-6, mean over items
+TEACHER_SAMPLES = 1000
+SAMPLES_SEED = 0
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored reference: its card and its arrays."""
+
+    card: dict[str, Any]
+    arrays: dict[str, Any]
+    file: Path
+
+
+@cache
+def stored(task: str, folder: Path | None = None) -> Stored:
+    """The stored reference of a task, its arrays verified by their hash.
+
+    Args:
+        task: task id.
+        folder: where to look, default the shipped references.
+
+    Raises:
+        UnavailableError: there is none. ValueError: it is damaged; the message names the file.
+    """
+    file = (folder or results_dir() / "references") / f"{task}.json"
+    arrays_file = file.with_suffix(".npz")
+    if not file.is_file() or not arrays_file.is_file():
+        raise UnavailableError(f"no stored reference of {task}; make it with: flowlik reference {task} --ship")
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        expected = card["arrays_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected the card of a reference ({error})") from error
+    if hashlib.sha256(arrays_file.read_bytes()).hexdigest() != expected:
+        raise ValueError(f"{arrays_file}: expected the arrays with the hash that stands in {file.name}")
+    return Stored(card=card, arrays=read_arrays(arrays_file), file=file)
+
+
+def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference:
+    """The stored values for these items, (draws, n) nats; NaN for items and draws that have none.
+
+    Raises:
+        UnavailableError: none stored, or of another model or another end time. ValueError: other points than stored.
+    """
+    from flowlik_models.zoo import model_hash
+
+    found = stored(task.id)
+    card = found.card
+    again = f"make it again with: flowlik reference {task.id} --ship"
+    present = model_hash(task.id, task.reference_model)
+    if card["model_hash"] != present:
+        raise UnavailableError(f"the reference of {task.id} is of model {card['model_hash']}, not {present}; {again}")
+    if abs(t - card["t_end"]) > 1e-9:
+        raise UnavailableError(f"the reference of {task.id} is of t = {card['t_end']}, not {t}")
+    values = np.asarray(found.arrays[f"{split}_log_prob"], dtype=np.float64)
+    part = card["splits"][split]
+    if tensor_hash(task.items(split, len(values)).x) != part["x_hash"]:
+        raise ValueError(f"{found.file}: expected the points of {split} with hash {part['x_hash']}; {again}")
+    log_prob = np.full((items.draws, items.n), np.nan)
+    known = min(items.n, len(values))
+    log_prob[0, :known] = values[:known]
+    return Reference(
+        log_prob=log_prob,
+        ref_id=card["ref_id"],
+        error=float(part["error_bpd"]),
+        digest=f"{card['arrays_sha256'][:12]}",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- making
+
+
+def make_reference(
+    task: str, folder: Path, *, device: str = "cpu", limit: int | None = None, progress: Say = lambda _: None
+) -> Path:
+    """Compute a task's reference and write it to `folder`; the path of its card.
+
+    Args:
+        task: task id.
+        folder: where to write; partial results of an interrupted call are kept there and used.
+        device: where the teacher runs.
+        limit: items a split, default 256.
+        progress: called with lines of text.
+
+    Raises:
+        ValueError: unknown task, or a check that failed. UnavailableError: the teacher is not there.
+    """
+    found = get_task(task)
+    if found.reference_model == "closed-form":
+        return _summarise_closed_form(found, folder)  # type: ignore[arg-type]
+    return _converge(found, folder, device, limit or ITEMS, progress)
+
+
+def ship_reference(task: str, folder: Path) -> Path:
+    """Copy a reference from `folder` into the source tree; the path of its card there."""
+    target = need_source_root("--ship") / "results" / "references"
+    target.mkdir(parents=True, exist_ok=True)
+    for suffix in (".npz", ".json"):
+        file = folder / f"{task}{suffix}"
+        if file.exists():
+            shutil.copyfile(file, target / file.name)
+    stored.cache_clear()
+    return target / f"{task}.json"
+
+
+def _check(name: str, value: float, limit: float) -> dict[str, Any]:
+    return {"name": name, "value": value, "limit": limit, "passed": bool(value <= limit)}
+
+
+def _write_card(file: Path, card: dict[str, Any]) -> Path:
+    from flowlik.environment import commit, versions
+
+    card |= {"created_utc": utc_now(), "commit": commit()[0], "versions": versions()}
+    write_atomically(file, json.dumps(to_plain(card), indent=2).encode() + b"\n")
+    failed = [check["name"] for check in card["checks"] if not check["passed"]]
+    if failed:
+        raise ValueError(f"{file}: the reference failed its checks: {', '.join(failed)}")
+    return file
+
+
+def _summarise_closed_form(task: ClosedFormTask, folder: Path) -> Path:
+    """The truth's own numbers on 20,000 fresh points, and that its density integrates to 1 on the task's grid."""
+    n = 20_000
+    items = task.items("test", n)
+    end = 1.0 - task.eps
+    bits = measures.bits_per_dim(task.log_density(items.x, end), task.dim)
+    checks = [_check("share of points whose density is not finite", float(np.mean(~np.isfinite(bits))), 0.0)]
+    grid = task.grid()
+    if grid is not None:
+        mass = measures.mass(task.log_density(grid.points, end), grid.cell_area)
+        checks.append(_check("|mass on the task's grid - 1|", abs(mass - 1.0), 1e-4))
+    mean, covariance = task.moments()
+    x = items.x.flatten(1).numpy()
+    spread = np.sqrt(np.diag(covariance) / n)
+    checks.append(_check("largest |sample mean - mean| in standard errors", _largest(x.mean(0) - mean, spread), 5.0))
+    card = {
+        "schema": SCHEMA,
+        "task": task.id,
+        "model": "closed-form",
+        "ref_id": "closed-form",
+        "how": "exact log-density of the closed form at t_end, float64; nothing is stored per item",
+        "data_hash": task.data_hash("test"),
+        "t_end": end,
+        "n": n,
+        "bpd_mean": float(bits.mean()),
+        "bpd_se": float(bits.std(ddof=1) / math.sqrt(n)),
+        "bpd_quantiles": dict(zip(("p05", "p50", "p95"), np.quantile(bits, (0.05, 0.5, 0.95)), strict=True)),
+        "checks": checks,
+    }
+    return _write_card(folder / f"{task.id}.json", card)
+
+
+def _largest(difference: Array, spread: Array) -> float:
+    return float(np.max(np.abs(difference) / spread))
+
+
+def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> Path:
+    from flowlik.runner import load
+
+    model, model_hash = load(task.id, task.reference_model, device, "float32")
+    parts = folder / f"{task.id}-{model_hash}-parts"
+    end = 1.0 - float(getattr(model, "eps", 0.0))
+    samples = _teacher_samples(model, parts / "samples.npz", device, progress)
+    arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
+    card: dict[str, Any] = {
+        "schema": SCHEMA,
+        "task": task.id,
+        "model": task.reference_model,
+        "model_hash": model_hash,
+        "ref_id": f"{task.reference_model}-rk4-{STEPS[-1]}",
+        "how": (
+            f"RK4, {STEPS[-1]} steps in log((t + {NEAR_NOISE})/(1 - t + {NEAR_DATA})), exact trace at the nodes, cubic "
+            f"spline through the divergence, float32 network; error: mean distance to {STEPS[0]} steps"
+        ),
+        "teacher_samples": f"{TEACHER_SAMPLES} draws by dopri5 at rtol = atol = 1e-6, seed {SAMPLES_SEED}",
+        "t_end": end,
+        "splits": {},
+        "checks": [],
+    }
+    for split in task.splits:
+        x = samples[:n] if split == "teacher-samples" else task.items(split, n).x
+        coarse, fine = (_in_chunks(model, x, steps, end, parts, split, device, progress) for steps in STEPS)
+        scale = 1.0 / (task.dim * math.log(2.0))
+        distance = np.abs(fine - coarse) * scale
+        arrays[f"{split}_log_prob"] = fine
+        levels = None if split == "teacher-samples" else task.levels
+        card["splits"][split] = {
+            "n": len(x),
+            "x_hash": tensor_hash(x),
+            "bpd_mean": float(measures.bits_per_dim(fine, task.dim, levels).mean()),
+            "error_bpd": float(distance.mean()),
+            "error_bpd_max": float(distance.max()),
+        }
+        card["checks"].append(
+            _check(f"{split}: mean distance of {STEPS[0]} to {STEPS[1]} steps, bits/dim", distance.mean(), HALVING_LIMIT)
+        )
+        adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], device)
+        gap = float(np.abs(adaptive - fine[:ADAPTIVE_ITEMS]).mean()) * scale
+        card["checks"].append(_check(f"{split}: mean distance to dopri5 at 1e-6, bits/dim", gap, ADAPTIVE_LIMIT))
+        progress(f"{split}: {card['splits'][split]['bpd_mean']:.4f} bits/dim, error {distance.mean():.2g}")
+    write_arrays(folder / f"{task.id}.npz", arrays)
+    card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
+    path = _write_card(folder / f"{task.id}.json", card)
+    shutil.rmtree(parts, ignore_errors=True)
+    return path
+
+
+def _teacher_samples(model: Any, file: Path, device: str, progress: Say) -> Tensor:
+    from flowlik_estimators import get
+
+    if file.exists():
+        return torch.from_numpy(read_arrays(file)["x"])
+    estimator = get("ode", solver="dopri5", rtol=1e-6, atol=1e-6)
+    parts = []
+    for ids in torch.arange(TEACHER_SAMPLES).split(250):
+        generator = torch.Generator().manual_seed(SAMPLES_SEED)
+        out = estimator.sample(model, len(ids), generator=generator, items=ids, log_prob=False)
+        if not bool(out.valid.all()):
+            raise ValueError(f"the teacher's samples by {estimator.label} are not all finite ({out.reason})")
+        parts.append(out.x.cpu())
+    x = torch.cat(parts)
+    write_arrays(file, {"x": x.numpy()})
+    progress(f"{len(x)} samples of the teacher")
+    return x
+
+
+def _adaptive(model: Any, x: Tensor, device: str) -> Array:
+    from flowlik_estimators import get
+
+    out = get("ode", solver="dopri5", rtol=1e-6, atol=1e-6).log_prob(model, x.to(device))
+    return np.asarray(out.log_prob.cpu().numpy())
+
+
+def _in_chunks(
+    model: Any, x: Tensor, steps: int, end: float, parts: Path, split: str, device: str, progress: Say
+) -> Array:
+    """The converged values of all points; each chunk is kept on disk, so that an interrupted call goes on."""
+    values = []
+    for number, chunk in enumerate(x.split(CHUNK)):
+        file = parts / f"{split}-{steps}-{number}-{tensor_hash(chunk)}.npz"
+        if not file.exists():
+            write_arrays(file, {"log_prob": converged_log_prob(model, chunk.to(device), steps, end)})
+            progress(f"{split}: {steps} steps, {min(len(x), (number + 1) * CHUNK)} of {len(x)} items")
+        values.append(read_arrays(file)["log_prob"])
+    return np.concatenate(values)
+
+
+# ------------------------------------------------------------------------------------------------------------- the rule
+
+
+def times_of(steps: int, end: float) -> tuple[Array, Array, Array]:
+    """Nodes of the rule from `end` down to 0: r, t(r) and dt/dr, (steps + 1,) each."""
+    first, last = (math.log((t + NEAR_NOISE) / (1.0 - t + NEAR_DATA)) for t in (end, 0.0))
+    r = np.linspace(first, last, steps + 1)
+    t = np.clip(time_of(r), 0.0, end)
+    t[0], t[-1] = end, 0.0
+    return r, t, slope_of(r)
+
+
+def time_of(r: Any) -> Any:
+    """t from r = log((t + a)/(1 - t + b))."""
+    e = np.exp(r)
+    return ((1.0 + NEAR_DATA) * e - NEAR_NOISE) / (1.0 + e)
+
+
+def slope_of(r: Any) -> Any:
+    """dt/dr."""
+    e = np.exp(r)
+    return (1.0 + NEAR_DATA + NEAR_NOISE) * e / (1.0 + e) ** 2
+
+
+def converged_log_prob(model: Any, x: Tensor, steps: int, end: float = 1.0) -> Array:
+    """log p at t = `end` of every row of x by the fixed rule of this module, (batch,) nats.
+
+    The state is kept in float64, the network sees x's dtype. Cost: 4 forwards a step, and d vjps at each node.
+    """
+    from scipy.interpolate import CubicSpline
+
+    from flowlik_estimators.trace import exact
+
+    r, t, slope = times_of(steps, end)
+    step = float(r[1] - r[0])
+
+    def velocity(y: Tensor, time: float) -> Tensor:
+        with torch.no_grad():
+            v: Tensor = model.velocity(y.to(x.dtype), x.new_full((len(y),), time))
+        return v.double()
+
+    def rate(y: Tensor, where: float) -> Tensor:
+        return velocity(y, float(np.clip(time_of(where), 0.0, end))) * float(slope_of(where))
+
+    y = x.double()
+    divergences = []
+    for k in range(steps + 1):
+        now = x.new_full((len(x),), float(t[k]))
+        _, divergence = exact(lambda z, now=now: model.velocity(z, now), y.to(x.dtype))  # type: ignore[misc]
+        divergences.append(divergence[:, 0].double().cpu().numpy())
+        if k == steps:
+            break
+        k1 = rate(y, r[k])
+        k2 = rate(y + 0.5 * step * k1, r[k] + 0.5 * step)
+        k3 = rate(y + 0.5 * step * k2, r[k] + 0.5 * step)
+        k4 = rate(y + step * k3, r[k] + step)
+        y = y + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+    integrand = np.stack(divergences) * slope[:, None]
+    # r falls from data to noise; the spline wants it rising, and then gives the integral from noise to data.
+    integral = CubicSpline(r[::-1], integrand[::-1], axis=0).integrate(r[-1], r[0])
+    flat = y.flatten(1).cpu().numpy()
+    log_source = -0.5 * (flat**2).sum(axis=1) - 0.5 * flat.shape[1] * math.log(2.0 * math.pi)
+    return np.asarray(log_source - integral)

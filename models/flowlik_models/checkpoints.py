@@ -1,0 +1,92 @@
+"""Checkpoints: safetensors beside a JSON card. Nothing is ever unpickled, nothing is overwritten in place."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+SHIPPED = Path(__file__).with_name("checkpoints")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another model; the message names the file and what was expected."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary file beside ``path`` and move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Save tensors as safetensors, moved into place when complete."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, serialise(plain, dict(metadata or {})))
+
+
+def save_checkpoint(path: Path, module: nn.Module, card: Mapping[str, Any]) -> None:
+    """Save a module's tensors to ``path`` and its card beside it as JSON."""
+    save_tensors(path, module.state_dict(), {"task": str(card["task"]), "model": str(card["model"])})
+    write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card of a checkpoint; the card is empty where there is none.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not safetensors, or the card is not JSON.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint, expected a safetensors file")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a complete safetensors file ({error})") from None
+    card_path = path.with_suffix(".json")
+    try:
+        card = json.loads(card_path.read_text()) if card_path.is_file() else {}
+    except ValueError:
+        raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON") from None
+    return tensors, card
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a module of exactly those names and shapes.
+
+    Raises:
+        CheckpointError: names the file and the first tensor that is missing, unexpected or of another shape.
+    """
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path}: expected a tensor {name!r} {tuple(tensor.shape)}, found none")
+        if tensors[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: expected {name!r} of shape {tuple(tensor.shape)}, found {tuple(tensors[name].shape)}"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise CheckpointError(f"{path}: unexpected tensor {name!r}; the file is of another model")
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise CheckpointError(f"{path}: expected finite tensors, found NaN or infinity")
+    module.load_state_dict(dict(tensors))

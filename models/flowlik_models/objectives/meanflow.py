@@ -1,0 +1,76 @@
+"""MeanFlow and MeanFlow-F2D2: the Eulerian condition with a stopped gradient (docs/math.md section 3).
+
+``u`` regresses ``sg[v + (s - t) du/dt]`` and ``D`` regresses ``sg[div v + (s - t) dD/dt]``, d/dt the total
+derivative in the source time along v. Sources: Geng et al. 2025 (MeanFlow) and arXiv 2512.02636 (F2D2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+
+Derivative = Literal["jvp", "difference"]
+Outputs = tuple[Tensor, ...]
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def total_derivative(
+    function: Callable[[Tensor, Tensor, Tensor], Outputs],
+    batch: Batch,
+    *,
+    method: Derivative,
+    end: float,
+    step: float = 1e-2,
+    delta: float = 5e-3,
+) -> Outputs:
+    """d/dt of ``function(x, t, s)`` with dx/dt = velocity and s fixed, no graph.
+
+    ``jvp`` is exact and costs about three evaluations; ``difference`` takes two evaluations in one batch, a central
+    difference whose step shrinks with the distance to the data end (``step * (1 - t + delta)``) and with the speed.
+    In float32 its error is near 1e-3 relative, far below the error of the regression it serves.
+    """
+    x, t, s, velocity = batch.x, batch.t, batch.s, batch.velocity
+    with torch.no_grad():
+        if method == "jvp":
+            pair = torch.func.jvp(lambda x, t: function(x, t, s), (x, t), (velocity, torch.ones_like(t)))
+            return tuple(pair[1])
+        speed = velocity.flatten(1).square().mean(1).sqrt()
+        h = step * torch.minimum(1 - t + delta, 1 / (1 + speed))
+        h = torch.where(t + h > end + delta / 2, h / 2, h)
+        shift = _column(h, x) * velocity
+        outputs = function(torch.cat((x + shift, x - shift)), torch.cat((t + h, t - h)), torch.cat((s, s)))
+        ahead_behind = (output.chunk(2) for output in outputs)
+        return tuple((ahead - behind) / _column(2 * h, ahead) for ahead, behind in ahead_behind)
+
+
+def meanflow_loss(
+    network: Any, batch: Batch, *, method: Derivative, end: float, delta: float = 5e-3
+) -> dict[str, Tensor]:
+    """Squared errors (batch,) of the average velocity, mean over dimensions, and of the average divergence per
+    dimension where the batch carries divergences.
+    """
+    joint = batch.divergence is not None
+
+    def evaluate(x: Tensor, t: Tensor, s: Tensor) -> Outputs:
+        return tuple(network.joint(x, t, s)) if joint else (network.average_velocity(x, t, s),)
+
+    rates = total_derivative(evaluate, batch, method=method, end=end, delta=delta)
+    gap = batch.s - batch.t
+    outputs = evaluate(batch.x, batch.t, batch.s)
+    target = batch.velocity + _column(gap, batch.x) * rates[0]
+    assert outputs[0].shape == target.shape
+    errors = {"velocity": (outputs[0] - target).flatten(1).square().mean(1)}
+    if batch.divergence is not None:
+        goal = batch.divergence + gap * rates[1]
+        # (batch,) against (batch, 1) would broadcast and pull every value to the batch mean
+        assert outputs[1].shape == goal.shape == batch.t.shape
+        errors["divergence"] = ((outputs[1] - goal) / batch.x[0].numel()).square()
+    return errors

@@ -1,0 +1,90 @@
+"""How every shipped model is trained: one row each. Times on two cores stand on the models' cards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .objectives.meanflow import Derivative
+
+Objective = Literal["flow-matching", "meanflow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a training run besides seed and data.
+
+    ``network``: options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at
+    zero). ``teacher``: model whose velocity and divergence are the targets (``None``: the closed form, or the data).
+    ``stretched``, ``diagonal``, ``ends``: shares of times drawn near the data, of s = t, and of s at an end.
+    ``altered``: share of points moved off the path by noise of up to ``altered_scale``. ``weight_c``: constants of the
+    adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per divergence target of a teacher.
+    """
+
+    objective: Objective
+    divergence: bool = False
+    network: dict[str, Any] = field(default_factory=dict)
+    start_from: str | None = None
+    teacher: str | None = None
+    steps: int = 10_000
+    batch: int = 256
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.0
+    ema: float = 0.999
+    clip: float = 10.0
+    weight_c: tuple[float, float] = (1.0, 1.0)
+    stretched: float = 0.5
+    diagonal: float = 0.25
+    ends: float = 0.0
+    delta: float = 5e-3
+    altered: float = 0.25
+    altered_scale: float = 2.0
+    shift: float = 0.0
+    probes: int = 1
+    derivative: Derivative = "difference"
+
+
+_PLANE = Recipe(
+    objective="meanflow",
+    network={"hidden": 160, "depth": 4, "gate_rank": 128, "waves": 64, "wave_scale": 1.5},
+)
+_DIGITS = Recipe(
+    objective="flow-matching",
+    network={"widths": (32, 48, 64), "blocks": 1, "dropout": 0.1},
+    batch=128,
+    learning_rate=2e-3,
+    weight_decay=0.01,
+    ema=0.998,
+    clip=1.0,
+    delta=1e-3,
+    shift=0.5,
+    derivative="jvp",
+)
+
+
+_SPACE = replace(
+    _PLANE,
+    network={"hidden": 320, "depth": 4, "gate_rank": 192},
+    learning_rate=2e-3,
+    weight_c=(0.01, 0.01),
+    altered=0.1,
+    altered_scale=1.0,
+)
+
+
+def _vector_models(base: Recipe, steps: int, joint_steps: int) -> dict[str, Recipe]:
+    plain = {**base.network, "preconditioned": False, "waves": 0}
+    return {
+        "meanflow": replace(base, steps=steps),
+        "meanflow-f2d2": replace(base, divergence=True, start_from="meanflow", steps=joint_steps),
+        "meanflow-f2d2-plain": replace(base, divergence=True, network=plain, steps=joint_steps),
+    }
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "gmm-2d": _vector_models(_PLANE, 4_000, 14_000),
+    "checkerboard-2d": _vector_models(_PLANE, 5_000, 14_000),
+    "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
+    "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
+    "digits": {"teacher": _DIGITS},
+}

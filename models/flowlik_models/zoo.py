@@ -1,0 +1,120 @@
+"""The models of every task by id: closed forms and shipped checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
+from .data import DIGITS_LEVELS, digits, moments
+from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
+from .networks.vector import VectorFlowMap
+from .recipes import RECIPES, Recipe
+from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
+
+CLOSED_FORM = "closed-form"
+TASK_MODELS: dict[str, tuple[str, ...]] = {
+    task: ((CLOSED_FORM,) if task in SYNTHETIC_TASKS else ()) + tuple(RECIPES.get(task, {}))
+    for task in (*SYNTHETIC_TASKS, "digits")
+}
+
+
+def _unknown(kind: str, name: str, valid: Iterable[str]) -> ValueError:
+    names = list(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}{hint} (valid: {', '.join(names)})")
+
+
+def check_names(task: str, model: str) -> None:
+    """Raise ValueError, naming the valid ones and the nearest match, for an unknown task or model."""
+    if task not in TASK_MODELS:
+        raise _unknown("task", task, TASK_MODELS)
+    if model not in TASK_MODELS[task]:
+        raise _unknown(f"model of task {task}", model, TASK_MODELS[task])
+
+
+def recipe_for(task: str, model: str) -> Recipe:
+    """The recipe of a trained model. Raises ValueError for unknown names and for the closed form."""
+    check_names(task, model)
+    if model == CLOSED_FORM:
+        raise ValueError(f"{CLOSED_FORM} of {task} is exact and not trained")
+    return RECIPES[task][model]
+
+
+def build(task: str, recipe: Recipe) -> nn.Module:
+    """The untrained network of a recipe with the moments of the task's training data."""
+    if task == "digits":
+        kind = UNet if recipe.objective == "flow-matching" else FlowMapUNet
+        kind = JointFlowMapUNet if recipe.divergence else kind
+        return kind((1, 8, 8), moments=moments(digits("train")[0], DIGITS_LEVELS), **recipe.network)
+    truth = closed_form(task)
+    mean, covariance = truth.mean_and_covariance()
+    values, vectors = torch.linalg.eigh(covariance)
+    return VectorFlowMap(
+        mean,
+        values,
+        vectors,
+        divergence=recipe.divergence,
+        eps=truth.eps,
+        delta=recipe.delta,
+        **recipe.network,
+    )
+
+
+def checkpoint_path(task: str, model: str) -> Path:
+    """Where the shipped checkpoint of a model lies."""
+    return SHIPPED / task / f"{model}.safetensors"
+
+
+def _existing(task: str, model: str, path: Path | None) -> Path:
+    file = path or checkpoint_path(task, model)
+    if not file.is_file():
+        cure = f"`flowlik train {task} {model} --ship` makes it"
+        raise CheckpointError(f"{file.name}: no checkpoint of {model} on {task}; {cure}")
+    return file
+
+
+def load_model(
+    task: str, model: str, *, path: Path | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """A model of the zoo in evaluation mode.
+
+    Raises:
+        ValueError: unknown task or model; the line names the valid ones and the nearest match.
+        CheckpointError: the file is missing, truncated, of another task or model, or holds other tensors.
+    """
+    check_names(task, model)
+    if model == CLOSED_FORM:
+        return closed_form(task).to(device).eval()
+    file = _existing(task, model, path)
+    tensors, card = read_checkpoint(file)
+    found = (card.get("task", task), card.get("model", model))
+    if found != (task, model):
+        raise CheckpointError(f"{file}: expected {model} on {task}, found {found[1]} on {found[0]}")
+    network = build(task, recipe_for(task, model))
+    fill(network, {name: tensor.float() for name, tensor in tensors.items()}, file)
+    return network.to(device).eval()
+
+
+def model_card(task: str, model: str) -> dict[str, Any]:
+    """The card of a shipped model: recipe, seed, training time, data hash, accuracy."""
+    check_names(task, model)
+    if model == CLOSED_FORM:
+        return {"task": task, "model": model, "constants": constants_hash(task)}
+    return read_checkpoint(checkpoint_path(task, model))[1]
+
+
+def model_hash(task: str, model: str, *, path: Path | None = None) -> str:
+    """Twelve hexadecimal digits of the checkpoint's bytes, or of a closed form's constants."""
+    check_names(task, model)
+    if model == CLOSED_FORM:
+        return constants_hash(task)
+    file = _existing(task, model, path)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]

@@ -1,0 +1,165 @@
+"""Training resumes to the same result; checkpoints that do not fit are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowlik_models import training
+from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint
+from flowlik_models.networks.vector import VectorFlowMap
+from flowlik_models.objectives import adaptive, meanflow_loss, total_derivative
+from flowlik_models.objectives.batch import Batch
+from flowlik_models.recipes import RECIPES
+from flowlik_models.synthetic import closed_form
+from flowlik_models.training import train
+from flowlik_models.zoo import build, load_model, recipe_for
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    return read_checkpoint(path)[0]
+
+
+def test_interrupted_training_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("gmm-2d", "meanflow", out=tmp_path / "whole", steps=12)
+    monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
+    update, calls = training._Run.update, []
+
+    def interrupted(self: training._Run, loss: Tensor) -> None:
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        calls.append(1)
+        update(self, loss)
+
+    monkeypatch.setattr(training._Run, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("gmm-2d", "meanflow", out=tmp_path / "cut", steps=12)
+    monkeypatch.setattr(training._Run, "update", update)
+    resumed = train("gmm-2d", "meanflow", out=tmp_path / "cut", steps=12)
+    expected, found = tensors_of(whole), tensors_of(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not list((tmp_path / "cut").rglob("*.state.safetensors"))
+
+
+def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_losses", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(training.TrainingError, match="not finite"):
+        train("gmm-2d", "meanflow", out=tmp_path, steps=100)
+
+
+def test_untrained_map_is_the_gaussian_of_the_data() -> None:
+    network = build("gmm-2d", recipe_for("gmm-2d", "meanflow-f2d2"))
+    mean, covariance = closed_form("gmm-2d").mean_and_covariance()
+    from flowlik_models.gaussian import Gaussian
+
+    exact = Gaussian(mean, covariance)
+    x, t, s = torch.randn(50, 2), torch.rand(50), torch.rand(50)
+    for found, expected in zip(network.joint(x, t, s), exact.joint(x, t, s), strict=True):  # type: ignore[operator]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_map_without_head_has_no_joint() -> None:
+    from flowlik_models.interfaces import FlowMap, JointFlowMap
+
+    bare = build("gmm-2d", recipe_for("gmm-2d", "meanflow"))
+    assert isinstance(bare, FlowMap)
+    assert not isinstance(bare, JointFlowMap)
+    assert isinstance(build("gmm-2d", recipe_for("gmm-2d", "meanflow-f2d2")), JointFlowMap)
+
+
+@pytest.mark.parametrize("task", ["gmm-2d", "gmm-64d"])
+def test_difference_derivative_agrees_with_the_exact_one(task: str) -> None:
+    recipe, truth = recipe_for(task, "meanflow-f2d2"), closed_form(task)
+    torch.manual_seed(0)
+    network = build(task, recipe)
+    for parameter in network.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    generator = torch.Generator().manual_seed(0)
+    t, s = torch.rand(200, generator=generator), torch.rand(200, generator=generator)
+    x = truth.sample(200, generator=generator, t=0.5)
+    velocity, divergence = truth.velocity_and_divergence(x, t)
+    batch = Batch(x, t, s, velocity, divergence)
+    both = [
+        total_derivative(network.joint, batch, method=method, end=1.0)  # type: ignore[arg-type]
+        for method in ("jvp", "difference")
+    ]
+    for exact, difference in zip(*both, strict=True):
+        scale = exact.abs().mean()
+        assert float((exact - difference).abs().mean() / scale) < 5e-3
+
+
+def test_losses_of_the_exact_map_vanish() -> None:
+    truth = closed_form("gaussian-2d")
+    x = truth.sample(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t, s = torch.rand(100, dtype=torch.float64), torch.rand(100, dtype=torch.float64)
+    errors = meanflow_loss(truth, Batch(x, t, s, *truth.velocity_and_divergence(x, t)), method="jvp", end=1.0)
+    assert all(error.shape == (100,) for error in errors.values())
+    assert max(float(error.max()) for error in errors.values()) < 1e-20
+
+
+def test_a_divergence_of_shape_batch_by_one_is_refused() -> None:
+    truth = closed_form("gaussian-2d")
+    x, t = torch.randn(8, 2), torch.rand(8)
+    velocity, divergence = truth.velocity_and_divergence(x, t)
+    with pytest.raises(AssertionError):
+        meanflow_loss(truth, Batch(x, t, t, velocity, divergence[:, None]), method="jvp", end=1.0)
+    with pytest.raises(ValueError, match="one error a sample"):
+        adaptive(torch.ones(3, 1), 1.0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    network = build("gmm-2d", RECIPES["gmm-2d"]["meanflow"])
+    path = tmp_path / "meanflow.safetensors"
+    save_checkpoint(path, network, {"task": "gmm-2d", "model": "meanflow"})
+    return path
+
+
+def test_checkpoint_comes_back(checkpoint: Path) -> None:
+    network = load_model("gmm-2d", "meanflow", path=checkpoint)
+    assert isinstance(network, VectorFlowMap)
+    assert not network.training
+
+
+def test_truncated_checkpoint_is_named(checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"meanflow\.safetensors.*complete"):
+        load_model("gmm-2d", "meanflow", path=checkpoint)
+
+
+def test_checkpoint_of_another_task_is_named(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected meanflow on thin-2d, found meanflow on gmm-2d"):
+        load_model("thin-2d", "meanflow", path=checkpoint)
+
+
+def test_missing_checkpoint_names_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="flowlik train gmm-2d meanflow"):
+        load_model("gmm-2d", "meanflow", path=tmp_path / "none.safetensors")
+
+
+def test_other_tensors_are_named(checkpoint: Path) -> None:
+    tensors = tensors_of(checkpoint)
+    network = build("gmm-2d", RECIPES["gmm-2d"]["meanflow"])
+    for changed, message in (
+        ({**tensors, "extra": torch.zeros(1)}, "unexpected tensor 'extra'"),
+        ({n: v for n, v in tensors.items() if n != "shift.weight"}, "expected a tensor 'shift.weight'"),
+        ({**tensors, "shift.bias": torch.zeros(3)}, r"of shape \(2,\), found \(3,\)"),
+        ({**tensors, "shift.bias": torch.full((2,), float("nan"))}, "finite"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            fill(network, changed, checkpoint)
+
+
+def test_unknown_names_come_with_the_nearest_match() -> None:
+    with pytest.raises(ValueError, match="did you mean 'gmm-2d'"):
+        load_model("gmm2d", "meanflow")
+    with pytest.raises(ValueError, match="did you mean 'meanflow'"):
+        load_model("gmm-2d", "meanfow")
+    with pytest.raises(ValueError, match="exact and not trained"):
+        recipe_for("gmm-2d", "closed-form")
