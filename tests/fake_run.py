@@ -29,7 +29,7 @@ def write_fake_run(
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        for split in ("test", "teacher-samples", "train") if task == "digits" else ("test",):
+        for split in splits if task == "digits" else ("test",):
             rows += _task_rows(run_dir, task, split, n, rng)
     rows.append(
         _row(tasks[0], "test", "f2d2[steps=4]", "teacher", status="refused", reason="needs a joint map")

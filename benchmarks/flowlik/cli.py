@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ import typer
 
 if TYPE_CHECKING:
     from flowlik.cells import Cell
+    from flowlik.contract import ContractVerdict
+    from flowlik.gates import Gate, Verdict
     from flowlik.runner import Outcome
 
 app = typer.Typer(
@@ -59,7 +62,7 @@ def bad_usage() -> Iterator[None]:
         raise fail(" ".join(str(error).split())) from None
 
 
-# ------------------------------------------------------------------------------------------------------------- flowlik run
+# --- flowlik run --------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -72,7 +75,9 @@ def run(
     tasks: Annotated[list[str] | None, typer.Option("-t", "--task", help="Only these tasks.")] = None,
     models: Annotated[list[str] | None, typer.Option("-m", "--model", help="Only these models.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the estimators: 0-4 or 0,3,7.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)
+    ] = None,
     device: DeviceOption = "auto",
     out: OutOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cells that DIR has already.")] = False,
@@ -143,7 +148,9 @@ def plan_cells(
             check_models(models, sorted({cell.task for cell in cells}))
             cells = [cell for cell in cells if cell.model in models or cell.is_control]
     if not [cell for cell in cells if not cell.is_control]:
-        raise ValueError(f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e")
+        raise ValueError(
+            f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
+        )
     if limit:
         cells = suites.unique([limited(cell, limit) for cell in cells])
     return cells
@@ -203,7 +210,13 @@ def run_plan(cells: list[Cell], folder: Path, suite: str, *, resume: bool, timeo
 
     run_id = new_run_id()
     argv = ["flowlik", *(plain_argument(argument) for argument in sys.argv[1:])]
-    note: dict[str, Any] = {"run_id": run_id, "suite": suite, "argv": argv, "started": utc_now(), "finished": None}
+    note: dict[str, Any] = {
+        "run_id": run_id,
+        "suite": suite,
+        "argv": argv,
+        "started": utc_now(),
+        "finished": None,
+    }
 
     def write_note() -> None:
         write_atomically(folder / "run.json", json.dumps(note, indent=2).encode() + b"\n")
@@ -254,7 +267,13 @@ def one_line(outcome: Outcome) -> str:
     head = f"{row['status']:<8} {outcome.cell.title}"
     if row["status"] != "ok":
         return f"{head}: {row['reason']}"
-    shown = (("bpd", "bpd"), ("bpd_mae", "|error|"), ("nfe_mean", "nfe"), ("mass", "mass"), ("frechet", "frechet"))
+    shown = (
+        ("bpd", "bpd"),
+        ("bpd_mae", "|error|"),
+        ("nfe_mean", "nfe"),
+        ("mass", "mass"),
+        ("frechet", "frechet"),
+    )
     values = [f"{label} {row[name]:.4g}" for name, label in shown if row[name] is not None]
     return "  ".join([head, *values, f"{outcome.seconds:.1f}s"])
 
@@ -327,7 +346,7 @@ def pick_device(name: str) -> str:
     return name
 
 
-# ------------------------------------------------------------------------------------------------- flowlik list, train, ...
+# --- flowlik list, train, ... -------------------------------------------------------------------------------
 
 
 @app.command("list")
@@ -356,7 +375,7 @@ def _listed(kind: str) -> dict[str, str]:
     if kind == "estimators":
         import flowlik_estimators
 
-        return {name: _first_line(flowlik_estimators.get(name)) for name in flowlik_estimators.available()}
+        return {name: _first_line(kind) for name, kind in flowlik_estimators.available().items()}
     if kind == "suites":
         from flowlik import suites
 
@@ -368,8 +387,9 @@ def _listed(kind: str) -> dict[str, str]:
     return {name: ", ".join(task.models) for name, task in registry().items()}
 
 
-def _first_line(thing: Any) -> str:
-    return (type(thing).__doc__ or "").strip().split("\n")[0]
+def _first_line(kind: type) -> str:
+    parameters = ", ".join(field.name for field in fields(kind))
+    return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
 
 
 @app.command()
@@ -489,37 +509,48 @@ def _need_records(folder: Path) -> None:
 
 @app.command()
 def check(
-    plugins: Annotated[bool, typer.Option("--plugins", help="Contract tests on every estimator instead.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Note the measured values in the baselines.")] = False,
+    plugins: Annotated[
+        bool, typer.Option("--plugins", help="Contract tests on every estimator instead.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Note the measured values in the baselines.")
+    ] = False,
     only: Annotated[str | None, typer.Option("--only", help="Only gates whose id contains this.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the accuracy and NFE gates of results/baselines, or the contract tests."""
     with bad_usage():
         chosen = pick_device(device)
-    if plugins:
-        from flowlik.contract import contract_verdicts
-
-        lines = [(verdict.passed, verdict.line()) for verdict in contract_verdicts()]
-    else:
-        from flowlik import gates
-
-        with bad_usage():
-            wanted = gates.load_gates(only=only)
-        lines = []
-        verdicts = []
-        for verdict in gates.run_gates(wanted, device=chosen):
-            verdicts.append(verdict)
-            lines.append((verdict.passed, verdict.line()))
-            typer.echo(verdict.line())
-        if update:
-            gates.note_measured(verdicts)
-    if plugins:
-        for _, line in lines:
-            typer.echo(line)
-    failed = sum(not passed for passed, _ in lines)
-    typer.echo(f"{len(lines)} checks: {len(lines) - failed} passed, {failed} failed")
+        wanted = None if plugins else _gates(only)
+    failed = count = 0
+    for verdict in _contract_verdicts() if wanted is None else _gate_verdicts(wanted, chosen, update):
+        typer.echo(verdict.line())
+        count, failed = count + 1, failed + (not verdict.passed)
+    typer.echo(f"{count} checks: {count - failed} passed, {failed} failed")
     raise typer.Exit(1 if failed else 0)
+
+
+def _gates(only: str | None) -> list[Gate]:
+    from flowlik.gates import load_gates
+
+    return load_gates(only=only)
+
+
+def _contract_verdicts() -> Iterator[ContractVerdict]:
+    from flowlik.contract import contract_verdicts
+
+    return contract_verdicts()
+
+
+def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Verdict]:
+    from flowlik.gates import note_measured, run_gates
+
+    verdicts = []
+    for verdict in run_gates(wanted, device=device):
+        verdicts.append(verdict)
+        yield verdict
+    if update:
+        note_measured(verdicts)
 
 
 @app.command()

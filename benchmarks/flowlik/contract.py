@@ -128,7 +128,9 @@ def _batching_changes_nothing(estimator: Any) -> None:
     ids = torch.arange(POINTS)
     whole = _estimate(estimator, model, x, ids).log_prob
     half = POINTS // 2
-    parts = [_estimate(estimator, model, x[part], ids[part]).log_prob for part in (slice(half), slice(half, None))]
+    parts = [
+        _estimate(estimator, model, x[part], ids[part]).log_prob for part in (slice(half), slice(half, None))
+    ]
     gap = float((torch.cat(parts) - whole).abs().max())
     _need(gap <= TOLERANCE, f"halving the batch moves log p by {gap:.2g} nats")
 
@@ -137,7 +139,12 @@ def _misuse_is_refused(estimator: Any) -> None:
     model, x = _points(estimator)
     broken = x.clone()
     broken[0] = float("nan")
-    cases = {"an empty batch": x[:0], "a wrong event shape": x[:, :1], "NaN in x": broken, "integers": x.long()}
+    cases = {
+        "an empty batch": x[:0],
+        "a wrong event shape": x[:, :1],
+        "NaN in x": broken,
+        "integers": x.long(),
+    }
     for what, points in cases.items():
         try:
             _estimate(estimator, model, points)
@@ -148,7 +155,10 @@ def _misuse_is_refused(estimator: Any) -> None:
 
 def _unsuitable_model_is_a_status(estimator: Any) -> None:
     out = _estimate(estimator, Nothing(), torch.zeros(POINTS, 2))
-    _need(out.status == "refused" and bool(out.reason), f"status {out.status!r} instead of refused with a reason")
+    _need(
+        out.status == "refused" and bool(out.reason),
+        f"status {out.status!r} instead of refused with a reason",
+    )
     _need(not bool(out.valid.any()), "a refused call has valid items")
 
 

@@ -17,7 +17,17 @@ from typing import Any
 from flowlik.places import source_root
 
 PACKAGES = (
-    *("flowlik", "torch", "torchdiffeq", "torchmetrics", "numpy", "scipy", "pandas", "scikit-learn", "safetensors"),
+    *(
+        "flowlik",
+        "torch",
+        "torchdiffeq",
+        "torchmetrics",
+        "numpy",
+        "scipy",
+        "pandas",
+        "scikit-learn",
+        "safetensors",
+    ),
     *("matplotlib", "seaborn"),
 )
 
@@ -100,7 +110,10 @@ def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
         "versions": versions(),
-        "argv": ["flowlik", *(plain_argument(argument) for argument in (sys.argv if argv is None else argv)[1:])],
+        "argv": [
+            "flowlik",
+            *(plain_argument(argument) for argument in (sys.argv if argv is None else argv)[1:]),
+        ],
     }
     text = json.dumps(row, sort_keys=True)
     return {"env_id": hashlib.sha256(text.encode()).hexdigest()[:12], **row}

@@ -47,12 +47,14 @@ def frechet_distance(extractor: torch.nn.Module, real: Tensor, samples: Tensor) 
         metric: Any = FrechetInceptionDistance(feature=_Double(extractor)).to(samples.device)
     with torch.no_grad():
         for images, is_real in ((real, True), (samples, False)):
-            for part in images.split(BATCH):
+            for part in torch.split(images, BATCH):
                 metric.update(part, real=is_real)
         return float(metric.compute())
 
 
-def frechet_with_error(extractor: torch.nn.Module, real: Tensor, samples: Tensor, parts: int = PARTS) -> Frechet:
+def frechet_with_error(
+    extractor: torch.nn.Module, real: Tensor, samples: Tensor, parts: int = PARTS
+) -> Frechet:
     """The distance of all samples, and a standard error from `parts` disjoint parts of them.
 
     The parts' own distances are biased upwards by their smaller size, all alike, so their spread over sqrt(parts) is
@@ -62,7 +64,7 @@ def frechet_with_error(extractor: torch.nn.Module, real: Tensor, samples: Tensor
     size = len(samples) // parts
     error = math.nan
     if size >= 2:
-        pieces = samples[: size * parts].split(size)
+        pieces = torch.split(samples[: size * parts], size)
         values = [frechet_distance(extractor, real, piece) for piece in pieces]
         error = float(np.std(values, ddof=1) / math.sqrt(parts))
     name = str(getattr(extractor, "name", type(extractor).__name__))

@@ -65,7 +65,8 @@ class Verdict:
     def line(self) -> str:
         """One line for people."""
         value = self.note if self.value is None else f"{self.value:.4g}"
-        return f"{'pass' if self.passed else 'FAIL'}  {self.gate.id:<44} {self.gate.column} {value} ({self.gate.limits})"
+        verdict = "pass" if self.passed else "FAIL"
+        return f"{verdict}  {self.gate.id:<44} {self.gate.column} {value} ({self.gate.limits})"
 
 
 def load_gates(folder: Path | None = None, only: str | None = None) -> list[Gate]:
@@ -131,7 +132,9 @@ def run_gate(gate: Gate, device: str = "cpu") -> Verdict:
         return Verdict(gate=gate, value=None, passed=False, note=f"{row['status']}: {row['reason']}")
     value = row.get(gate.column, row["extra"].get(gate.column))
     if value is None or not math.isfinite(value):
-        return Verdict(gate=gate, value=None, passed=False, note=f"no value ({row['reason'] or 'not measured'})")
+        return Verdict(
+            gate=gate, value=None, passed=False, note=f"no value ({row['reason'] or 'not measured'})"
+        )
     return Verdict(gate=gate, value=float(value), passed=bool(gate.low <= value <= gate.high))
 
 

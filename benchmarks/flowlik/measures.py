@@ -48,13 +48,19 @@ MEASURES: dict[str, Measure] = _table(
     Measure(name="bpd_err_p95", label="95th percentile of |error|", unit="bits/dim", direction="less", low=0),
     Measure(name="spearman", label="rank correlation", unit="", direction="more", low=-1, high=1),
     Measure(name="stderr_mean", label="own standard error", unit="bits/dim", direction="less", low=0),
-    Measure(name="coverage95", label="coverage of 95 % error bars", unit="share", direction="none", low=0, high=1),
-    Measure(name="invalid_share", label="share of invalid values", unit="share", direction="less", low=0, high=1),
+    Measure(
+        name="coverage95", label="coverage of 95 % error bars", unit="share", direction="none", low=0, high=1
+    ),
+    Measure(
+        name="invalid_share", label="share of invalid values", unit="share", direction="less", low=0, high=1
+    ),
     Measure(name="mass", label="mass", unit="", direction="one", low=0),
     Measure(name="cycle_error", label="cycle error", unit="data units", direction="less", low=0),
     Measure(name="frechet", label="Frechet distance", unit="", direction="less", low=0),
     Measure(name="nfe_mean", label="network evaluations", unit="NFE / sample", direction="less", low=0),
-    Measure(name="nfe_max", label="largest number of evaluations", unit="NFE / sample", direction="less", low=0),
+    Measure(
+        name="nfe_max", label="largest number of evaluations", unit="NFE / sample", direction="less", low=0
+    ),
     Measure(name="vjp_mean", label="vector-Jacobian products", unit="per sample", direction="less", low=0),
     Measure(name="jvp_mean", label="Jacobian-vector products", unit="per sample", direction="less", low=0),
     Measure(name="work", label="forwards + products", unit="per sample", direction="less", low=0),
@@ -171,7 +177,7 @@ def summarise(
     Returns:
         The columns `bpd` ... `invalid_share`, and under `extra` the errors in nats that the gates use.
     """
-    draws, n = log_prob.shape
+    draws = len(log_prob)
     usable = valid & np.isfinite(log_prob)
     bits = np.where(usable, bits_per_dim(log_prob, dim, levels), np.nan)
     errors = bits - np.where(np.isfinite(ref), bits_per_dim(ref, dim, levels), np.nan)

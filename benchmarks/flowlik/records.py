@@ -36,7 +36,16 @@ COLUMN_GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "status": ("status", "reason"),
     "cost": (
-        *("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work", "wall_s_median", "wall_s_iqr", "cpu_s_median"),
+        *(
+            "nfe_mean",
+            "nfe_max",
+            "vjp_mean",
+            "jvp_mean",
+            "work",
+            "wall_s_median",
+            "wall_s_iqr",
+            "cpu_s_median",
+        ),
         *("rounds", "forward_equivalents", "items_per_s", "peak_bytes"),
     ),
     "accuracy": (
@@ -52,8 +61,29 @@ COLUMNS: tuple[str, ...] = tuple(name for group in COLUMN_GROUPS.values() for na
 NESTED = ("params", "extra")
 TEXT = frozenset(
     (
-        *("run_id", "cell_id", "created_utc", "estimator", "estimator_label", "family", "solver", "trace", "noise"),
-        *("task", "model", "model_hash", "data_hash", "split", "dtype", "device", "status", "reason", "ref_id"),
+        *(
+            "run_id",
+            "cell_id",
+            "created_utc",
+            "estimator",
+            "estimator_label",
+            "family",
+            "solver",
+            "trace",
+            "noise",
+        ),
+        *(
+            "task",
+            "model",
+            "model_hash",
+            "data_hash",
+            "split",
+            "dtype",
+            "device",
+            "status",
+            "reason",
+            "ref_id",
+        ),
         *("extractor", "env_id"),
     )
 )
@@ -65,7 +95,18 @@ FAILED = frozenset(("refused", "timeout", "oom", "diverged", "error"))
 """Statuses of a cell that failed: they make the exit status 1."""
 
 # What a person would call the same cell, whatever became of it: a skipped row is dropped once another row says more.
-_SAME_CELL = ("task", "model", "estimator_label", "split", "n_items", "batch_size", "dtype", "device", "seed", "repeat")
+_SAME_CELL = (
+    "task",
+    "model",
+    "estimator_label",
+    "split",
+    "n_items",
+    "batch_size",
+    "dtype",
+    "device",
+    "seed",
+    "repeat",
+)
 
 
 def utc_now() -> str:

@@ -53,7 +53,8 @@ MEASURES: Final[tuple[tuple[str, str], ...]] = (
     (
         "bits/dim",
         "−log p / (d ln 2); for images of L grey levels scaled to [−1, 1], log₂(L/2) is added, so that the uniform "
-        "density has log₂ L. The aim is the reference, not a low number.",
+        "density has log₂ L (not for the teacher's own samples, which are continuous). The aim is the reference, not a "
+        "low number.",
     ),
     (
         "bias",
@@ -226,26 +227,25 @@ def _glance(usable: pd.DataFrame) -> Table | None:
         best = [_best(methods[methods["nfe_mean"] <= budget]) for _, budget in BUDGETS]
         known = frame.loc[frame["bpd_ref"].notna(), "bpd_ref"]
         ref = float(known.iloc[0]) if len(known) else math.nan
-        rows.append(
-            (
-                Cell(task),
-                Cell(view.split_title(split)),
-                Cell(view.fixed(ref), ref),
-                _best(controls, "row"),
-                *best,
-            )
+        name = (
+            f"{task}, {view.split_title(split)}"
+            if len(view.splits(usable[usable["task"] == task])) > 1
+            else task
         )
+        rows.append((Cell(name), Cell(view.fixed(ref), ref), _best(controls), *best))
     if not rows:
         return None
-    heads = ("task", "split", "reference", "best control", *(f"best at {name}" for name, _ in BUDGETS))
-    return Table("At a glance", heads, tuple(rows))
+    heads = ("task", "reference", "best control", *(f"best at {name}" for name, _ in BUDGETS))
+    return Table("At a glance", heads, tuple(rows), names=1)
 
 
-def _best(frame: pd.DataFrame, name: str = "row") -> Cell:
+def _best(frame: pd.DataFrame) -> Cell:
+    """The smallest error with, on a second line, whose it is."""
     if frame.empty:
         return Cell("–")
-    row = frame.loc[frame["bpd_mae"].idxmin()]
-    return Cell(f"{view.number(row['bpd_mae'], 2)} ({row[name]})", float(row["bpd_mae"]))
+    row = frame.sort_values("bpd_mae", kind="stable").iloc[0]
+    whose = row["row"] if row["method"] == "control" or not row["model"] else f"{row['row']} · {row['model']}"
+    return Cell(f"{view.number(row['bpd_mae'], 2)}\n{whose}", float(row["bpd_mae"]))
 
 
 def _parts(usable: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -283,11 +283,11 @@ def _about(task: str) -> str:
 
 def _facts(frame: pd.DataFrame) -> tuple[tuple[str, str], ...]:
     """What a reader needs to know of a task before its numbers."""
-    facts = [("dimensions", ", ".join(view.number(d, 6) for d in sorted(frame["dim"].dropna().unique())))]
+    facts = [("dimensions", ", ".join(f"{d:.0f}" for d in sorted(frame["dim"].dropna().unique())))]
     for split in view.splits(frame):
         part = frame[(frame["split"] == split) & frame["bpd_ref"].notna()]
         items = frame.loc[frame["split"] == split, "n_items"].max()
-        words = f"{view.number(items, 6)} items"
+        words = f"{items:.0f} items"
         if len(part):
             row = part.iloc[0]
             error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
@@ -363,12 +363,12 @@ def _alt(kind: str, frame: pd.DataFrame, split: str | None) -> str:
     methods = part[part["method"] != "control"]
     names = ", ".join(dict.fromkeys(methods["series"]))
     if kind in ("bpd", "error") and methods["bpd_mae"].notna().any():
-        best = methods.loc[methods["bpd_mae"].idxmin()]
-        worst = methods.loc[methods["bpd_mae"].idxmax()]
-        ref = methods["bpd_ref"].median()
+        ranked = methods[methods["bpd_mae"].notna()].sort_values("bpd_mae", kind="stable")
+        best, worst = ranked.iloc[0], ranked.iloc[-1]
         return (
-            f"Methods: {names}. Reference {view.fixed(ref)} bits/dim. Smallest mean error {view.number(best['bpd_mae'], 2)} "
-            f"({best['row']}), largest {view.number(worst['bpd_mae'], 2)} ({worst['row']})."
+            f"Methods: {names}. Reference {view.fixed(methods['bpd_ref'].median())} bits/dim. "
+            f"Smallest mean error {view.number(best['bpd_mae'], 2)} ({best['row']}), "
+            f"largest {view.number(worst['bpd_mae'], 2)} ({worst['row']})."
         )
     if kind == "density":
         shown = methods[methods["mass"].notna()]
@@ -408,7 +408,9 @@ def _impossible(usable: pd.DataFrame) -> Table | None:
                 )
             )
     heads = ("task", "method · model", "reference", *(f"N = {n}" for n in steps))
-    note = "Cells: bits/dim, and in brackets N times the distance to the reference, which is constant for an a + b/N law."
+    note = (
+        "Cells: bits/dim, and in brackets N times the distance to the reference: constant for an a + b/N law."
+    )
     return Table("Plain maps and Euler in this run", heads, tuple(rows), note=note)
 
 

@@ -13,8 +13,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,9 +39,12 @@ from flowlik.records import (
 from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_task
 
 Row = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 EXECUTORS = ("serial",)
 CYCLE_ITEMS = 256
+BESIDE_BATCH = 4096
+BESIDE_NFE = 4
 SHOWN_SAMPLES = 64
 
 
@@ -85,7 +89,7 @@ class Evaluation:
     reason: str | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------- models
+# --- models -------------------------------------------------------------------------------------------------
 
 
 def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
@@ -94,20 +98,13 @@ def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     Raises:
         UnavailableError: its checkpoint is not there. ValueError: it cannot be read.
     """
-    from flowlik_models.checkpoints import CheckpointError
-    from flowlik_models.zoo import TASK_MODELS
+    from flowlik_models.zoo import CLOSED_FORM, check_names, checkpoint_path
 
-    try:
-        return _load(task, model, device, dtype)
-    except CheckpointError as error:
-        if task in TASK_MODELS and not isinstance(error.__cause__, FileNotFoundError) and not _is_missing(error):
-            raise
-        cure = f"make it with: flowlik train {task} {model}"
-        raise UnavailableError(f"the checkpoint of {model} on {task} is not there; {cure}") from error
-
-
-def _is_missing(error: Exception) -> bool:
-    return any(word in str(error).lower() for word in ("no such", "missing file", "not found", "does not exist"))
+    check_names(task, model)
+    if model != CLOSED_FORM and not checkpoint_path(task, model).is_file():
+        cure = f"make it with: flowlik train {task} {model} --ship"
+        raise UnavailableError(f"the checkpoint of {model} on {task} is not there; {cure}")
+    return _load(task, model, device, dtype)
 
 
 @lru_cache(maxsize=2)
@@ -119,7 +116,7 @@ def _load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     return (loaded.double() if dtype == "float64" else loaded), model_hash(task, model)
 
 
-# --------------------------------------------------------------------------------------------------------- preparing
+# --- preparing ----------------------------------------------------------------------------------------------
 
 
 def prepare(cell: Cell) -> Prepared:
@@ -176,7 +173,7 @@ def status_of(error: BaseException) -> tuple[str, str]:
     return "error", message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
 
 
-# --------------------------------------------------------------------------------------------------------- evaluating
+# --- evaluating ---------------------------------------------------------------------------------------------
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -211,8 +208,12 @@ def stream(call: Callable[[slice], T], n: int, batch_size: int) -> tuple[list[T]
     return parts, batch_size
 
 
-def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor) -> Evaluation:
-    """The estimator on all points, in batches; raises RefusedError where it does not fit the model."""
+def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor, *, all_or_nothing: bool = False) -> Evaluation:
+    """The estimator on all points, in batches.
+
+    Raises:
+        RefusedError: it does not fit the model. DivergedError: `all_or_nothing`, and one batch got no value.
+    """
     device = torch.device(cell.device)
 
     def batch(where: slice) -> Any:
@@ -222,6 +223,8 @@ def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor) -> Evaluation:
         out = cell.estimator.log_prob(model, points, generator=generator, items=ids[where])
         if out.status == "refused":
             raise RefusedError(out.reason or f"{cell.label} does not fit this model")
+        if all_or_nothing and out.status != "ok":
+            raise DivergedError(out.reason or "a batch got no value")
         return out, len(points)
 
     parts, batch_size = stream(batch, len(x), cell.options.batch_size)
@@ -250,7 +253,7 @@ def _per_item(cost: float | Tensor, size: int) -> Array:
     return np.broadcast_to(values, (size,)).astype(np.float64)
 
 
-# --------------------------------------------------------------------------------------------------------------- rows
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def blank_row(prepared: Prepared, run_id: str, env_id: str | None) -> Row:
@@ -281,10 +284,10 @@ def blank_row(prepared: Prepared, run_id: str, env_id: str | None) -> Row:
     return row
 
 
-def run_prepared(prepared: Prepared, *, timeout: float | None = None) -> tuple[Row, dict[str, Array]]:
+def run_prepared(prepared: Prepared, *, timeout: float | None = None) -> tuple[Row, Arrays]:
     """The measured columns of one cell and the arrays that lie beside it; never raises for what the cell does."""
     row: Row = {"extra": {}}
-    arrays: dict[str, Array] = {}
+    arrays: Arrays = {}
     if prepared.status != "ok":
         return row, arrays
     try:
@@ -298,19 +301,21 @@ def run_prepared(prepared: Prepared, *, timeout: float | None = None) -> tuple[R
     return row, arrays
 
 
-def _fill_control(prepared: Prepared, row: Row, arrays: dict[str, Array]) -> None:
+def _fill_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     cell, items, reference = prepared.cell, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
     log_prob = control_log_prob(cell.estimator, prepared.task, items, reference)
-    row |= {"eps": prepared.task.eps} | dict.fromkeys(("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work"), 0.0)
+    row |= {"eps": prepared.task.eps} | dict.fromkeys(
+        ("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work"), 0.0
+    )
     valid = np.isfinite(log_prob)
     _fill_accuracy(prepared, row, log_prob, valid, None)
     arrays |= _item_arrays(log_prob, reference.log_prob, valid, None)
 
 
-def _fill(prepared: Prepared, row: Row, arrays: dict[str, Array]) -> None:
-    cell, task, items, reference = prepared.cell, prepared.task, prepared.items, prepared.reference
+def _fill(prepared: Prepared, row: Row, arrays: Arrays) -> None:
+    cell, items, reference = prepared.cell, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
     out = evaluate(cell, prepared.model, items.x, items.ids)
@@ -332,7 +337,9 @@ def _fill(prepared: Prepared, row: Row, arrays: dict[str, Array]) -> None:
     _fill_own(prepared, row, log_prob, valid)
     if cell.options.density:
         _fill_density(prepared, row, arrays)
-    if (cycle := cycle_error(cell.estimator, prepared.model, _on_device(cell, items.x[:CYCLE_ITEMS]))) is not None:
+    if (
+        cycle := cycle_error(cell.estimator, prepared.model, _on_device(cell, items.x[:CYCLE_ITEMS]))
+    ) is not None:
         row["cycle_error"] = cycle
     if cell.options.samples:
         _fill_samples(prepared, row, arrays)
@@ -344,11 +351,9 @@ def _on_device(cell: Cell, x: Tensor) -> Tensor:
     return x.to(device=cell.device, dtype=getattr(torch, cell.options.dtype))
 
 
-def _item_arrays(
-    log_prob: Array, ref: Array, valid: NDArray[np.bool_], stderr: Array | None
-) -> dict[str, NDArray[Any]]:
-    """Arrays over items, (n,): the mean over dequantisation draws, with every draw beside it where there are several."""
-    arrays: dict[str, NDArray[Any]] = {"log_prob": log_prob[0], "ref": ref[0], "valid": valid.all(axis=0)}
+def _item_arrays(log_prob: Array, ref: Array, valid: NDArray[np.bool_], stderr: Array | None) -> Arrays:
+    """Arrays over items, (n,): the mean over dequantisation draws, and every draw where there are several."""
+    arrays: Arrays = {"log_prob": log_prob[0], "ref": ref[0], "valid": np.asarray(valid.all(axis=0))}
     if stderr is not None:
         arrays["stderr"] = stderr[0]
     if len(log_prob) > 1:
@@ -392,20 +397,45 @@ def _fill_own(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.b
     assert reference is not None
     difference = np.where(valid, log_prob - reference.log_prob, np.nan)[0]
     errors = -difference / (task.dim * np.log(2.0))
-    row["extra"] |= task.own_measures(items.x[: items.n], errors, lambda x: _plain(cell, prepared.model, x))
+    beside = _beside(cell, row)
+    try:
+        row["extra"] |= task.own_measures(
+            items.x[: items.n], errors, lambda x: _plain(beside, prepared.model, x)
+        )
+    except DivergedError as error:
+        row["extra"]["own_measures"] = f"none: {error}"
+
+
+def _beside(cell: Cell, row: Row) -> Cell:
+    """The cell for points beside the items (grids, points off the support), in large batches.
+
+    A field may be stiff where there is no data; an adaptive solver then gets four times the evaluations that the items
+    took, so that such points cannot take the run.
+    """
+    estimator = cell.estimator
+    if estimator.params().get("max_nfe") is not None:
+        bound = min(estimator.max_nfe, max(100, int(BESIDE_NFE * row["nfe_max"])))
+        estimator = replace(estimator, max_nfe=bound)
+    return replace(cell, estimator=estimator).with_options(
+        batch_size=max(cell.options.batch_size, BESIDE_BATCH)
+    )
 
 
 def _plain(cell: Cell, model: Any, x: Tensor) -> Array:
-    return evaluate(cell, model, x, torch.arange(len(x))).log_prob
+    return evaluate(cell, model, x, torch.arange(len(x)), all_or_nothing=True).log_prob
 
 
-def _fill_density(prepared: Prepared, row: Row, arrays: dict[str, Array]) -> None:
+def _fill_density(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     grid = prepared.task.grid()
     if grid is None:
-        row["extra"]["density"] = "the task has no 2-D grid"
+        row["extra"]["density"] = "none: the task has no 2-D grid"
         return
     shape = (len(grid.y), len(grid.x))
-    values = _plain(prepared.cell, prepared.model, grid.points)
+    try:
+        values = _plain(_beside(prepared.cell, row), prepared.model, grid.points)
+    except DivergedError as error:
+        row["extra"]["density"] = f"none: {error}"
+        return
     row["mass"] = measures.mass(values, grid.cell_area)
     if (missing := float(np.isnan(values).mean())) > 0:
         row["extra"]["density_invalid_share"] = missing
@@ -431,7 +461,7 @@ def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
     y = x
     with torch.no_grad():
         for path in (times, times[::-1]):
-            for t, s in zip(path[:-1], path[1:], strict=True):
+            for t, s in pairwise(path):
                 y = y + (s - t) * step(y, y.new_full((len(y),), t), y.new_full((len(y),), s))
     return float((y - x).flatten(1).norm(dim=1).mean())
 
@@ -445,7 +475,7 @@ def _map_step(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return None
 
 
-def _fill_samples(prepared: Prepared, row: Row, arrays: dict[str, Array]) -> None:
+def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     from flowlik.frechet import frechet_with_error
     from flowlik_models.features import load_extractor
 
@@ -494,7 +524,9 @@ def _fill_timing(prepared: Prepared, row: Row) -> None:
         )
 
     row |= asdict(
-        timing.measure(estimate, forward, items=size, rounds=cell.options.rounds, device=torch.device(cell.device))
+        timing.measure(
+            estimate, forward, items=size, rounds=cell.options.rounds, device=torch.device(cell.device)
+        )
     )
     row["extra"]["timing_batch"] = size
 
@@ -519,10 +551,10 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# --------------------------------------------------------------------------------------------------------------- runs
+# --- runs ---------------------------------------------------------------------------------------------------
 
 
-def run_cell(cell: Cell, *, timeout: float | None = None) -> tuple[Row, dict[str, Array]]:
+def run_cell(cell: Cell, *, timeout: float | None = None) -> tuple[Row, Arrays]:
     """Run one cell outside of a run (gates, tests): its whole row and its arrays; nothing is written."""
     prepared = prepare(cell)
     measured, arrays = run_prepared(prepared, timeout=timeout)

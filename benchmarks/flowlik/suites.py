@@ -188,7 +188,9 @@ def control_cells(cells: Iterable[Cell]) -> list[Cell]:
             draws=cell.options.draws,
         )
         names = CONTROLS if hasattr(getattr(task, "truth", None), "sample_with_component") else _PLAIN
-        rows += [Cell(task=cell.task, model=task.reference_model, estimator=name, options=kept) for name in names]
+        rows += [
+            Cell(task=cell.task, model=task.reference_model, estimator=name, options=kept) for name in names
+        ]
     return unique(rows)
 
 

@@ -224,19 +224,19 @@ def _value(value: float) -> float | None:
 
 _DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = (
     ("NFE", _count("nfe_mean"), "nfe_mean"),
-    ("work", _count("work"), "work"),
-    ("forward-equivalents", _number("forward_equivalents"), "forward_equivalents"),
-    ("ms/sample", _milliseconds, "items_per_s"),
     ("bits/dim", _fixed("bpd", 3), "bpd"),
-    ("bias", _interval("bpd_error"), "bpd_error"),
     ("mean |error|", _error, "bpd_mae"),
+    ("bias", _interval("bpd_error"), "bpd_error"),
     ("p95 |error|", _number("bpd_err_p95", 2), "bpd_err_p95"),
     ("Spearman", _fixed("spearman", 3), "spearman"),
     ("coverage", _fixed("coverage95", 2), "coverage95"),
     ("invalid", _number("invalid_share", 2), "invalid_share"),
     ("mass", _mass, "mass"),
-    ("cycle error", _number("cycle_error", 2), "cycle_error"),
     ("Fréchet", _number("frechet"), "frechet"),
+    ("work", _count("work"), "work"),
+    ("forward-equivalents", _number("forward_equivalents"), "forward_equivalents"),
+    ("ms/sample", _milliseconds, "items_per_s"),
+    ("cycle error", _number("cycle_error", 2), "cycle_error"),
 )
 
 
@@ -251,7 +251,7 @@ def _reference(frame: pd.DataFrame) -> str:
     row = known.iloc[0]
     error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
     origin = f" ({row['ref_id']})" if row["ref_id"] else ""
-    return f"Reference {view.fixed(row['bpd_ref'], 3)}{error} bits/dim{origin}, {int(row['n_items'] or 0)} items."
+    return f"Reference {view.fixed(row['bpd_ref'], 3)}{error} bits/dim{origin}, {row['n_items']:.0f} items."
 
 
 # ---------------------------------------------------------------------------------------------------------- formats

@@ -35,7 +35,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, one `component` (n,) where known."""
+    """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, `component` (n,) where known."""
 
     x: Tensor
     ids: Tensor
@@ -207,13 +207,16 @@ class ClosedFormTask(Task):
         """The exact log p_t of the points, in float64."""
         values = self.log_density(items.x, t)
         return Reference(
-            log_prob=values.reshape(items.draws, items.n), ref_id="closed-form", error=0.0, digest="closed-form"
+            log_prob=values.reshape(items.draws, items.n),
+            ref_id="closed-form",
+            error=0.0,
+            digest="closed-form",
         )
 
     def log_density(self, x: Tensor, t: float) -> Array:
         """Exact log p_t in float64, in pieces that fit in memory."""
         with torch.no_grad():
-            values = [self.truth.log_prob(part.double().cpu(), t) for part in x.split(BLOCK)]
+            values = [self.truth.log_prob(part.double().cpu(), t) for part in torch.split(x, BLOCK)]
         return np.asarray(torch.cat(values).numpy(), dtype=np.float64)
 
     def data_hash(self, split: str) -> str:
@@ -363,7 +366,9 @@ class DigitsTask(Task):
 
 
 def _builtin() -> dict[str, Task]:
-    def mixture(name: str, dim: int, text: str, window: tuple[float, float, int] | None = None) -> ClosedFormTask:
+    def mixture(
+        name: str, dim: int, text: str, window: tuple[float, float, int] | None = None
+    ) -> ClosedFormTask:
         return ClosedFormTask(id=name, event_shape=(dim,), description=text, window=window)
 
     tasks: tuple[Task, ...] = (
@@ -371,19 +376,21 @@ def _builtin() -> dict[str, Task]:
             id="gaussian-2d",
             event_shape=(2,),
             description="one correlated Gaussian",
-            window=(-5.0, 5.0, 100),
+            window=(-5.0, 5.0, 80),
             centre=(0.5, -0.25),
         ),
-        mixture("gmm-2d", 2, "eight Gaussian modes on a ring", (-4.0, 4.0, 128)),
+        mixture("gmm-2d", 2, "eight Gaussian modes on a ring", (-4.0, 4.0, 96)),
         mixture("gmm-64d", 64, "eight anisotropic, rotated Gaussians in 64 dimensions"),
         CheckerboardTask(
             id="checkerboard-2d",
             event_shape=(2,),
             eps=1e-3,
             description="uniform on eight squares of side 2, judged at t = 0.999",
-            window=(-4.995, 4.995, 120),
+            window=(-4.995, 4.995, 80),
         ),
-        mixture("thin-2d", 2, "two rotated Gaussians, one axis with standard deviation 0.02", (-4.5, 4.5, 240)),
+        mixture(
+            "thin-2d", 2, "two rotated Gaussians, one axis with standard deviation 0.02", (-4.5, 4.5, 180)
+        ),
         DigitsTask(
             id="digits",
             event_shape=(1, 8, 8),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def measure(
         seconds = _seconds(estimate, device)
         wall.append(seconds[0])
         cpu.append(seconds[1])
-        unit.append(_compared(_seconds(lambda: [forward() for _ in range(repeats)], device), device) / repeats)
+        unit.append(
+            _compared(_seconds(lambda: [forward() for _ in range(repeats)], device), device) / repeats
+        )
         if time.perf_counter() - begun > BUDGET_SECONDS:
             break
     peak = peak_bytes(device)
@@ -114,10 +117,15 @@ def peak_bytes(device: torch.device) -> int | None:
 def one_forward(model: Any, x: Tensor) -> Callable[[], Any] | None:
     """One evaluation of the model's network on `x`, halfway between noise and data; None where it has none."""
     t = torch.full((len(x),), 0.5, dtype=x.dtype, device=x.device)
-    for name, times in (("velocity", (t,)), ("joint", (t, t)), ("average_velocity", (t, t)), ("generate", ())):
+    for name, times in (
+        ("velocity", (t,)),
+        ("joint", (t, t)),
+        ("average_velocity", (t, t)),
+        ("generate", ()),
+    ):
         method = getattr(model, name, None)
         if method is not None:
-            return _without_graph(lambda method=method, times=times: method(x, *times))
+            return _without_graph(partial(method, x, *times))
     return None
 
 

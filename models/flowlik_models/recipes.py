@@ -50,15 +50,30 @@ _PLANE = Recipe(
 )
 _DIGITS = Recipe(
     objective="flow-matching",
-    network={"widths": (32, 48, 64), "blocks": 1, "dropout": 0.1},
+    network={"widths": (24, 48, 64), "blocks": 1, "dropout": 0.0},
+    steps=2_000,
     batch=128,
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     weight_decay=0.01,
     ema=0.998,
     clip=1.0,
     delta=1e-3,
-    shift=0.5,
+    altered=0.0,
+    shift=0.2,
     derivative="jvp",
+)
+_DIGITS_MAP = replace(
+    _DIGITS,
+    objective="meanflow",
+    start_from="teacher",
+    teacher="teacher",
+    steps=800,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    weight_c=(0.01, 0.1),
+    ends=0.15,
+    altered=0.1,
+    altered_scale=0.03,
 )
 
 
@@ -86,5 +101,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "checkerboard-2d": _vector_models(_PLANE, 5_000, 14_000),
     "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
     "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
-    "digits": {"teacher": _DIGITS},
+    "digits": {
+        "teacher": _DIGITS,
+        "meanflow": _DIGITS_MAP,
+        "meanflow-f2d2": replace(_DIGITS_MAP, divergence=True, start_from="meanflow"),
+    },
 }

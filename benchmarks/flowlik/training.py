@@ -1,0 +1,167 @@
+"""`flowlik train`: training with progress, the accuracy that goes on the model's card, and shipping.
+
+The recipes and the trainer are those of `flowlik_models`; what the harness adds is the judgement: bits/dim against the
+task's reference on points that training never saw.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from flowlik import measures
+from flowlik.cells import Cell, Options
+from flowlik.environment import commit
+from flowlik.places import need_source_root
+from flowlik.tasks import Task, UnavailableError, get_task
+
+if TYPE_CHECKING:
+    from flowlik_models.training import Progress
+
+STEPS = (1, 2, 4, 8)
+JUDGED_ITEMS = 1000
+PLAIN_LINE_EVERY = 30.0  # seconds
+
+
+def train_model(
+    task: str,
+    model: str,
+    *,
+    out: Path,
+    device: str = "cpu",
+    seed: int = 0,
+    steps: int | None = None,
+    resume: bool = True,
+    ship: bool = False,
+) -> Path:
+    """Train a model of a task below `out`, note its accuracy on the card, and copy it into the source tree on `ship`.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        ValueError: unknown task or model, a checkpoint it builds on is missing, or `ship` without a source tree.
+    """
+    from flowlik_models.training import train
+
+    found = get_task(task)
+    shipped = None
+    if ship:
+        shipped = need_source_root("--ship") / "models" / "flowlik_models" / "checkpoints" / task
+    with progress_of(f"{task} {model}") as progress:
+        path = train(
+            task,
+            model,
+            out=out,
+            device=device,
+            seed=seed,
+            steps=steps,
+            resume=resume,
+            progress=progress,
+            validate=lambda network: accuracy(found, network, device),
+            commit=commit()[0],
+        )
+    if shipped is None:
+        return path
+    shipped.mkdir(parents=True, exist_ok=True)
+    for file in (path.with_suffix(".json"), path):
+        shutil.copyfile(file, shipped / file.name)
+    return shipped / path.name
+
+
+@contextmanager
+def progress_of(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on a terminal, a plain line every half minute otherwise."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console()
+    if not console.is_terminal:
+        last = [-PLAIN_LINE_EVERY]
+
+        def line(progress: Progress) -> None:
+            if progress.step == progress.steps or progress.seconds - last[0] >= PLAIN_LINE_EVERY:
+                last[0] = progress.seconds
+                step = f"step {progress.step}/{progress.steps}"
+                text = f"{title}: {step}  loss {progress.loss:.4g}  {progress.seconds:.0f}s"
+                console.print(text, soft_wrap=True, highlight=False)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console) as bar:
+        row = bar.add_task(title, total=None)
+        yield lambda progress: bar.update(
+            row,
+            completed=progress.step,
+            total=progress.steps,
+            description=f"{title}  loss {progress.loss:.4g}",
+        )
+
+
+def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
+    """What goes on a model's card: bits/dim and, where there is a reference, bias and mean |error|, by split and steps.
+
+    A joint map is judged by `f2d2`, a map alone by its cycle error, a field by `ode` with Hutchinson's trace.
+    """
+    from flowlik_estimators import get
+
+    if hasattr(network, "joint"):
+        estimators = [get("f2d2", steps=steps) for steps in STEPS]
+    elif hasattr(network, "average_velocity"):
+        return {"cycle_error": {str(steps): _cycle(task, network, steps, device) for steps in STEPS}}
+    else:
+        estimators = [get("ode", solver="rk4", steps=32, grid="logsnr", trace="hutchinson")]
+    report: dict[str, Any] = {}
+    for split in task.splits if task.levels else ("test",):
+        for estimator in estimators:
+            try:
+                report.setdefault(split, {})[estimator.label] = _judged(
+                    task, network, estimator, split, device
+                )
+            except UnavailableError:
+                continue
+    return report
+
+
+def _judged(task: Task, network: Any, estimator: Any, split: str, device: str) -> dict[str, float]:
+    from flowlik.runner import evaluate
+
+    cell = Cell(
+        task=task.id,
+        model="",
+        estimator=estimator,
+        device=device,
+        options=Options(split=split, n_items=JUDGED_ITEMS, batch_size=500),
+    )
+    items = task.items(split, JUDGED_ITEMS)
+    items = replace(items, x=items.x.float())
+    out = evaluate(cell, network, items.x, items.ids)
+    shape = (items.draws, items.n)
+    try:
+        truth = task.reference(split, items, estimator.data_end(network)).log_prob
+    except (UnavailableError, ValueError):
+        truth = np.full(shape, np.nan)
+    levels = None if split == "teacher-samples" else task.levels
+    row = measures.summarise(
+        out.log_prob.reshape(shape), truth, out.valid.reshape(shape), dim=task.dim, levels=levels
+    )
+    shown = {name: row[name] for name in ("bpd", "bpd_error", "bpd_mae", "spearman") if name in row}
+    return {name: float(f"{value:.4g}") for name, value in shown.items() if np.isfinite(value)}
+
+
+def _cycle(task: Task, network: Any, steps: int, device: str) -> float:
+    from flowlik.runner import cycle_error
+    from flowlik_estimators import get
+
+    x = task.items("test", JUDGED_ITEMS).x.to(device=device, dtype=torch.float32)
+    error = cycle_error(get("meanflow", steps=steps), network, x)
+    return float("nan") if error is None else float(f"{error:.4g}")

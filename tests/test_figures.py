@@ -1,0 +1,176 @@
+"""Figures are drawn from records alone, and from whatever records there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from fake_run import record, write_fake_run, write_rows
+from flowlik import view
+from flowlik.figures import draw_all
+from flowlik.figures.accuracy import pareto_front
+from flowlik.figures.images import tiled
+from flowlik.figures.samples import distance_name
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    run_dir = write_fake_run(
+        tmp_path_factory.mktemp("run"), tasks=("gmm-2d", "digits"), n=60, splits=("test",)
+    )
+    return run_dir, draw_all(run_dir)
+
+
+def test_every_kind_is_drawn_as_png_and_pdf(drawn: tuple[Path, list[Path]]) -> None:
+    run_dir, paths = drawn
+    assert {p.name for p in paths} == {
+        f"{name}.{suffix}"
+        for name in (
+            *("overview", "gmm-2d--bpd", "gmm-2d--error", "gmm-2d--scatter", "gmm-2d--density"),
+            *("digits--bpd", "digits--error", "digits--scatter", "digits--frechet", "digits--samples"),
+        )
+        for suffix in ("png", "pdf")
+    }
+    assert all(p.parent == run_dir / "figures" and p.stat().st_size > 2000 for p in paths)
+    assert all(p.read_bytes().startswith(b"\x89PNG" if p.suffix == ".png" else b"%PDF") for p in paths)
+
+
+def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
+    draw_all(tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+def test_an_empty_run_has_no_figures(tmp_path: Path) -> None:
+    assert draw_all(tmp_path) == []
+    write_rows(tmp_path, [])
+    assert draw_all(tmp_path) == []
+    assert not (tmp_path / "figures").exists()
+
+
+def test_rows_without_numbers_and_torn_items_draw_what_they_can(tmp_path: Path) -> None:
+    rows = [
+        record(cell_id="a", nfe_mean=4, bpd=1.5, bpd_mae=0.1, bpd_ref=1.6),
+        record(cell_id="b", steps=8, estimator_label="f2d2[steps=8]", nfe_mean=None, bpd=None),
+        record(cell_id="c", steps=2, estimator_label="f2d2[steps=2]", nfe_mean=2, bpd=float("inf")),
+        record(
+            cell_id="d",
+            estimator="control-mean",
+            estimator_label="control-mean",
+            family="control",
+            bpd_mae=0.0,
+        ),
+        record(cell_id="e", status="error", reason="broke", estimator_label="f2d2[steps=1]"),
+    ]
+    write_rows(tmp_path, rows)
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "a.npz").write_bytes(b"PK\x03\x04 torn")
+    assert {p.name for p in draw_all(tmp_path) if p.suffix == ".png"} == {
+        "gmm-2d--bpd.png",
+        "gmm-2d--error.png",
+    }
+
+
+def test_hostile_names_stay_in_the_folder_and_do_not_break_the_drawing(tmp_path: Path) -> None:
+    rows = [
+        record(
+            task="../../$x_{^<b>",
+            model="$\\frac{1",
+            nfe_mean=n,
+            steps=n,
+            bpd=-(3.0**n),
+            bpd_mae=0.1,
+            bpd_ref=1.6,
+        )
+        | {"estimator_label": f"f2d2[steps={n},note=$a$_^]", "cell_id": f"../{n}", "items_per_s": 10.0}
+        for n in (1, 2, 4)
+    ]
+    write_rows(tmp_path / "run", rows)
+    paths = draw_all(tmp_path / "run")
+    assert paths
+    assert {p.parent for p in paths} == {tmp_path / "run" / "figures"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+def test_the_pareto_front_keeps_what_nothing_beats() -> None:
+    cost = np.array([1.0, 2.0, 2.0, 4.0, 8.0, np.nan, 16.0])
+    error = np.array([0.5, 0.6, 0.3, 0.3, 0.1, 0.01, 0.2])
+    xs, ys = pareto_front(cost, error)
+    assert xs.tolist() == [1.0, 2.0, 8.0]
+    assert ys.tolist() == [0.5, 0.3, 0.1]
+
+
+def test_tiles_are_scaled_to_the_unit_interval_and_set_apart() -> None:
+    samples = np.stack([np.full((1, 2, 2), -1.0), np.full((1, 2, 2), 3.0)])
+    sheet = tiled(samples)
+    assert sheet.shape == (2, 8 * 3 - 1)
+    assert sheet[0, 0] == 0.0
+    assert sheet[0, 3] == 1.0
+    assert sheet[0, 2] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("extractor", "name"), [("inception-v3 2048", "FID"), ("digits classifier", "Fréchet distance")]
+)
+def test_only_inception_features_make_an_fid(extractor: str, name: str) -> None:
+    assert distance_name(extractor) == name
+
+
+def test_methods_are_told_apart_by_how_they_step(tmp_path: Path) -> None:
+    ode = {"estimator": "ode", "family": "ode"}
+    rows = [
+        record(
+            **ode, cell_id="a", estimator_label="ode", solver="dopri5", steps=None, rtol=1e-5, trace="exact"
+        ),
+        record(**ode, cell_id="b", estimator_label="ode[solver=euler,steps=8]", solver="euler", steps=8),
+        record(**ode, cell_id="c", estimator_label="ode[solver=rk4,steps=1]", solver="rk4", steps=1),
+        record(
+            cell_id="d",
+            estimator="mine",
+            estimator_label="mine[steps=2,depth=3]",
+            family="third party",
+            steps=2,
+        ),
+    ]
+    write_rows(tmp_path, rows)
+    frame = view.load(tmp_path).set_index("cell_id")
+    assert frame["method"].to_dict() == {"a": "ode-adaptive", "b": "ode-euler", "c": "ode-fixed", "d": "mine"}
+    assert frame["row"].to_dict() == {
+        "a": "ODE dopri5, tol 1e-5",
+        "b": "ODE, Euler, 8 steps",
+        "c": "ODE rk4, 1 step",
+        "d": "mine, 2 steps, depth 3",
+    }
+    assert frame.loc["d", "series"] == "mine, depth 3"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.23456, "1.23"),
+        (-0.00012, "−0.00012"),
+        (0.0000123, "1.2e−5"),
+        (123456.0, "1.2e5"),
+        (0.0, "0"),
+        (9.99, "10.0"),
+    ],
+)
+def test_numbers_are_written_for_readers(value: float, text: str) -> None:
+    digits = 3 if value in (1.23456, 9.99) else 2
+    assert view.number(value, digits) in (text, "9.99")
+    assert view.number(float("nan")) == "–"
+    assert view.fixed(-1.5, 2) == "−1.50"
+
+
+def test_seeds_are_averaged_into_one_point(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path, [record(cell_id=f"s{k}", seed=k, nfe_mean=4, bpd=1.0 + k, bpd_mae=0.2) for k in range(3)]
+    )
+    frame = view.averaged(view.load(tmp_path))
+    assert len(frame) == 1
+    assert frame["bpd"].iloc[0] == pytest.approx(2.0)
+    assert frame["n_seeds"].iloc[0] == 3
