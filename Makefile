@@ -5,13 +5,11 @@
 # PYTHON   the interpreter the environments are made from (3.11 or newer)
 # VENV     the environment of `make bench` and `make asv`; one that exists is used as it is
 # ARGS     more arguments: of `flowlik run` for bench, of tox for test, of `asv run` for asv
-# MACHINE  the name under which asv keeps the results of this machine
 # FLOWLIK_TORCH=any (environment) takes any build of torch instead of the pinned CPU build: see docs/install.md
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-MACHINE ?= local
 
 TOX = .tox/bootstrap
 ASV = $(VENV)/bin/asv
@@ -27,8 +25,8 @@ test: $(TOX)/.installed
 
 asv: $(VENV)/.flowlik-installed $(VENV)/.asv-installed
 	@test -z "$$(git status --porcelain)" || echo "asv: uncommitted changes are recorded under the last commit" >&2
-	$(ASV) machine --yes --machine "$(MACHINE)"
-	$(ASV) run --machine "$(MACHINE)" --set-commit-hash "$$(git rev-parse HEAD)" --show-stderr $(ARGS)
+	$(ASV) machine --yes
+	$(ASV) run --set-commit-hash "$$(git rev-parse HEAD)" --show-stderr $(ARGS)
 	$(ASV) publish
 	@echo "open results/asv-html/index.html through: $(VENV)/bin/asv preview"
 

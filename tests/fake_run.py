@@ -22,15 +22,17 @@ def write_fake_run(
     tasks: tuple[str, ...] = ("gmm-2d", "checkerboard-2d", "digits"),
     n: int = 200,
     seed: int = 0,
+    splits: tuple[str, ...] = ("test", "teacher-samples", "train"),
+    steps: tuple[int, ...] = (1, 2, 4, 8),
 ) -> Path:
-    """Write records, items, environments and run.json of a made-up run; the folder."""
+    """Write records, items, environments and run.json of a made-up run; the folder. `splits` are those of digits."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "items").mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     for task in tasks:
         for split in splits if task == "digits" else ("test",):
-            rows += _task_rows(run_dir, task, split, n, rng)
+            rows += _task_rows(run_dir, task, split, n, rng, steps)
     rows.append(
         _row(tasks[0], "test", "f2d2[steps=4]", "teacher", status="refused", reason="needs a joint map")
     )
@@ -121,7 +123,7 @@ def _row(task: str, split: str, label: str, model: str, **known: Any) -> dict[st
     return row | known
 
 
-def _cells(task: str) -> list[tuple[str, str, float, float, float, float]]:
+def _cells(task: str, steps: tuple[int, ...]) -> list[tuple[str, str, float, float, float, float]]:
     """(label, model, bias, noise, nfe, work) of the methods of a task."""
     trained = "teacher" if task == "digits" else "closed-form"
     hard = 1.0 if task in ("digits", "thin-2d") else 0.15
@@ -130,7 +132,7 @@ def _cells(task: str) -> list[tuple[str, str, float, float, float, float]]:
         ("ode", trained, 1e-5, 2e-5, 80.0, 214.0),
         ("ode[trace=hutchinson,probes=4]", trained, 1e-3, 0.08, 80.0, 400.0),
     ]
-    for n in (1, 2, 4, 8):
+    for n in steps:
         cells.append((f"ode[solver=euler,steps={n}]", trained, 2.0 * hard / n, 0.4 * hard / n, n, 3 * n))
         cells.append(
             (f"ode[solver=rk4,steps={n}]", trained, 0.3 * hard / n**2, 0.2 * hard / n**2, 4 * n, 12 * n)
@@ -142,7 +144,7 @@ def _cells(task: str) -> list[tuple[str, str, float, float, float, float]]:
 
 
 def _task_rows(
-    run_dir: Path, task: str, split: str, n: int, rng: np.random.Generator
+    run_dir: Path, task: str, split: str, n: int, rng: np.random.Generator, steps: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     dim = SHAPES[task]
     levels = math.log2(17 / 2) if task == "digits" else 0.0
@@ -154,7 +156,7 @@ def _task_rows(
         "ref_se": 1e-4,
     }
     rows = []
-    for label, model, bias, noise, nfe, work in _cells(task):
+    for label, model, bias, noise, nfe, work in _cells(task, steps):
         bpd = ref + bias + noise * rng.standard_normal(n)
         error = bpd - ref
         row = _row(

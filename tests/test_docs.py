@@ -88,6 +88,17 @@ def test_every_column_is_documented() -> None:
     assert sorted(set(listed)) == sorted(COLUMNS)
 
 
+def test_documents_that_code_cites_exist() -> None:
+    cited = {
+        (named(path), name)
+        for folder in SOURCES
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".html", ".toml"}
+        for name in re.findall(r"docs/[\w-]+\.md", path.read_text())
+    }
+    assert not [(path, name) for path, name in cited if not (ROOT / name).exists()]
+
+
 def test_sections_that_docstrings_cite_exist() -> None:
     headings = re.findall(r"^## (\d+)\.", (ROOT / "docs" / "math.md").read_text(), re.MULTILINE)
     cited = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-
 from fake_run import record, write_fake_run, write_rows
+
 from flowlik import view
 from flowlik.figures import draw_all
 from flowlik.figures.accuracy import pareto_front
@@ -18,9 +18,8 @@ from flowlik.figures.samples import distance_name
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    run_dir = write_fake_run(
-        tmp_path_factory.mktemp("run"), tasks=("gmm-2d", "digits"), n=60, splits=("test",)
-    )
+    folder = tmp_path_factory.mktemp("run")
+    run_dir = write_fake_run(folder, tasks=("gmm-2d", "digits"), n=40, splits=("test",), steps=(1, 8))
     return run_dir, draw_all(run_dir)
 
 

@@ -86,8 +86,8 @@ def test_spec_crosses_its_alternatives() -> None:
         "f2d2[steps=1,grid=cosine]",
         "f2d2[steps=2]",
         "f2d2[steps=2,grid=cosine]",
-        "f2d2",
-        "f2d2[grid=cosine]",
+        "f2d2[steps=4]",
+        "f2d2[steps=4,grid=cosine]",
     ]
     assert [e.label for e in parse_spec("ode")] == ["ode"]
     assert [e.label for e in parse_spec("ode[]")] == ["ode"]

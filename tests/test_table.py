@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
 from fake_run import record, write_fake_run, write_rows
+
 from flowlik import table
 from flowlik.records import read_records
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from flowlik_models.zoo import load_model
 
 from flowlik.measures import bits_per_dim
 from flowlik.tasks import get_task
 from flowlik_estimators import Estimate, parse_spec
+from flowlik_models.zoo import load_model
 
 TASKS = ["gmm-2d", "gmm-64d"]
 ESTIMATORS = {  # what runs -> on which model

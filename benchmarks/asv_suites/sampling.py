@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from flowlik_models.zoo import load_model
 from torch import Tensor
 
 from flowlik.frechet import frechet_distance
 from flowlik.tasks import get_task
 from flowlik_estimators import get
 from flowlik_models.features import load_extractor
+from flowlik_models.zoo import load_model
 
 SAMPLES = 360
 

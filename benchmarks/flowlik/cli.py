@@ -338,6 +338,7 @@ def pick_device(name: str) -> str:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, on every device
     if name == "auto":
         return "cuda" if gpus else "cpu"
     valid = ("cpu", *(("cuda",) if gpus else ()), *(f"cuda:{index}" for index in range(gpus)))

@@ -176,22 +176,23 @@ def load_suite(name: str, *, device: str = "cpu", overrides: dict[str, Any] | No
 
 
 def control_cells(cells: Iterable[Cell]) -> list[Cell]:
-    """The control rows for the tasks, splits and items of these cells."""
-    rows = []
+    """The control rows of each task and split of these cells, on as many items as the largest of them."""
+    rows: dict[tuple[str, str], Options] = {}
     for cell in cells:
-        task = get_task(cell.task)
-        kept = replace(
-            Options(),
-            split=cell.options.split,
-            n_items=cell.options.n_items,
-            dtype=cell.options.dtype,
-            draws=cell.options.draws,
-        )
-        names = CONTROLS if hasattr(getattr(task, "truth", None), "sample_with_component") else _PLAIN
-        rows += [
-            Cell(task=cell.task, model=task.reference_model, estimator=name, options=kept) for name in names
-        ]
-    return unique(rows)
+        options, key = cell.options, (cell.task, cell.options.split)
+        if key not in rows or rows[key].n_items < options.n_items:
+            rows[key] = replace(
+                Options(),
+                split=options.split,
+                n_items=options.n_items,
+                dtype=options.dtype,
+                draws=options.draws,
+            )
+    return [
+        Cell(task=name, model=get_task(name).reference_model, estimator=control, options=options)
+        for (name, _), options in rows.items()
+        for control in (CONTROLS if get_task(name).has_components else _PLAIN)
+    ]
 
 
 _PLAIN = tuple(name for name in CONTROLS if name != "control-component")

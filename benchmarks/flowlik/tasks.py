@@ -99,6 +99,11 @@ class Task(ABC):
         return math.prod(self.event_shape)
 
     @property
+    def has_components(self) -> bool:
+        """True where it is known which component of a mixture each item comes from."""
+        return False
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Ids of the models that are judged on this task."""
         from flowlik_models.zoo import TASK_MODELS
@@ -182,6 +187,11 @@ class ClosedFormTask(Task):
 
         return closed_form(self.id)
 
+    @property
+    def has_components(self) -> bool:
+        """True for mixtures."""
+        return hasattr(self.truth, "sample_with_component")
+
     def items(self, split: str, n: int, draws: int = 1) -> Items:
         """The first n points of the split's stream, float64."""
         self.check_split(split)
@@ -190,7 +200,7 @@ class ClosedFormTask(Task):
 
     def _points(self, split: str, n: int) -> tuple[Tensor, NDArray[np.int64] | None]:
         parts, components = [], []
-        known = hasattr(self.truth, "sample_with_component")
+        known = self.has_components
         for block in range(-(-n // BLOCK)):
             generator = torch.Generator().manual_seed(_seed(self.id, self.version, split, block))
             options: dict[str, Any] = {"generator": generator, "t": 1.0 - self.eps, "dtype": torch.float64}

@@ -191,13 +191,15 @@ class Estimator:
 
     @property
     def label(self) -> str:
-        """The canonical spelling, ``name[key=value,...]``: only what differs from the defaults."""
+        """The canonical spelling, ``name[key=value,...]``: steps, and what differs from the defaults."""
         implied = self.implied()
         default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         given = [
             f"{option}={_spelled(value)}"
             for option, value in self.params().items()
-            if value != default.get(option, MISSING) and value != implied.get(option, MISSING)
+            # steps always: labels of one sweep must read alike
+            if (option == "steps" and value is not None)
+            or (value != default.get(option, MISSING) and value != implied.get(option, MISSING))
         ]
         return f"{self.name}[{','.join(given)}]" if given else self.name
 

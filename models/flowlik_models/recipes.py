@@ -17,7 +17,9 @@ class Recipe:
     ``network``: options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at
     zero). ``teacher``: model whose velocity and divergence are the targets (``None``: the closed form, or the data).
     ``stretched``, ``diagonal``, ``ends``: shares of times drawn near the data, of s = t, and of s at an end.
-    ``altered``: share of points moved off the path by noise of up to ``altered_scale``. ``weight_c``: constants of the
+    ``altered``: share of points moved off the path by noise whose scale is drawn up to ``altered_scale``, uniformly or
+    log-uniformly over three decades (``altered_law``). ``relative``: targets larger than this are fitted to relative
+    instead of absolute accuracy; needed where the field is singular off the data. ``weight_c``: constants of the
     adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per divergence target of a teacher.
     """
 
@@ -39,6 +41,8 @@ class Recipe:
     delta: float = 5e-3
     altered: float = 0.25
     altered_scale: float = 2.0
+    altered_law: Literal["uniform", "log-uniform"] = "uniform"
+    relative: float | None = None
     shift: float = 0.0
     probes: int = 1
     derivative: Derivative = "difference"
@@ -77,6 +81,8 @@ _DIGITS_MAP = replace(
 )
 
 
+# Off the squares the field grows like 1/(1 - t) and a point ends hundreds of standard deviations out.
+_BOARD = replace(_PLANE, altered=0.3, altered_scale=50.0, altered_law="log-uniform", relative=5.0)
 _SPACE = replace(
     _PLANE,
     network={"hidden": 320, "depth": 4, "gate_rank": 192},
@@ -98,7 +104,7 @@ def _vector_models(base: Recipe, steps: int, joint_steps: int) -> dict[str, Reci
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "gmm-2d": _vector_models(_PLANE, 4_000, 14_000),
-    "checkerboard-2d": _vector_models(_PLANE, 5_000, 14_000),
+    "checkerboard-2d": _vector_models(_BOARD, 5_000, 12_000),
     "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
     "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
     "digits": {

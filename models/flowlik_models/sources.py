@@ -44,7 +44,9 @@ def _path(data: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator) -
     noise = torch.randn(data.shape, generator=generator)
     time = t.reshape(-1, *([1] * (data.ndim - 1)))
     moved = torch.rand(len(t), generator=generator) < recipe.altered
-    extra = moved * torch.rand(len(t), generator=generator) * recipe.altered_scale
+    unit = torch.rand(len(t), generator=generator)
+    share = unit if recipe.altered_law == "uniform" else 10.0 ** (3 * unit - 3)
+    extra = moved * share * recipe.altered_scale
     spread = ((1 - time).square() + extra.reshape(time.shape).square()).sqrt()
     return time * data + spread * noise, noise
 

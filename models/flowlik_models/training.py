@@ -89,7 +89,9 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
 def _losses(network: nn.Module, batch: Batch, recipe: Recipe, end: float) -> Tensor:
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, batch)["velocity"].mean()
-    errors = meanflow_loss(network, batch, method=recipe.derivative, end=end, delta=recipe.delta)
+    errors = meanflow_loss(
+        network, batch, method=recipe.derivative, end=end, delta=recipe.delta, relative=recipe.relative
+    )
     weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
     total = torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()])
     return total.sum()

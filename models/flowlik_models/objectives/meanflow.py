@@ -22,6 +22,10 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
+def _scale(size: Tensor, relative: float | None) -> Tensor:
+    return torch.ones_like(size) if relative is None else 1 + size / relative**2
+
+
 def total_derivative(
     function: Callable[[Tensor, Tensor, Tensor], Outputs],
     batch: Batch,
@@ -52,10 +56,16 @@ def total_derivative(
 
 
 def meanflow_loss(
-    network: Any, batch: Batch, *, method: Derivative, end: float, delta: float = 5e-3
+    network: Any,
+    batch: Batch,
+    *,
+    method: Derivative,
+    end: float,
+    delta: float = 5e-3,
+    relative: float | None = None,
 ) -> dict[str, Tensor]:
     """Squared errors (batch,) of the average velocity, mean over dimensions, and of the average divergence per
-    dimension where the batch carries divergences.
+    dimension where the batch carries divergences. With ``relative`` each is divided by ``1 + (target/relative)^2``.
     """
     joint = batch.divergence is not None
 
@@ -67,10 +77,12 @@ def meanflow_loss(
     outputs = evaluate(batch.x, batch.t, batch.s)
     target = batch.velocity + _column(gap, batch.x) * rates[0]
     assert outputs[0].shape == target.shape
-    errors = {"velocity": (outputs[0] - target).flatten(1).square().mean(1)}
+    size = target.flatten(1).square().mean(1)
+    errors = {"velocity": (outputs[0] - target).flatten(1).square().mean(1) / _scale(size, relative)}
     if batch.divergence is not None:
         goal = batch.divergence + gap * rates[1]
         # (batch,) against (batch, 1) would broadcast and pull every value to the batch mean
         assert outputs[1].shape == goal.shape == batch.t.shape
-        errors["divergence"] = ((outputs[1] - goal) / batch.x[0].numel()).square()
+        size = (goal / batch.x[0].numel()).square()
+        errors["divergence"] = ((outputs[1] - goal) / batch.x[0].numel()).square() / _scale(size, relative)
     return errors
