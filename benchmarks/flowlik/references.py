@@ -3,7 +3,8 @@
 A closed-form task needs none stored: its truth is evaluated at the items themselves, and `flowlik reference` writes a
 summary of it. For `digits` the reference is the teacher's converged likelihood, one fixed dequantised point per image:
 RK4 in the variable r = log((t + 0.1)/(1 - t + 0.001)), exact trace at the nodes, the divergence integrated by a cubic
-spline through them; 64 steps, with the distance to 128 steps on the first items as its error. Stored are `<task>.json` and `<task>.npz`.
+spline through them; 64 steps, with the distance to 128 steps on the first items as its error. Stored are
+`<task>.json` and `<task>.npz`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Say = Callable[[str], None]
 SCHEMA = 1
 ITEMS = 256
 STEPS, HALVED = 64, 128
-HALVED_ITEMS = 16  # an item costs d products at every node, so the halved step is taken on the first items only
+HALVED_ITEMS = 16  # an item costs d products a node: the halved step is taken on the first items
 NEAR_NOISE, NEAR_DATA = 0.1, 0.001  # the rule's variable resolves 1 - t down to about 0.001
 CHUNK = 64
 HALVING_LIMIT = 0.001  # bits/dim between 64 and 128 steps, mean over items
@@ -220,8 +221,9 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
         "model_hash": model_hash,
         "ref_id": f"{task.reference_model}-rk4-{STEPS}",
         "how": (
-            f"RK4, {STEPS} steps in log((t + {NEAR_NOISE})/(1 - t + {NEAR_DATA})), exact trace at the nodes, cubic spline "
-            f"through the divergence, float32 network; error: mean distance to {HALVED} steps, first {HALVED_ITEMS} items"
+            f"RK4, {STEPS} steps in log((t + {NEAR_NOISE})/(1 - t + {NEAR_DATA})), exact trace at the nodes, "
+            f"cubic spline through the divergence, float32 network; error: mean distance to {HALVED} steps on the "
+            f"first {HALVED_ITEMS} items"
         ),
         "teacher_samples": f"{TEACHER_SAMPLES} draws by dopri5 at rtol = atol = 1e-6, seed {SAMPLES_SEED}",
         "t_end": end,
