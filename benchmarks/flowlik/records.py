@@ -246,10 +246,11 @@ def read_records(path: str | Path) -> pd.DataFrame:
 
 
 def finished_cells(path: Path) -> set[str]:
-    """The ids of the cells that a resumed run may skip."""
+    """The ids of the cells that a resumed run may skip; a torn last line is set aside."""
     file = path / "records.jsonl"
     if not file.is_file():
         return set()
+    set_torn_line_aside(file)
     return {str(row["cell_id"]) for row in read_rows(file) if row["status"] in FINISHED}
 
 

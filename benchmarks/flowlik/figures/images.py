@@ -59,28 +59,31 @@ def density_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     colours = mpl.colormaps["viridis"].with_extremes(bad=UNDEFINED, over=TOO_HIGH)
     columns = max(len(line) for line in lines)
     left, right, bottom, upper = lines[0][0].extent
-    panel = (style.PAGE - 0.8) / COLUMNS
-    height = panel * min(max((upper - bottom) / (right - left), 0.4), 1.6)
-    figure = style.new_figure(panel * columns + 0.8, 0.3 + len(lines) * (height + 0.47))
-    axes = np.asarray(figure.subplots(len(lines), columns, squeeze=False))
+    width = (style.PAGE - 0.85 - 3 * 0.1) / COLUMNS
+    height = width * min(max((upper - bottom) / (right - left), 0.4), 1.6)
+    figure, axes = style.panels(
+        len(lines),
+        columns,
+        size=(width, height),
+        gaps=(0.1, 0.52),
+        margins=(0.05, 0.8, 0.6, 0.25),
+        title=f"{frame['task'].iloc[0]}: log-density{_eps_words(frame)}",
+    )
     for line, row in zip(lines, axes, strict=True):
         for ax, item in zip(row, line, strict=False):
             _draw_map(ax, item, norm, colours)
         for ax in row[len(line) :]:
             ax.set_axis_off()
-    bar = figure.colorbar(
-        mpl.cm.ScalarMappable(norm, colours),
-        ax=list(axes.ravel()),
-        extend="both",
-        fraction=0.02,
-        pad=0.015,
-        aspect=12 * len(lines),
-        shrink=min(1.0, 0.95 if len(lines) == 1 else 2.0 / len(lines)),
-        anchor=(0.0, 1.0),
+    first, last = axes[0, -1].get_position(), axes[min(1, len(lines) - 1), -1].get_position()
+    place = (
+        first.x1 + 0.12 / figure.get_figwidth(),
+        last.y0,
+        0.1 / figure.get_figwidth(),
+        first.y1 - last.y0,
     )
+    bar = figure.colorbar(mpl.cm.ScalarMappable(norm, colours), cax=figure.add_axes(place), extend="both")
     bar.set_label("log-density (nats)", fontsize=7)
     bar.ax.tick_params(labelsize=6.5)
-    figure.suptitle(f"{frame['task'].iloc[0]}: log-density{_eps_words(frame)}", fontsize=9)
     return figure
 
 
@@ -95,19 +98,24 @@ def sample_grids(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if not lines:
         return None
     columns = max(len(line) for line in lines)
-    figure = style.new_figure(
-        style.PAGE * columns / COLUMNS, 0.3 + len(lines) * (style.PAGE / COLUMNS + 0.42)
+    side = (style.PAGE - 0.1 - 3 * 0.12) / COLUMNS
+    title = f"{frame['task'].iloc[0]}: samples"
+    figure, axes = style.panels(
+        len(lines),
+        columns,
+        size=(side, side),
+        gaps=(0.12, 0.5),
+        margins=(0.05, 0.05, 0.72, 0.08),
+        title=title,
     )
-    axes = np.asarray(figure.subplots(len(lines), columns, squeeze=False))
-    for line, panels in zip(lines, axes, strict=True):
-        for ax, (row, image) in zip(panels, line, strict=False):
+    for line, row_of_axes in zip(lines, axes, strict=True):
+        for ax, (row, image) in zip(row_of_axes, line, strict=False):
             colour: dict[str, Any] = {"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0} if image.ndim == 2 else {}
             ax.imshow(image, interpolation="nearest", **colour)
             distance = f"\nFréchet {view.number(row['frechet'])}" if np.isfinite(row["frechet"]) else ""
-            ax.set_title(f"{_title(row)}{distance}", fontsize=6.6)
+            ax.set_title(f"{_title(row)}{distance}", fontsize=6.6, pad=3)
     for ax in axes.ravel():
         ax.set_axis_off()
-    figure.suptitle(f"{frame['task'].iloc[0]}: samples", fontsize=9)
     return figure
 
 
@@ -203,7 +211,7 @@ def _draw_map(ax: Axes, item: _Map, norm: Normalize, colours: Colormap) -> None:
         interpolation="nearest",
         aspect="equal",
     )
-    ax.set_title(item.title, fontsize=6.8)
-    ax.set_xlabel(item.below, fontsize=6.8)
+    ax.set_title(item.title, fontsize=6.8, pad=3)
+    ax.set_xlabel(item.below, fontsize=6.8, labelpad=2)
     ax.set_xticks([])
     ax.set_yticks([])

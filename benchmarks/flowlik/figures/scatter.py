@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from flowlik import view
 from flowlik.figures import style
 
-MOST_PANELS: Final = 12
+MOST_PANELS: Final = 8
+PREFERRED: Final = ("f2d2", "meanflow", "ode-adaptive", "ode-euler", "f2d2-corrected")
 MOST_POINTS: Final = 800
 COLUMNS: Final = 4
 
@@ -32,33 +33,41 @@ def estimated_against_reference(frame: pd.DataFrame, run_dir: Path) -> Figure | 
     found = [panel for row in _chosen(frame) if (panel := _panel(row, run_dir)) is not None]
     if not found:
         return None
-    rows = -(-len(found) // COLUMNS)
-    figure = style.new_figure(style.PAGE, 0.5 + 1.95 * rows)
-    axes = np.atleast_1d(np.asarray(figure.subplots(rows, min(COLUMNS, len(found)), squeeze=False))).ravel()
+    columns, rows = min(COLUMNS, len(found)), -(-len(found) // COLUMNS)
+    task, split = frame["task"].iloc[0], view.split_title(str(frame["split"].iloc[0]))
+    figure, axes = style.panels(
+        rows,
+        columns,
+        size=(1.33, 1.33),
+        gaps=(0.4, 0.48),
+        margins=(0.6, 0.1, 0.68, 0.48),
+        title=f"{task}: estimated against reference, {split}",
+    )
     low, high = _range(found)
-    for ax, panel in zip(axes, found, strict=False):
-        _draw(ax, panel, low, high)
-    for ax in axes[len(found) :]:
-        ax.set_axis_off()
-    split = view.split_title(str(frame["split"].iloc[0]))
-    figure.supxlabel("reference log-density (nats)", fontsize=8)
-    figure.supylabel("estimated log-density (nats)", fontsize=8)
-    figure.suptitle(f"{frame['task'].iloc[0]}: estimated against reference, {split}", fontsize=9)
+    for k, ax in enumerate(axes.ravel()):
+        if k >= len(found):
+            ax.set_axis_off()
+            continue
+        own = _draw(ax, found[k], low, high)
+        ax.tick_params(labelsize=6, labelbottom=k + columns >= len(found), labelleft=own or k % columns == 0)
+    figure.supxlabel("reference log-density (nats)", fontsize=8, y=0.06 / figure.get_figheight(), va="bottom")
+    figure.supylabel("estimated log-density (nats)", fontsize=8, x=0.06 / figure.get_figwidth(), ha="left")
     return figure
 
 
 def _chosen(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """At most MOST_PANELS rows: of every line its cheapest and its dearest first, then what lies between."""
-    firsts: list[int] = []
-    rest: list[int] = []
+    """At most MOST_PANELS rows in the order of the tables: of the lines in PREFERRED order the cheapest and the
+    dearest cell (of adaptive ones the dearest), then what lies between.
+    """
+    ends: list[int] = []
+    between: list[int] = []
+    rank = {name: k for k, name in enumerate(PREFERRED)}
     lines = style.series_of(frame[frame["bpd_mae"].notna() & (frame["bpd_ref"].notna())])
-    for series in lines:
+    for series in sorted(lines, key=lambda line: rank.get(line.method, len(rank))):
         index = list(series.frame.index)
-        ends = [index[-1]] if series.method in ("ode-adaptive", "whitened-ode") else [index[0], index[-1]]
-        firsts += ends
-        rest += [k for k in index if k not in ends]
-    preferred = [k for k in rest if frame.loc[k, "method"] in ("f2d2", "meanflow")]
-    keep = list(dict.fromkeys([*firsts, *preferred, *rest]))[:MOST_PANELS]
+        ends += [index[-1]] if series.frame["steps"].isna().all() else [index[0], index[-1]]
+        between += index
+    keep = list(dict.fromkeys([*ends, *between]))[:MOST_PANELS]
     return view.as_dicts(frame.loc[sorted(keep)])
 
 
@@ -79,7 +88,8 @@ def _range(found: list[_Panel]) -> tuple[float, float]:
     return float(low - pad), float(high + pad)
 
 
-def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> None:
+def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> bool:
+    """Draw a panel; True where it needed a vertical axis of its own."""
     colour = view.look(panel.row["method"]).colour
     size = 3.0 if len(panel.reference) > 300 else 6.0
     ax.plot([low, high], [low, high], color="#8a8a8a", linewidth=0.9, zorder=1)
@@ -95,7 +105,7 @@ def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> None:
     )
     ax.set_xlim(low, high)
     outside = np.mean((panel.estimate < low) | (panel.estimate > high + 0.12 * (high - low)))
-    own = outside > 0.25
+    own = bool(outside > 0.25)
     if own:
         bottom, top = np.quantile(panel.estimate, [0.01, 0.99])
         bottom, top = min(bottom, low), max(top, high)
@@ -117,8 +127,8 @@ def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> None:
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0},
     )
     ax.set_title(
-        f"{style.shorten(panel.row['row'], 34)}\n{style.shorten(panel.row['model'], 34)}", fontsize=6.6
+        f"{style.shorten(panel.row['row'], 34)}\n{style.shorten(panel.row['model'], 34)}", fontsize=6.6, pad=3
     )
-    ax.tick_params(labelsize=6)
     ax.locator_params(nbins=4)
     ax.spines[["top", "right"]].set_visible(False)
+    return own

@@ -89,6 +89,32 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def panels(
+    rows: int,
+    columns: int,
+    *,
+    size: tuple[float, float],
+    gaps: tuple[float, float],
+    margins: tuple[float, float, float, float],
+    title: str,
+) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """A figure of equal panels (rows, columns) laid out by hand, for many panels much faster than a layout engine.
+
+    `size` of a panel, `gaps` across and down, `margins` left, right, top and bottom: all in inches. A title stands
+    on top.
+    """
+    left, right, top, bottom = margins
+    width = left + columns * size[0] + (columns - 1) * gaps[0] + right
+    height = top + rows * size[1] + (rows - 1) * gaps[1] + bottom
+    figure = Figure(figsize=(width, height))
+    axes = np.empty((rows, columns), dtype=object)
+    for i, j in np.ndindex(rows, columns):
+        x, y = left + j * (size[0] + gaps[0]), bottom + (rows - 1 - i) * (size[1] + gaps[1])
+        axes[i, j] = figure.add_axes((x / width, y / height, size[0] / width, size[1] / height))
+    figure.suptitle(title, fontsize=9, y=1 - 0.06 / height, va="top")
+    return figure, axes
+
+
 def series_of(frame: pd.DataFrame) -> list[Series]:
     """Lines of a frame without its controls, in the order of METHODS.
 
