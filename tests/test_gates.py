@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flowlik.gates import Gate, load_gates, run_gate
 
 
-@pytest.mark.parametrize("gate", load_gates(), ids=lambda gate: gate.id)
+def parameters() -> list[Any]:
+    """Gates as parameters; those that take long carry the mark `slow`."""
+    return [pytest.param(gate, id=gate.id, marks=[pytest.mark.slow] * gate.slow) for gate in load_gates()]
+
+
+@pytest.mark.parametrize("gate", parameters())
 def test_gate(gate: Gate) -> None:
     verdict = run_gate(gate)
     assert verdict.passed, verdict.line()

@@ -54,6 +54,19 @@ def test_a_cell_without_a_value_fails_and_says_why(tmp_path: Path) -> None:
     assert "no value" in nothing.line()
 
 
+def test_a_gate_may_look_at_the_difference_to_another_cell(tmp_path: Path) -> None:
+    control = {"estimator": "control-mean"}
+    wanted = load(
+        tmp_path,
+        GATE | {"column": "nfe_mean", "minus": {"estimator": "f2d2[steps=5]"}, "max": -3, "min": -3},
+        GATE | {"id": "below control-mean", "column": "bpd_mae", "minus": control, "max": 0},
+        GATE | {"id": "nothing to take away", "minus": {"task": "gmm-2d"}},
+    )
+    steps, control_mean, nothing = gates.run_gates(wanted)
+    assert (steps.value, steps.passed, control_mean.passed) == (-3.0, True, True)
+    assert "refused" in nothing.line()
+
+
 def test_gates_of_one_cell_share_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flowlik import runner
 

@@ -5,7 +5,9 @@ A file holds `{"gates": [...]}`; a gate names a cell and one column of its recor
     {"id": "...", "task": "gmm-2d", "model": "closed-form", "estimator": "ode[solver=dopri5,...]",
      "n_items": 5000, "column": "bpd_mae", "max": 2e-4, "measured": 1.1e-5}
 
-Optional: any field of `flowlik.cells.Options` (split, batch_size, dtype, seed, density, samples ...), `min`.
+Optional: any field of `flowlik.cells.Options` (split, batch_size, dtype, seed, density, samples ...), `min`, `slow`
+(more than ten seconds), and `minus`: what another cell differs in (`{"split": "train"}`, `{"estimator": "control-mean",
+"model": "teacher"}`), whose value is then subtracted.
 `flowlik check` measures them all and prints verdicts; the tests read the same file through `run_gate`. After a change
 that is meant to move a number, `flowlik check --update` notes what was measured; limits are edited by hand, in review.
 Timings never gate.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from flowlik.records import write_atomically
 from flowlik.suites import expand, options_of
 from flowlik.tasks import unknown
 
-_KEYS = ("id", "task", "model", "estimator", "column", "min", "max", "measured", "why")
+_KEYS = ("id", "task", "model", "estimator", "column", "min", "max", "measured", "minus", "slow")
 _NEEDED = ("id", "task", "model", "estimator", "column")
 _OPTIONS = tuple(field.name for field in fields(Options))
 
@@ -42,6 +44,8 @@ class Gate:
     low: float = -math.inf
     high: float = math.inf
     measured: float | None = None
+    minus: Cell | None = None
+    slow: bool = False
     file: Path | None = None
 
     @property
@@ -101,19 +105,26 @@ def _gate(entry: dict[str, Any], file: Path) -> Gate:
             raise ValueError(unknown("key", key, (*_KEYS, *_OPTIONS)))
     if missing := [key for key in _NEEDED if key not in entry]:
         raise ValueError(f"gate {entry.get('id')!r} has no {missing[0]!r}")
-    options = options_of(entry, Options(rounds=0))
-    cells = expand([entry["task"]], [entry["model"]], [entry["estimator"]], options)
-    if len(cells) != 1:
-        raise ValueError(f"gate {entry['id']!r} names {len(cells)} estimators; one is needed")
+    minus = entry.get("minus")
     return Gate(
         id=entry["id"],
-        cell=cells[0],
+        cell=_cell(entry),
+        minus=None if minus is None else _cell({**entry, **minus}),
+        slow=bool(entry.get("slow", False)),
         column=entry["column"],
         low=entry.get("min", -math.inf),
         high=entry.get("max", math.inf),
         measured=entry.get("measured"),
         file=file,
     )
+
+
+def _cell(entry: dict[str, Any]) -> Cell:
+    options = options_of(entry, Options(rounds=0))
+    cells = expand([entry["task"]], [entry["model"]], [entry["estimator"]], options)
+    if len(cells) != 1:
+        raise ValueError(f"gate {entry['id']!r} names {len(cells)} estimators; one is needed")
+    return cells[0]
 
 
 @lru_cache(maxsize=256)
@@ -125,17 +136,23 @@ def _row(cell: Cell) -> dict[str, Any]:
 
 def run_gate(gate: Gate, device: str = "cpu") -> Verdict:
     """Measure one gate; gates of the same cell share one run within a process."""
-    from dataclasses import replace
+    value, note = _value(gate.cell, gate.column, device)
+    if value is not None and gate.minus is not None:
+        other, note = _value(gate.minus, gate.column, device)
+        value = None if other is None else value - other
+    if value is None:
+        return Verdict(gate=gate, value=None, passed=False, note=note)
+    return Verdict(gate=gate, value=value, passed=bool(gate.low <= value <= gate.high))
 
-    row = _row(replace(gate.cell, device=device))
+
+def _value(cell: Cell, column: str, device: str) -> tuple[float | None, str | None]:
+    row = _row(cell if cell.is_control else replace(cell, device=device))
     if row["status"] != "ok":
-        return Verdict(gate=gate, value=None, passed=False, note=f"{row['status']}: {row['reason']}")
-    value = row.get(gate.column, row["extra"].get(gate.column))
+        return None, f"{row['status']}: {row['reason']}"
+    value = row.get(column, row["extra"].get(column))
     if value is None or not math.isfinite(value):
-        return Verdict(
-            gate=gate, value=None, passed=False, note=f"no value ({row['reason'] or 'not measured'})"
-        )
-    return Verdict(gate=gate, value=float(value), passed=bool(gate.low <= value <= gate.high))
+        return None, f"no value ({row['reason'] or 'not measured'})"
+    return float(value), None
 
 
 def run_gates(gates: Iterable[Gate], device: str = "cpu") -> Iterator[Verdict]:

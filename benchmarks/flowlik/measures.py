@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +79,7 @@ def bits_per_dim(log_prob: Array, dim: int, levels: int | None = None) -> Array:
     return bits if levels is None else bits + math.log2(levels / 2)
 
 
+@lru_cache(maxsize=2)
 def resample_counts(n: int, resamples: int = RESAMPLES) -> Array:
     """How often each of n items is drawn in each bootstrap resample, (resamples, n); the same for the same n."""
     generator = np.random.default_rng((_BOOTSTRAP_SEED, n))

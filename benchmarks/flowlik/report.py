@@ -289,7 +289,7 @@ def _facts(frame: pd.DataFrame) -> tuple[tuple[str, str], ...]:
         items = frame.loc[frame["split"] == split, "n_items"].max()
         words = f"{items:.0f} items"
         if len(part):
-            row = part.iloc[0]
+            row = part.sort_values("n_items", kind="stable").iloc[-1]
             error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
             words += f", reference {view.fixed(row['bpd_ref'])}{error} bits/dim ({row['ref_id']})"
         facts.append((view.split_title(split), words))
@@ -335,8 +335,8 @@ def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture
 
 def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     how = (
-        "Mean absolute error per sample in bits/dim; one row per method and number of steps, one column per task and "
-        "split, darker is worse. Where a method ran on several models, the best of them is shown."
+        "Mean absolute error per sample in bits/dim, darker is worse: one row per method on exact fields or on networks "
+        "(the best of several), with its fewest and its most steps; one column per task and split."
     )
     tasks = ", ".join(sorted(usable["task"].unique()))
     alt = f"Heat map of the mean absolute error of every method on {tasks}; the same numbers stand in the tables."

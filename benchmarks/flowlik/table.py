@@ -111,9 +111,16 @@ def by_steps(frame: pd.DataFrame) -> Table:
 
 def in_detail(frame: pd.DataFrame) -> Table:
     """One line per cell of one task and split, controls last; a column that holds nothing is left out."""
-    constant = frame.loc[frame["estimator"] == "control-mean", "bpd_mae"]
+    varies = bool(frame["spearman"].notna().any())  # a constant is right where the truth is constant
+    constant = (
+        frame.loc[frame["estimator"] == "control-mean", "bpd_mae"] if varies else frame["bpd_mae"].head(0)
+    )
     rows = view.as_dicts(frame.assign(control=constant.iloc[0] if len(constant) else math.nan))
-    columns = [(head, cell) for head, cell, needs in _DETAIL if frame[needs].notna().any()]
+    columns = [
+        (head, cell)
+        for head, cell, needs in _DETAIL
+        if frame[needs].notna().any() and (needs != "n_items" or len(set(frame[needs])) > 1)
+    ]
     lines = tuple(
         (
             Cell(row["row"]),
@@ -223,6 +230,7 @@ def _value(value: float) -> float | None:
 
 
 _DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = (
+    ("items", _count("n_items"), "n_items"),
     ("NFE", _count("nfe_mean"), "nfe_mean"),
     ("bits/dim", _fixed("bpd", 3), "bpd"),
     ("mean |error|", _error, "bpd_mae"),
@@ -248,10 +256,11 @@ def _reference(frame: pd.DataFrame) -> str:
     known = frame[frame["bpd_ref"].notna()]
     if known.empty:
         return "No reference."
-    row = known.iloc[0]
+    row = known.sort_values("n_items", kind="stable").iloc[-1]
     error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
+    fewer = " (cells on fewer items have their own)" if len(set(known["n_items"])) > 1 else ""
     origin = f" ({row['ref_id']})" if row["ref_id"] else ""
-    return f"Reference {view.fixed(row['bpd_ref'], 3)}{error} bits/dim{origin}, {row['n_items']:.0f} items."
+    return f"Reference {view.fixed(row['bpd_ref'], 3)}{error} bits/dim{origin}, {row['n_items']:.0f} items{fewer}."
 
 
 # ---------------------------------------------------------------------------------------------------------- formats

@@ -268,7 +268,7 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
     steps, rtol, atol = params.pop("steps", None), params.pop("rtol", None), params.pop("atol", None)
     trace = params.pop("trace", None)
     words = [_trace_words(trace, params.pop("probes", None))] if trace else []
-    words += [value if key in ("grid",) else f"{key} {value}" for key, value in params.items()]
+    words += [f"{value} grid" if key == "grid" else f"{key} {value}" for key, value in params.items()]
     if not swept:
         if steps is not None or not math.isnan(row["steps"]):
             count = int(row["steps"]) if not math.isnan(row["steps"]) else steps
@@ -280,7 +280,7 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
 
 
 def _trace_words(trace: str, probes: str | None) -> str:
-    return f"{trace} ×{probes}" if probes else trace
+    return f"{trace} ×{probes}" if probes else f"{trace} trace" if trace == "closed" else trace
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:

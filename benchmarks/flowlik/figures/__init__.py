@@ -45,15 +45,17 @@ KINDS: Final[dict[str, Kind]] = {
         "The grey dashed line is the reference: the truth of a closed-form task, the teacher's converged "
         "likelihood otherwise. A good estimator lies on the line; lower is not better. Where values leave the "
         "plausible range the vertical axis is linear inside ±3 and logarithmic outside, which is where the plain "
-        "few-step map falls. Bars: two standard errors over the items.",
+        "few-step map falls. Bars: two standard errors over the items. The line is the mean over the most items; a "
+        "cell on fewer items has its own reference, in the tables.",
     ),
     "error": Kind(
         error_against_cost,
         "Per-sample error against cost",
         "Mean absolute difference to the reference, item by item, against three costs: network forwards, time in "
         "units of one forward pass, wall-clock time. Down and to the left is better; the grey staircase is the "
-        "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal "
-        "lines are the controls: a curve above control-mean knows less about single samples than a constant.",
+        "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal lines "
+        "are the controls: a curve above control-mean knows less about single samples than a constant (but where "
+        "the truth is constant on the items, as on the checkerboard, control-mean is right by construction).",
     ),
     "scatter": Kind(
         estimated_against_reference,

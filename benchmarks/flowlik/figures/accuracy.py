@@ -115,8 +115,10 @@ def pareto_front(cost: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _limits(ax: Axes, part: pd.DataFrame, levels: pd.Series[float]) -> None:
-    values = np.concatenate([part["bpd_mae"].to_numpy(), part["bpd_mae_hi"].to_numpy(), levels.to_numpy()])
+    values = np.concatenate([part["bpd_mae"].to_numpy(), part["bpd_mae_hi"].to_numpy()])
     values = values[np.isfinite(values) & (values > 0)]
+    near = levels[levels > values.min() / 5].to_numpy()
+    values = np.concatenate([values, near])
     low, high = values.min(), values.max()
     pad = max((high / low) ** 0.06, 1.2)
     ax.set_yscale("log")
@@ -127,7 +129,10 @@ def _limits(ax: Axes, part: pd.DataFrame, levels: pd.Series[float]) -> None:
 def _references(part: pd.DataFrame) -> dict[str, float]:
     found: dict[str, float] = {}
     for ref in sorted(part["ref_id"].unique()):
-        value = part.loc[part["ref_id"] == ref, "bpd_ref"].median()
+        rows = part[(part["ref_id"] == ref) & part["bpd_ref"].notna()]
+        value = (
+            rows.loc[rows["n_items"] == rows["n_items"].max(), "bpd_ref"].median() if len(rows) else np.nan
+        )
         if np.isfinite(value) and not any(abs(value - other) < 5e-3 for other in found.values()):
             found[f"reference ({ref})" if ref else "reference"] = float(value)
     return found

@@ -12,24 +12,24 @@ from matplotlib.figure import Figure
 from flowlik import view
 from flowlik.figures import style
 
-MOST_ROWS: Final = 26
+MOST_ROWS: Final = 32
 
 
 def error_overview(frame: pd.DataFrame) -> Figure | None:
     """Mean |error| in bits/dim (colour: decades) of methods and steps (rows) on tasks and splits (columns).
 
-    Models of one method are joined by their best value; None where fewer than two tasks or splits have errors.
+    A row holds one method on exact fields or on networks, the best of them where there are several; of many steps the
+    fewest and the most are shown. None where fewer than two tasks or splits have errors.
     """
-    shown = frame[np.isfinite(frame["bpd_mae"])]
+    shown = _ends(frame[np.isfinite(frame["bpd_mae"])])
     if shown.empty or len(shown.groupby(["task", "split"])) < 2:
         return None
-    rows = list(dict.fromkeys(_rows(shown)))[:MOST_ROWS]
+    names = _rows(shown)
+    rows = list(dict.fromkeys(_ordered(shown, names)))[:MOST_ROWS]
     columns = [(t, s) for t in sorted(shown["task"].unique()) for s in view.splits(shown[shown["task"] == t])]
     several = {t: sum(c[0] == t for c in columns) > 1 for t, _ in columns}
     values = np.full((len(rows), len(columns)), np.nan)
-    for name, task, split, error in zip(
-        _rows(shown), shown["task"], shown["split"], shown["bpd_mae"], strict=True
-    ):
+    for name, task, split, error in zip(names, shown["task"], shown["split"], shown["bpd_mae"], strict=True):
         if name in rows:
             i, j = rows.index(name), columns.index((task, split))
             values[i, j] = np.nanmin([values[i, j], error])
@@ -54,7 +54,7 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
     bar = ax.collections[0].colorbar
     if bar is not None:
         bar.ax.set_yticklabels(["1e-4", "1e-3", "0.01", "0.1", "1", "10"], fontsize=6.5)
-    methods = dict(zip(_rows(shown), shown["method"], strict=True))
+    methods = dict(zip(names, shown["method"], strict=True))
     for k in range(1, len(rows)):
         if methods[rows[k]] != methods[rows[k - 1]]:
             ax.axhline(k, color="white", linewidth=3.5)
@@ -65,4 +65,33 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
 
 
 def _rows(frame: pd.DataFrame) -> list[str]:
-    return [str(row) for row in frame["row"]]
+    """Row names: method, steps and parameters (an exact trace is the same by any way), and the kind of model."""
+    names = []
+    for row in view.as_dicts(frame):
+        name = row["row"].replace(", closed trace", "").replace(", exact", "")
+        kind = (
+            ""
+            if row["method"] == "control"
+            else " · exact field"
+            if row["model"] == "closed-form"
+            else " · network"
+        )
+        names.append(f"{name}{kind}")
+    return names
+
+
+def _ends(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of every line over steps the fewest and the most."""
+    groups = frame.groupby(["task", "split", "series", "model"])["steps"]
+    least, most = groups.transform("min"), groups.transform("max")
+    return frame[frame["steps"].isna() | (frame["steps"] == least) | (frame["steps"] == most)]
+
+
+def _ordered(frame: pd.DataFrame, names: list[str]) -> list[str]:
+    """Row names in the order of the methods, exact fields before networks, by steps."""
+    rank = {name: k for k, name in enumerate(view.METHODS)}
+    keys = [
+        (rank.get(row["method"], len(rank) - 1.5), row["model"] != "closed-form", row["series"], row["steps"])
+        for row in view.as_dicts(frame)
+    ]
+    return [name for _, name in sorted(zip(keys, names, strict=True), key=lambda pair: pair[0])]

@@ -247,18 +247,22 @@ def control_lines(ax: Axes, levels: dict[str, float], *, labels: bool, height: f
     `height` is about that of the axes, in inches.
     """
     merged: dict[float, list[str]] = {}
+    low, high = ax.get_ylim()
     for name, value in sorted(levels.items(), key=lambda pair: pair[1]):
         if not np.isfinite(value) or (ax.get_yscale() == "log" and value <= 0):
             continue
+        if value < low:
+            name, value = f"{name} ↓ {view.number(value, 1)}", low
         near = next((v for v in merged if abs(v - value) <= 5e-3 * abs(value)), value)
         merged.setdefault(near, []).append(name)
     for value in merged:
+        if value == low:
+            continue
         ax.axhline(
             value, color=view.METHODS["control"].colour, linewidth=0.9, linestyle=(0, (5, 2)), zorder=1
         )
     if not labels or not merged:
         return
-    low, high = ax.get_ylim()
     scale = np.log if ax.get_yscale() == "log" else np.asarray
     where = [float((scale(v) - scale(low)) / (scale(high) - scale(low))) for v in merged]
     names = ["\n".join(names) for names in merged.values()]
