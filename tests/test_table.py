@@ -75,7 +75,7 @@ def test_an_error_above_the_constant_is_flagged(tmp_path: Path) -> None:
         "steps": None,
     }
     rows = [
-        record(cell_id="good", bpd=1.0, bpd_mae=0.1),
+        record(cell_id="good", bpd=1.0, bpd_mae=0.1, spearman=0.9),
         record(cell_id="bad", bpd=1.0, bpd_mae=0.3, estimator_label="f2d2[steps=1]", steps=1),
         record(cell_id="control", bpd=1.0, bpd_mae=0.2, **control),
     ]
@@ -86,6 +86,18 @@ def test_an_error_above_the_constant_is_flagged(tmp_path: Path) -> None:
         True,
         False,
     ]
+
+
+def test_nothing_is_flagged_where_the_truth_is_constant(tmp_path: Path) -> None:
+    control = {
+        "estimator": "control-mean",
+        "estimator_label": "control-mean",
+        "family": "control",
+        "steps": None,
+    }
+    rows = [record(cell_id="a", bpd=1.0, bpd_mae=0.1), record(cell_id="c", bpd=1.0, bpd_mae=1e-6, **control)]
+    detail = table.tables(_records(tmp_path, rows))[1]
+    assert not any(cell.flag for row in detail.rows for cell in row)
 
 
 def test_markdown_is_a_table_with_a_column_per_head(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class LinearWithDivergence(Linear):
         return self.matrix.to(x.dtype).trace().expand(len(x))
 
 
-class LinearMap(Linear):
+class LinearMap(LinearWithDivergence):
     """The same as a joint flow map with a trainable rate: u = (exp((s - t) A) - I) x/(s - t), D = tr A."""
 
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Tensor:

@@ -212,7 +212,7 @@ def run_plan(cells: list[Cell], folder: Path, suite: str, *, resume: bool, timeo
     argv = ["flowlik", *(plain_argument(argument) for argument in sys.argv[1:])]
     note: dict[str, Any] = {
         "run_id": run_id,
-        "suite": suite,
+        "suite": plain_argument(suite),
         "argv": argv,
         "started": utc_now(),
         "finished": None,
@@ -406,19 +406,16 @@ def train(
 ) -> None:
     """Train a model from nothing, or go on where an interrupted training stopped."""
     from flowlik.training import train_model
+    from flowlik_models.training import TrainingError
 
     with bad_usage():
         chosen = pick_device(device)
-        path = train_model(
-            task,
-            model,
-            out=out or Path("runs") / "train",
-            device=chosen,
-            seed=seed,
-            steps=steps,
-            resume=resume,
-            ship=ship,
-        )
+        folder = out or Path("runs") / "train"
+        options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
+        try:
+            path = train_model(task, model, out=folder, device=chosen, **options)
+        except TrainingError as error:
+            raise fail(str(error), 1) from None
     typer.echo(f"checkpoint: {path}")
 
 

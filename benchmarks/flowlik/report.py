@@ -293,10 +293,10 @@ def _facts(frame: pd.DataFrame) -> tuple[tuple[str, str], ...]:
             error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
             words += f", reference {view.fixed(row['bpd_ref'])}{error} bits/dim ({row['ref_id']})"
         facts.append((view.split_title(split), words))
-    eps = sorted(frame["eps"].dropna().unique())
+    eps = view.eps_words(frame)
     if eps:
-        words = "p at t = 1 − eps, eps = " + ", ".join(f"{e:g}" for e in eps)
-        facts.append(("what is estimated", words if max(eps) > 0 else "p at t = 1 (eps = 0)"))
+        words = "p at t = 1 (eps = 0)" if eps == "0" else f"p at t = 1 − eps, eps = {eps}"
+        facts.append(("what is estimated", words))
     return tuple(facts)
 
 
@@ -309,7 +309,7 @@ def _masses(frame: pd.DataFrame) -> Table | None:
     for row in view.as_dicts(drawn):
         off = abs(row["mass"] - 1) > MASS_WITHIN
         mass = Cell(view.number(row["mass"], 5), float(row["mass"]), "not within 0.05 of 1" if off else "")
-        eps = Cell("–" if math.isnan(row["eps"]) else f"{row['eps']:g}", row["eps"])
+        eps = Cell("–" if math.isnan(row["eps"]) else f"{row['eps']:.4g}", row["eps"])
         rows.append((Cell(row["row"]), Cell(row["model"]), mass, eps))
     return Table(
         f"{frame['task'].iloc[0]}: mass of every density drawn",
@@ -335,7 +335,7 @@ def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture
 
 def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     how = (
-        "Mean absolute error per sample in bits/dim, darker is worse: one row per method on exact fields or on networks "
+        "Mean absolute error per sample in bits/dim, darker is worse: a row is a method on exact fields or on networks "
         "(the best of several), with its fewest and its most steps; one column per task and split."
     )
     tasks = ", ".join(sorted(usable["task"].unique()))

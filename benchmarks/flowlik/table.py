@@ -253,12 +253,12 @@ def _title(frame: pd.DataFrame) -> str:
 
 
 def _reference(frame: pd.DataFrame) -> str:
-    known = frame[frame["bpd_ref"].notna()]
-    if known.empty:
+    row = view.reference(frame)
+    if row is None:
         return "No reference."
-    row = known.sort_values("n_items", kind="stable").iloc[-1]
     error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
-    fewer = " (cells on fewer items have their own)" if len(set(known["n_items"])) > 1 else ""
+    several = frame.loc[frame["bpd_ref"].notna(), "n_items"].min() < row["n_items"]
+    fewer = " (cells on fewer items have their own)" if several else ""
     origin = f" ({row['ref_id']})" if row["ref_id"] else ""
     return f"Reference {view.fixed(row['bpd_ref'], 3)}{error} bits/dim{origin}, {row['n_items']:.0f} items{fewer}."
 

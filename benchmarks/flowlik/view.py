@@ -90,10 +90,11 @@ def load(run_dir: Path) -> pd.DataFrame:
 
 
 def prepare(records: pd.DataFrame) -> pd.DataFrame:
-    """Records with every column present, numbers as float64, the latest row of each cell, and the columns
+    """Records with every column present, numbers as float64, the latest row of each cell, and columns of labels.
 
-    `method` (key of METHODS, or the estimator's name), `series` (legend label: all but the swept parameters)
-    and `row` (table label: all parameters). Sorted by task, split, method, model, steps, NFE.
+    `method` is a key of METHODS or the estimator's name, `series` a legend label (all but the swept parameters), `row`
+    a table label (all parameters), `brief` the same without how an exact trace was taken. Sorted by task, split,
+    method, model, steps, NFE.
     """
     frame = records.copy()
     for name in NUMERIC:
@@ -124,6 +125,9 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     frame["row"] = pd.Series(
         [_label(row, mixed, swept=False) for row in rows], index=frame.index, dtype=object
     )
+    frame["brief"] = [
+        label.replace(", closed trace", "").replace(", exact trace", "") for label in frame["row"]
+    ]
     return _sorted(frame)
 
 
@@ -214,6 +218,17 @@ def splits(frame: pd.DataFrame) -> list[str]:
     return sorted(frame["split"].unique(), key=lambda name: (known.get(name, len(known)), name))
 
 
+def reference(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """The row whose reference stands for a split: of those that know one, the one judged on the most items."""
+    known = frame[frame["bpd_ref"].notna()].sort_values("n_items", kind="stable")
+    return as_dicts(known.tail(1))[0] if len(known) else None
+
+
+def eps_words(frame: pd.DataFrame) -> str:
+    """The eps of what is estimated, as words: `0.001`, or `0, 0.001` where cells differ; empty where unknown."""
+    return ", ".join(sorted({f"{eps:.4g}" for eps in frame["eps"].dropna()}))
+
+
 def split_title(split: str) -> str:
     """A split in words."""
     words = {"test": "test data", "train": "training data", "teacher-samples": "the teacher's own samples"}
@@ -267,7 +282,7 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
         name = f"{name} {solver}"
     steps, rtol, atol = params.pop("steps", None), params.pop("rtol", None), params.pop("atol", None)
     trace = params.pop("trace", None)
-    words = [_trace_words(trace, params.pop("probes", None))] if trace else []
+    words = [_trace_words(trace, params.pop("probes", "1"))] if trace else []
     words += [f"{value} grid" if key == "grid" else f"{key} {value}" for key, value in params.items()]
     if not swept:
         if steps is not None or not math.isnan(row["steps"]):
@@ -279,8 +294,8 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
     return ", ".join([name, *[w for w in words if w]])
 
 
-def _trace_words(trace: str, probes: str | None) -> str:
-    return f"{trace} ×{probes}" if probes else f"{trace} trace" if trace == "closed" else trace
+def _trace_words(trace: str, probes: str) -> str:
+    return f"Hutchinson ×{probes}" if trace == "hutchinson" else f"{trace} trace"
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:

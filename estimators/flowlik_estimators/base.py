@@ -224,16 +224,17 @@ class Estimator:
         """Estimate log p at t = 1 - eps of every row of x, in nats.
 
         Args:
-            model: the flow; what it must offer depends on the family. x: (batch, *event), float32 or float64,
-            finite. cond: anything the model is conditioned on, sliced along with x. generator: source of the
-            call's random key; None stands for seed 0. items: int64 (batch,) ids that key the random draws;
-            default 0 .. batch - 1. differentiable: keep the graph to x and to the model's parameters, so that
-            the result can be a loss.
+            model: the flow; what it must offer depends on the family.
+            x: (batch, *event), float32 or float64, finite.
+            cond: anything the model is conditioned on, sliced along with x.
+            generator: source of the call's random key; None stands for seed 0.
+            items: int64 (batch,) ids that key the random draws; default 0 .. batch - 1.
+            differentiable: keep the graph to x and to the model's parameters: the result can be a loss.
 
         Raises:
             ValueError: misuse (empty batch, wrong event shape or dtype, NaN or infinity in x, lengths that
-            differ).
-                A model that does not fit, or a solve that fails, is a status, not an exception.
+                differ), or a model whose answers have the wrong shape. A model that does not fit, or a solve
+                that fails, is a status, not an exception.
         """
         _check_points(x, getattr(model, "event_shape", None))
         refusal = self._refusal(model)

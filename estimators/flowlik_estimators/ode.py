@@ -119,6 +119,7 @@ class ODE(Traced):
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         x, log_det = self._solve(model, x0, run, start=0.0, end=run.data_end, log_prob=log_prob)
+        x = x.to(run.dtype)
         if not log_prob:
             return Samples(x=x)
         mean, _ = mean_over_probes(standard_normal_log_prob(x0)[:, None] - log_det.double())
@@ -154,7 +155,7 @@ class ODE(Traced):
                 raise
             why = str(error).partition(":")[0]
             raise Diverged(f"{self.solver} gave up near t = {side.last:.6g}: {why}") from error
-        return path[0][-1].to(run.dtype), path[-1][-1]
+        return path[0][-1], path[-1][-1]
 
     def _augmented(self, model: Any, run: Run) -> Evaluate:
         if self.trace == "closed":
@@ -178,7 +179,7 @@ class _Side:
         run = self.run
         t = t.clamp(self.low, self.high)
         if self.max_nfe is not None:
-            self.last = float(t)
+            self.last = float(t.detach())
             if run.counts.forwards >= self.max_nfe * run.batch:
                 raise Diverged(f"stopped at t = {self.last:.6g} after max_nfe = {self.max_nfe} evaluations")
         values = self.evaluate(state[0].to(run.dtype), run.at(t))

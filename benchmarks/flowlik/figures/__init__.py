@@ -62,7 +62,8 @@ KINDS: Final[dict[str, Kind]] = {
         "Estimated against reference log-density",
         "One point is one item; the diagonal is exact. A cloud parallel to the diagonal is a bias, a wide one is "
         "noise, a flat one does not know which items are likely (Spearman ρ near 0). A panel marked “own scale” "
-        "is so far off that the common axis would not show it.",
+        "is so far off that the common axis would not show it. Where the truth is the same for all items (the "
+        "checkerboard) the panels are histograms of the estimates around it. Biases are in bits/dim.",
         by_split=True,
     ),
     "density": Kind(

@@ -16,9 +16,9 @@ from flowlik import view
 from flowlik.figures import style
 
 COSTS: Final[dict[str, str]] = {
-    "nfe_mean": "NFE\n(network forwards per sample)",
-    "forward_equivalents": "forward-equivalents\n(time over that of one forward)",
-    "ms_per_sample": "wall-clock\n(milliseconds per sample)",
+    "nfe_mean": "NFE\n(forwards per sample)",
+    "forward_equivalents": "forward-equivalents\n(time / one forward)",
+    "ms_per_sample": "wall-clock\n(ms per sample)",
 }
 LINEAR: Final = 3.0
 """bits/dim within which the symlog axis is linear."""

@@ -19,6 +19,8 @@ from flowlik.figures import style
 
 COLUMNS: Final = 4
 MOST_LINES: Final = 7
+FEW: Final = 16
+"""Fixed steps from which a solution stands with the adaptive ones."""
 ADAPTIVE: Final = ("adaptive",)
 PREFERRED: Final = ("f2d2", "f2d2-corrected", "meanflow", "ode-euler")
 BELOW: Final = 8.0
@@ -66,7 +68,7 @@ def density_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         columns,
         size=(width, height),
         gaps=(0.1, 0.52),
-        margins=(0.05, 0.8, 0.6, 0.25),
+        margins=(0.05, 0.8, 0.55, 0.25),
         title=f"{frame['task'].iloc[0]}: log-density{_eps_words(frame)}",
     )
     for line, row in zip(lines, axes, strict=True):
@@ -126,7 +128,7 @@ def tiled(samples: NDArray[Any], side: int = 8) -> NDArray[np.float64]:
     rows = -(-count // side)
     sheet = np.ones((channels, rows * (height + 1) - 1, side * (width + 1) - 1))
     if channels == 1:
-        sheet *= 0.5
+        sheet *= 0.2
     for k in range(count):
         top, left = (k // side) * (height + 1), (k % side) * (width + 1)
         sheet[:, top : top + height, left : left + width] = shown[k]
@@ -163,12 +165,12 @@ def _lines(frame: pd.DataFrame, run_dir: Path) -> tuple[list[list[_Map]], bool]:
 
 
 def _title(row: _Row) -> str:
-    return f"{style.shorten(row['row'], 32)}\n{style.shorten(row['model'], 32)}"
+    return style.panel_title(row)
 
 
 def _line_key(row: _Row) -> tuple[str, ...]:
-    """Which line a panel stands in: adaptive solutions share one, others stand with their method and model."""
-    if row["method"] in ("ode-adaptive", "whitened-ode") and not np.isfinite(row["steps"]):
+    """Which line a panel stands in: solutions by many steps share one, others stand with their method and model."""
+    if row["method"] in ("ode-adaptive", "ode-fixed", "whitened-ode") and not row["steps"] < FEW:
         return ADAPTIVE
     return (row["method"], row["series"], row["model"])
 
@@ -190,12 +192,12 @@ def _mass_words(row: dict[Any, Any]) -> str:
     if not np.isfinite(row["mass"]):
         return "mass –"
     spread = f" ± {view.number(row['mass_se'], 1)}" if row["mass_se"] > 0 else ""
-    return f"mass {view.number(row['mass'])}{spread}"
+    return f"mass {view.number(row['mass'], 4 if 0.1 < row['mass'] < 10 else 3)}{spread}"
 
 
 def _eps_words(frame: pd.DataFrame) -> str:
-    eps = sorted({float(e) for e in frame["eps"].dropna() if e > 0})
-    return f" at t = 1 − eps, eps = {', '.join(f'{e:g}' for e in eps)}" if eps else ""
+    eps = view.eps_words(frame)
+    return f" at t = 1 − eps, eps = {eps}" if eps not in ("", "0") else ""
 
 
 def _draw_map(ax: Axes, item: _Map, norm: Normalize, colours: Colormap) -> None:

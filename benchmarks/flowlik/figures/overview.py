@@ -49,7 +49,7 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
         annot_kws={"fontsize": 6.3},
         cbar_kws={"label": "mean |error| (bits/dim)", "ticks": [-4, -3, -2, -1, 0, 1], "extend": "both"},
         xticklabels=[f"{t}, {s}" if several[t] else t for t, s in columns],
-        yticklabels=[style.shorten(r, 46) for r in rows],
+        yticklabels=[style.shorten(r, 60) for r in rows],
     )
     bar = ax.collections[0].colorbar
     if bar is not None:
@@ -68,7 +68,6 @@ def _rows(frame: pd.DataFrame) -> list[str]:
     """Row names: method, steps and parameters (an exact trace is the same by any way), and the kind of model."""
     names = []
     for row in view.as_dicts(frame):
-        name = row["row"].replace(", closed trace", "").replace(", exact", "")
         kind = (
             ""
             if row["method"] == "control"
@@ -76,7 +75,7 @@ def _rows(frame: pd.DataFrame) -> list[str]:
             if row["model"] == "closed-form"
             else " · network"
         )
-        names.append(f"{name}{kind}")
+        names.append(f"{row['brief']}{kind}")
     return names
 
 

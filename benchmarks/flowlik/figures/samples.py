@@ -29,6 +29,8 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     for ax, extractor in zip(axes, extractors, strict=True):
         part = shown[shown["extractor"] == extractor]
         values = part["frechet"].to_numpy()
+        spread = 2 * part["frechet_se"].fillna(0).to_numpy()
+        values = np.concatenate([values + spread, np.maximum(values - spread, values / 2)])
         ax.set_yscale("log")
         pad = max((values.max() / values.min()) ** 0.08, 1.25)
         ax.set_ylim(values.min() / pad, values.max() * pad)

@@ -19,6 +19,11 @@ MOST_PANELS: Final = 8
 PREFERRED: Final = ("f2d2", "meanflow", "ode-adaptive", "ode-euler", "f2d2-corrected")
 MOST_POINTS: Final = 800
 COLUMNS: Final = 4
+CONSTANT: Final = 1e-6
+"""Nats within which nine tenths of a reference must lie to count as constant: no scatter then, but histograms."""
+BINS: Final = 41
+AROUND: Final = 1.5
+"""Nats on both sides of a constant reference that a histogram shows."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class _Panel:
 
 def estimated_against_reference(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """log p of every item against its reference, in nats, with Spearman's rho and the bias in the panel."""
+    frame = (
+        frame.sort_values("n_items", kind="stable")
+        .drop_duplicates(["brief", "model"], keep="last")
+        .sort_index()
+    )
     found = [panel for row in _chosen(frame) if (panel := _panel(row, run_dir)) is not None]
     if not found:
         return None
@@ -43,15 +53,22 @@ def estimated_against_reference(frame: pd.DataFrame, run_dir: Path) -> Figure | 
         margins=(0.6, 0.1, 0.68, 0.48),
         title=f"{task}: estimated against reference, {split}",
     )
+    constant = all(np.ptp(np.quantile(panel.reference, [0.05, 0.95])) < CONSTANT for panel in found)
     low, high = _range(found)
     for k, ax in enumerate(axes.ravel()):
         if k >= len(found):
             ax.set_axis_off()
             continue
-        own = _draw(ax, found[k], low, high)
+        own = _draw_constant(ax, found[k]) if constant else _draw(ax, found[k], low, high)
         ax.tick_params(labelsize=6, labelbottom=k + columns >= len(found), labelleft=own or k % columns == 0)
-    figure.supxlabel("reference log-density (nats)", fontsize=8, y=0.06 / figure.get_figheight(), va="bottom")
-    figure.supylabel("estimated log-density (nats)", fontsize=8, x=0.06 / figure.get_figwidth(), ha="left")
+    across, up = "reference log-density (nats)", "estimated log-density (nats)"
+    if constant:
+        across, up = (
+            "estimated log-density (nats; the reference is the grey line)",
+            "items (each panel scaled to its highest bar)",
+        )
+    figure.supxlabel(across, fontsize=8, y=0.06 / figure.get_figheight(), va="bottom")
+    figure.supylabel(up, fontsize=8, x=0.06 / figure.get_figwidth(), ha="left")
     return figure
 
 
@@ -84,6 +101,8 @@ def _panel(row: dict[str, Any], run_dir: Path) -> _Panel | None:
 def _range(found: list[_Panel]) -> tuple[float, float]:
     reference = np.concatenate([p.reference for p in found])
     low, high = np.quantile(reference, [0.002, 1.0])
+    if low - reference.min() < high - low:
+        low = reference.min()
     pad = max(0.12 * (high - low), 0.5)
     return float(low - pad), float(high + pad)
 
@@ -112,23 +131,47 @@ def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> bool:
         ax.set_ylim(bottom - 0.08 * (top - bottom), top + 0.22 * (top - bottom))
     else:
         ax.set_ylim(low, high + 0.12 * (high - low))
-    spearman, bias = view.fixed(panel.row["spearman"], 2), view.number(panel.row["bpd_error"], 2)
-    lines = [f"ρ {spearman}   bias {bias}", *(["own scale"] if own else [])]
-    if not own and outside > 0:
-        lines.append(f"{100 * outside:.0f} % outside" if outside >= 0.005 else "< 1 % outside")
+    _write(ax, panel, ["own scale"] if own else [] if outside == 0 else [_outside_words(float(outside))])
+    ax.set_title(style.panel_title(panel.row), fontsize=6.6, pad=3)
+    ax.locator_params(nbins=4)
+    ax.spines[["top", "right"]].set_visible(False)
+    return own
+
+
+def _draw_constant(ax: Axes, panel: _Panel) -> bool:
+    """A histogram of the estimates around a reference that is the same for all items."""
+    at = float(np.median(panel.reference))
+    edges = at + AROUND * np.linspace(-1, 1, BINS + 1)
+    kept = panel.estimate[(panel.estimate >= edges[0]) & (panel.estimate <= edges[-1])]
+    heights, _ = np.histogram(kept, bins=edges)
+    colour = view.look(panel.row["method"]).colour
+    ax.stairs(heights / max(heights.max(), 1), edges, color=colour, fill=True, alpha=0.75, zorder=2)
+    ax.axvline(at, color="#8a8a8a", linewidth=1.0, zorder=1)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_ylim(0, 1.35)
+    outside = 1 - len(kept) / len(panel.estimate)
+    _write(ax, panel, [_outside_words(outside)] if outside > 0 else [])
+    ax.set_title(style.panel_title(panel.row), fontsize=6.6, pad=3)
+    ax.set_yticks([])
+    ax.locator_params(axis="x", nbins=4)
+    ax.spines[["top", "right"]].set_visible(False)
+    return False
+
+
+def _outside_words(share: float) -> str:
+    return f"{100 * share:.0f} % outside" if share >= 0.005 else "< 1 % outside"
+
+
+def _write(ax: Axes, panel: _Panel, more: list[str]) -> None:
+    """Rank correlation, bias and what else there is to say, in the panel's upper left corner."""
+    rank = f"ρ {view.fixed(panel.row['spearman'], 2)}   " if np.isfinite(panel.row["spearman"]) else ""
     ax.text(
         0.04,
         0.97,
-        "\n".join(lines),
+        "\n".join([f"{rank}bias {view.number(panel.row['bpd_error'], 2)}", *more]),
         transform=ax.transAxes,
         fontsize=6.3,
         va="top",
         zorder=4,
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.0},
     )
-    ax.set_title(
-        f"{style.shorten(panel.row['row'], 34)}\n{style.shorten(panel.row['model'], 34)}", fontsize=6.6, pad=3
-    )
-    ax.locator_params(nbins=4)
-    ax.spines[["top", "right"]].set_visible(False)
-    return own

@@ -89,6 +89,16 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def panel_title(row: dict[str, Any]) -> str:
+    """Two lines for a small panel: what was run, and on which model; other parameters move to the second line."""
+    first, second = row["brief"], row["model"]
+    if len(first) > 27 and ", " in first:
+        words = first.split(", ")
+        keep = 2 if len(words) > 2 else 1
+        first, second = ", ".join(words[:keep]), ", ".join([*words[keep:], second])
+    return f"{shorten(first, 34)}\n{shorten(second, 36)}"
+
+
 def panels(
     rows: int,
     columns: int,
