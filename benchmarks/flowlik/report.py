@@ -193,16 +193,19 @@ def _environments(run_dir: Path) -> list[list[tuple[str, str]]]:
     return list(found.values())
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and words of an environment; what it does not know is left out."""
     for name, value in row.items():
+        if value is None:
+            continue
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name} ")
+            yield name, ", ".join(f"{key} {_words(inner)}" for key, inner in value.items())
         elif name.endswith("_bytes") and isinstance(value, int | float):
-            yield f"{prefix}{name.removesuffix('_bytes')}", f"{value / 2**30:.1f} GiB"
+            yield name.removesuffix("_bytes").replace("_", " "), f"{value / 2**30:.1f} GiB"
         elif name == "argv" and isinstance(value, list):
             yield "command", " ".join(str(a) for a in value)
         else:
-            yield f"{prefix}{name}", _words(value)
+            yield name, _words(value)
 
 
 def _words(value: object) -> str:
@@ -225,8 +228,8 @@ def _glance(usable: pd.DataFrame) -> Table | None:
         if methods.empty:
             continue
         best = [_best(methods[methods["nfe_mean"] <= budget]) for _, budget in BUDGETS]
-        known = frame.loc[frame["bpd_ref"].notna(), "bpd_ref"]
-        ref = float(known.iloc[0]) if len(known) else math.nan
+        row = view.reference(frame)
+        ref = row["bpd_ref"] if row else math.nan
         name = (
             f"{task}, {view.split_title(split)}"
             if len(view.splits(usable[usable["task"] == task])) > 1
@@ -285,11 +288,10 @@ def _facts(frame: pd.DataFrame) -> tuple[tuple[str, str], ...]:
     """What a reader needs to know of a task before its numbers."""
     facts = [("dimensions", ", ".join(f"{d:.0f}" for d in sorted(frame["dim"].dropna().unique())))]
     for split in view.splits(frame):
-        part = frame[(frame["split"] == split) & frame["bpd_ref"].notna()]
-        items = frame.loc[frame["split"] == split, "n_items"].max()
-        words = f"{items:.0f} items"
-        if len(part):
-            row = part.sort_values("n_items", kind="stable").iloc[-1]
+        part = frame[frame["split"] == split]
+        words = f"{part['n_items'].max():.0f} items"
+        row = view.reference(part)
+        if row:
             error = f" ± {view.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
             words += f", reference {view.fixed(row['bpd_ref'])}{error} bits/dim ({row['ref_id']})"
         facts.append((view.split_title(split), words))
@@ -422,14 +424,20 @@ def _at(row: dict[str, Any] | None, steps: int) -> Cell:
 
 
 def _failed(records: pd.DataFrame) -> Table | None:
+    """Every cell without a result; cells that share all but the estimator stand in one line."""
+    estimators: dict[tuple[str, ...], list[str]] = {}
+    for row in view.as_dicts(records[records["status"] != "ok"]):
+        key = tuple(str(row[name]) for name in ("task", "split", "model", "status", "reason"))
+        estimators.setdefault(key, []).append(str(row["estimator_label"]))
     rows = [
-        tuple(
-            Cell(row[name] or "–")
-            for name in ("task", "split", "model", "estimator_label", "status", "reason")
+        (
+            *(Cell(word or "–") for word in key[:3]),
+            Cell(", ".join(labels)),
+            *(Cell(word or "–") for word in key[3:]),
         )
-        for row in view.as_dicts(records[records["status"] != "ok"])
+        for key, labels in estimators.items()
     ]
-    heads = ("task", "split", "model", "estimator", "status", "reason")
+    heads = ("task", "split", "model", "estimators", "status", "reason")
     return Table("Cells without a result", heads, tuple(rows), names=6) if rows else None
 
 

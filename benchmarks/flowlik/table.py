@@ -20,6 +20,8 @@ import pandas as pd
 from flowlik import view
 
 FORMATS: Final = ("md", "latex", "csv")
+MANY_STEPS: Final = 16
+"""Fixed steps from which a solution stands in the column of the adaptive ones."""
 MASS_WITHIN: Final = 0.05
 """How far from 1 a mass may be before the report marks it."""
 _ALIASES: Final = {"markdown": "md", "tex": "latex"}
@@ -82,18 +84,19 @@ def tables(records: pd.DataFrame) -> list[Table]:
 def by_steps(frame: pd.DataFrame) -> Table:
     """Methods against steps for one task and split: bits/dim, and the Fréchet distance where it was measured."""
     shown = frame[frame["method"] != "control"]
-    steps = sorted({int(s) for s in shown["steps"].dropna()}, reverse=True)
-    adaptive = bool(shown["steps"].isna().any())
+    few = shown["steps"] < MANY_STEPS
+    steps = sorted({int(s) for s in shown.loc[few, "steps"]}, reverse=True)
+    many = not few.all()
     cells: dict[tuple[str, str], dict[int | None, dict[str, Any]]] = {}
     for row in view.as_dicts(shown):
-        at = None if math.isnan(row["steps"]) else int(row["steps"])
+        at = int(row["steps"]) if row["steps"] < MANY_STEPS else None
         cells.setdefault((row["row"] if at is None else row["series"], row["model"]), {})[at] = row
     frechet = bool(shown["frechet"].notna().any())
     rows = [
         (
             Cell(name),
             Cell(model),
-            *([_bpd_and_frechet(by_step.get(None), frechet)] if adaptive else []),
+            *([_bpd_and_frechet(by_step.get(None), frechet)] if many else []),
             *(_bpd_and_frechet(by_step.get(at), frechet) for at in steps),
         )
         for (name, model), by_step in cells.items()
@@ -103,7 +106,7 @@ def by_steps(frame: pd.DataFrame) -> Table:
     note = f"Cells: bits/dim / Fréchet distance ({extractors})." if frechet else "Cells: bits/dim."
     return Table(
         title=f"{_title(frame)}: bits/dim{' / Fréchet distance' if frechet else ''} by steps",
-        columns=("method", "model", *(["adaptive"] if adaptive else []), *heads),
+        columns=("method", "model", *([f"adaptive or ≥ {MANY_STEPS} steps"] if many else []), *heads),
         rows=tuple(rows),
         note=f"{_reference(frame)} {note}".strip(),
     )
@@ -331,7 +334,7 @@ _TEX: Final = {
         ">": r"$>$",
     },
     **{"−": "$-$", "–": "--", "×": r"$\times$", "±": r"$\pm$", "·": r"$\cdot$", "∞": r"$\infty$"},
-    **{"ρ": r"$\rho$", "…": r"\ldots{}", "é": r"\'e", "[": "{[}", "]": "{]}"},
+    **{"ρ": r"$\rho$", "…": r"\ldots{}", "≥": r"$\geq$", "≤": r"$\leq$", "é": r"\'e", "[": "{[}", "]": "{]}"},
 }
 
 

@@ -129,10 +129,8 @@ def _limits(ax: Axes, part: pd.DataFrame, levels: pd.Series[float]) -> None:
 def _references(part: pd.DataFrame) -> dict[str, float]:
     found: dict[str, float] = {}
     for ref in sorted(part["ref_id"].unique()):
-        rows = part[(part["ref_id"] == ref) & part["bpd_ref"].notna()]
-        value = (
-            rows.loc[rows["n_items"] == rows["n_items"].max(), "bpd_ref"].median() if len(rows) else np.nan
-        )
+        row = view.reference(part[part["ref_id"] == ref])
+        value = row["bpd_ref"] if row else np.nan
         if np.isfinite(value) and not any(abs(value - other) < 5e-3 for other in found.values()):
             found[f"reference ({ref})" if ref else "reference"] = float(value)
     return found
