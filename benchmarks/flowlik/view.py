@@ -125,10 +125,13 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     frame["row"] = pd.Series(
         [_label(row, mixed, swept=False) for row in rows], index=frame.index, dtype=object
     )
-    frame["brief"] = [
-        label.replace(", closed trace", "").replace(", exact trace", "") for label in frame["row"]
-    ]
+    frame["brief"] = [brief(label) for label in frame["row"]]
     return _sorted(frame)
+
+
+def brief(label: str) -> str:
+    """A label without how an exact trace was taken: the same values at other costs."""
+    return label.replace(", closed trace", "").replace(", exact trace", "")
 
 
 def as_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -30,12 +30,13 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if shown.empty:
         return None
     splits = view.splits(shown)
-    width = style.COLUMN + 1.6 if len(splits) == 1 else style.PAGE
+    width = style.COLUMN + 1.2 if len(splits) == 1 else style.PAGE
     figure = style.new_figure(width, 3.3 if len(splits) == 1 else 3.1)
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(splits), sharey=True)))
     handles: dict[str, Line2D] = {}
     for ax, split in zip(axes, splits, strict=True):
         part = shown[shown["split"] == split]
+        part = part.assign(series=part["series"].map(view.brief))
         style.cost_axis(ax, part["nfe_mean"], most_doublings=8 if len(splits) == 1 else 5)
         for series in style.series_of(part):
             bars = 2 * series.frame["bpd_se"].fillna(0).to_numpy()
