@@ -74,6 +74,16 @@ def test_rows_without_numbers_and_torn_items_draw_what_they_can(tmp_path: Path) 
     }
 
 
+def test_figures_that_the_records_no_longer_support_are_removed(tmp_path: Path) -> None:
+    write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
+    (tmp_path / "figures").mkdir()
+    for name in ("gmm-2d--scatter--test.png", "overview.pdf", "mine.png"):
+        (tmp_path / "figures" / name).write_bytes(b"")
+    draw_all(tmp_path)
+    left = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert left == {"gmm-2d--bpd.png", "gmm-2d--bpd.pdf", "mine.png"}
+
+
 def test_hostile_names_stay_in_the_folder_and_do_not_break_the_drawing(tmp_path: Path) -> None:
     rows = [
         record(

@@ -493,10 +493,10 @@ def compare(
     with bad_usage():
         _need_records(base)
         _need_records(new)
-    from flowlik.compare import compare_runs
+    from flowlik.compare import compare_runs, summary
 
     frame = compare_runs(base, new)
-    typer.echo(frame.to_string(index=False) if len(frame) else "no cell in common")
+    typer.echo(summary(frame) if len(frame) else "no cell in common")
 
 
 def _need_records(folder: Path) -> None:

@@ -92,7 +92,8 @@ OVERVIEW: Final = "overview"
 def draw_all(run_dir: Path) -> list[Path]:
     """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of the PNG and PDF.
 
-    An empty run gives an empty list. Figures of an earlier call are overwritten, others are left alone.
+    An empty run gives an empty list. Figures of an earlier call that the records no longer
+    support are removed, so that the folder never shows two runs; files of other names are left alone.
     """
     records = view.load(run_dir)
     folder = run_dir / "figures"
@@ -105,6 +106,9 @@ def draw_all(run_dir: Path) -> list[Path]:
             figure.savefig(png, dpi=PNG_DPI)
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
             paths += [png, pdf]
+    for path in [*folder.glob("*.png"), *folder.glob("*.pdf")]:
+        if path not in paths and (path.stem == OVERVIEW or any(f"--{kind}" in path.stem for kind in KINDS)):
+            path.unlink()
     return paths
 
 

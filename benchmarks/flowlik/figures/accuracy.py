@@ -30,7 +30,7 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if shown.empty:
         return None
     splits = view.splits(shown)
-    width = style.COLUMN + 1.2 if len(splits) == 1 else style.PAGE
+    width = style.COLUMN + 1.5 if len(splits) == 1 else style.PAGE
     figure = style.new_figure(width, 3.3 if len(splits) == 1 else 3.1)
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(splits), sharey=True)))
     handles: dict[str, Line2D] = {}
