@@ -84,10 +84,9 @@ class DigitsSource:
     A teacher's divergence is estimated by ``recipe.probes`` Rademacher probes, unbiased.
     """
 
-    def __init__(self, teacher: Any | None, extra: Tensor | None = None) -> None:
+    def __init__(self, teacher: Any | None) -> None:
         self.levels = digits("train")[0]
         self.teacher = teacher
-        self.extra = extra
 
     def _data(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(self.levels), (recipe.batch,), generator=generator)
