@@ -205,8 +205,9 @@ def run_folder(out: Path | None, resume: bool) -> Path:
 def run_plan(cells: list[Cell], folder: Path, suite: str, *, resume: bool, timeout: float | None) -> bool:
     """Run the cells with progress; True where one failed."""
     from flowlik.environment import plain_argument
-    from flowlik.records import FAILED, utc_now, write_atomically
+    from flowlik.records import FAILED, utc_now
     from flowlik.runner import new_run_id, run_cells
+    from flowlik_models.files import write_atomically
 
     run_id = new_run_id()
     argv = ["flowlik", *(plain_argument(argument) for argument in sys.argv[1:])]

@@ -25,9 +25,9 @@ from typing import Any
 
 from flowlik.cells import Cell, Options
 from flowlik.places import results_dir
-from flowlik.records import write_atomically
 from flowlik.suites import expand, options_of
 from flowlik.tasks import unknown
+from flowlik_models.files import write_atomically
 
 _KEYS = ("id", "task", "model", "estimator", "column", "min", "max", "measured", "minus", "slow")
 _NEEDED = ("id", "task", "model", "estimator", "column")

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from flowlik import measures
 from flowlik.places import need_source_root, results_dir
-from flowlik.records import read_arrays, to_plain, utc_now, write_arrays, write_atomically
+from flowlik.records import read_arrays, to_plain, utc_now, write_arrays
 from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_task, tensor_hash
+from flowlik_models.files import write_atomically
 
 if TYPE_CHECKING:
     from flowlik.tasks import ClosedFormTask
