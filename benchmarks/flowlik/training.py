@@ -43,12 +43,16 @@ def train_model(
 ) -> Path:
     """Train a model of a task below `out`, note its accuracy on the card, and copy it into the source tree on `ship`.
 
+    Model `features` of digits is the classifier behind the Frechet distance.
+
     Returns:
         The checkpoint's path.
 
     Raises:
         ValueError: unknown task or model, a checkpoint it builds on is missing, or `ship` without a source tree.
     """
+    from flowlik_models.feature_training import STEPS as FEATURE_STEPS
+    from flowlik_models.feature_training import train_features
     from flowlik_models.training import train
 
     found = get_task(task)
@@ -56,6 +60,15 @@ def train_model(
     if ship:
         shipped = need_source_root("--ship") / "models" / "flowlik_models" / "checkpoints" / task
     with progress_of(f"{task} {model}") as progress:
+        if (task, model) == ("digits", "features"):
+            path = train_features(
+                out / task / f"{model}.safetensors",
+                seed=seed,
+                steps=steps or FEATURE_STEPS,
+                progress=progress,
+                commit=commit()[0],
+            )
+            return _placed(path, shipped)
         path = train(
             task,
             model,
@@ -68,6 +81,11 @@ def train_model(
             validate=lambda network: accuracy(found, network, device),
             commit=commit()[0],
         )
+    return _placed(path, shipped)
+
+
+def _placed(path: Path, shipped: Path | None) -> Path:
+    """The checkpoint's path, after copying it with its card into the source tree where that was asked for."""
     if shipped is None:
         return path
     shipped.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,9 @@ class Recipe:
     log-uniformly over three decades (``altered_law``). ``relative``: targets larger than this are fitted to relative
     instead of absolute accuracy; needed where the field is singular off the data. ``weight_c``: constants of the
     adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per divergence target of a teacher.
+    ``pool``: images drawn from the teacher beforehand; ``pool_share``: their share of a batch. ``at_data``,
+    ``at_noise``: shares of source times exactly at t = 1 and t = 0, where a one-step likelihood and a one-step sample
+    start.
     """
 
     objective: Objective
@@ -45,6 +48,10 @@ class Recipe:
     relative: float | None = None
     shift: float = 0.0
     probes: int = 1
+    pool: int = 0
+    pool_share: float = 0.0
+    at_data: float = 0.0
+    at_noise: float = 0.0
     derivative: Derivative = "difference"
 
 
@@ -71,13 +78,16 @@ _DIGITS_MAP = replace(
     objective="meanflow",
     start_from="teacher",
     teacher="teacher",
-    steps=500,
     learning_rate=1e-3,
     weight_decay=0.0,
     weight_c=(0.01, 0.1),
     ends=0.15,
     altered=0.1,
     altered_scale=0.03,
+    pool=3_072,
+    pool_share=0.6,
+    at_data=0.1,
+    at_noise=0.03,
 )
 
 

@@ -13,6 +13,8 @@ from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
 from .recipes import Recipe
 
+_POOL_STRETCH = 1e-3  # smallest 1 - t that the steps of a pool resolve
+
 
 class Source(Protocol):
     """Draws the batch of one step from a generator."""
@@ -33,6 +35,9 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
 def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Source and target times (n,), independent, so that both orders are trained; shares on s = t and at the ends."""
     t, s = _times(n, end, recipe, generator), _times(n, end, recipe, generator)
+    if recipe.at_data or recipe.at_noise:
+        start = torch.rand(n, generator=generator)
+        t = torch.where(start < recipe.at_data, end, torch.where(start > 1 - recipe.at_noise, 0.0, t))
     kind = torch.rand(n, generator=generator)
     side = torch.where(torch.rand(n, generator=generator) < 0.5, 0.0, end)
     s = torch.where(kind < recipe.ends, side, s)
@@ -78,20 +83,57 @@ def shifted(levels: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
+def teacher_samples(teacher: Any, n: int, *, steps: int = 20, seed: int = 77, chunk: int = 256) -> Tensor:
+    """``n`` draws of a teacher, (n, *event), by ``steps`` Runge-Kutta steps of order 4 in the stretched time."""
+    device = next(teacher.parameters()).device
+    noise = torch.randn((n, *teacher.event_shape), generator=torch.Generator().manual_seed(seed))
+    low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _POOL_STRETCH).tolist()
+    nodes = torch.linspace(low, high, 2 * steps + 1, dtype=torch.float64)
+    times = unstretched_time(nodes, _POOL_STRETCH).clamp(0, 1).tolist()
+    # dt/dtau of the stretched time, by its closed form 1/(1/(t + 0.1) + 1/(1 - t + delta))
+    rates = [1 / (1 / (t + 0.1) + 1 / (1 - t + _POOL_STRETCH)) for t in times]
+    h = (high - low) / steps
+
+    def slope(x: Tensor, node: int) -> Tensor:
+        field: Tensor = teacher.velocity(x, torch.full((len(x),), times[node], device=device))
+        scaled: Tensor = field * rates[node]
+        return scaled
+
+    done = []
+    with torch.no_grad():
+        for part in torch.split(noise, chunk):
+            x = part.to(device)
+            for i in range(0, 2 * steps, 2):
+                k1 = slope(x, i)
+                k2 = slope(x + h / 2 * k1, i + 1)
+                k3 = slope(x + h / 2 * k2, i + 1)
+                k4 = slope(x + h * k3, i + 2)
+                x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+            done.append(x.cpu())
+    return torch.cat(done)
+
+
 class DigitsSource:
     """Training images, freshly dequantised; targets from the images, or from a teacher where one is given.
 
-    A teacher's divergence is estimated by ``recipe.probes`` Rademacher probes, unbiased.
+    With a ``pool``, a share of the batch is drawn from the teacher's own samples: the map is asked about those too. A
+    teacher's divergence is estimated by ``recipe.probes`` Rademacher probes, unbiased.
     """
 
-    def __init__(self, teacher: Any | None) -> None:
+    def __init__(self, teacher: Any | None, pool: Tensor | None = None) -> None:
         self.levels = digits("train")[0]
         self.teacher = teacher
+        self.pool = pool
 
     def _data(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(self.levels), (recipe.batch,), generator=generator)
         levels = shifted(self.levels[pick], recipe.shift, generator)
-        return dequantise(levels, DIGITS_LEVELS, torch.rand(levels.shape, generator=generator))
+        data = dequantise(levels, DIGITS_LEVELS, torch.rand(levels.shape, generator=generator))
+        if self.pool is None:
+            return data
+        drawn = self.pool[torch.randint(len(self.pool), (recipe.batch,), generator=generator)]
+        own = torch.rand(recipe.batch, generator=generator) < recipe.pool_share
+        return torch.where(own[:, None, None, None], drawn, data)
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """One batch; without a teacher the target is the conditional velocity."""

@@ -27,7 +27,7 @@ from .data import data_hash
 from .objectives import adaptive, flow_matching_loss, meanflow_loss
 from .objectives.batch import Batch
 from .recipes import Recipe
-from .sources import ClosedFormSource, DigitsSource, Source
+from .sources import ClosedFormSource, DigitsSource, Source, teacher_samples
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
 from .zoo import build, checkpoint_path, load_model, recipe_for
 
@@ -68,7 +68,8 @@ def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if recipe.teacher:
         teacher = load_model(task, recipe.teacher, path=_trained(task, recipe.teacher, out), device=device)
         teacher.requires_grad_(False)
-    return DigitsSource(teacher)
+    pool = teacher_samples(teacher, recipe.pool) if recipe.pool and teacher is not None else None
+    return DigitsSource(teacher, pool)
 
 
 def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:

@@ -18,3 +18,8 @@ class Batch:
     s: Tensor
     velocity: Tensor
     divergence: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Batch:
+        """The rows ``index`` (k,) alone."""
+        divergence = None if self.divergence is None else self.divergence[index]
+        return Batch(self.x[index], self.t[index], self.s[index], self.velocity[index], divergence)

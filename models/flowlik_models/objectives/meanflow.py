@@ -72,17 +72,21 @@ def meanflow_loss(
     def evaluate(x: Tensor, t: Tensor, s: Tensor) -> Outputs:
         return tuple(network.joint(x, t, s)) if joint else (network.average_velocity(x, t, s),)
 
-    rates = total_derivative(evaluate, batch, method=method, end=end, delta=delta)
-    gap = batch.s - batch.t
     outputs = evaluate(batch.x, batch.t, batch.s)
-    target = batch.velocity + _column(gap, batch.x) * rates[0]
-    assert outputs[0].shape == target.shape
-    size = target.flatten(1).square().mean(1)
-    errors = {"velocity": (outputs[0] - target).flatten(1).square().mean(1) / _scale(size, relative)}
-    if batch.divergence is not None:
-        goal = batch.divergence + gap * rates[1]
+    targets = [batch.velocity] if batch.divergence is None else [batch.velocity, batch.divergence]
+    for output, target in zip(outputs, targets, strict=True):
         # (batch,) against (batch, 1) would broadcast and pull every value to the batch mean
-        assert outputs[1].shape == goal.shape == batch.t.shape
-        size = (goal / batch.x[0].numel()).square()
-        errors["divergence"] = ((outputs[1] - goal) / batch.x[0].numel()).square() / _scale(size, relative)
+        assert output.shape == target.shape
+    gap = batch.s - batch.t
+    moving = gap.nonzero()[:, 0]  # on the diagonal the derivative has no weight
+    if len(moving):
+        rates = total_derivative(evaluate, batch.rows(moving), method=method, end=end, delta=delta)
+        steps = [_column(gap[moving], rate) * rate for rate in rates]
+        targets = [target.index_add(0, moving, step) for target, step in zip(targets, steps, strict=True)]
+    size = targets[0].flatten(1).square().mean(1)
+    errors = {"velocity": (outputs[0] - targets[0]).flatten(1).square().mean(1) / _scale(size, relative)}
+    if joint:
+        dim = batch.x[0].numel()
+        size = (targets[1] / dim).square()
+        errors["divergence"] = ((outputs[1] - targets[1]) / dim).square() / _scale(size, relative)
     return errors
