@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import flowlik
-from flowlik import runner, suites, timing
+from flowlik import evaluation, runner, suites, timing
 from flowlik.cells import Cell, Options, cell_id
 from flowlik.frechet import frechet_distance, frechet_with_error
 from flowlik.records import COLUMNS, read_arrays
@@ -210,11 +210,11 @@ def test_stream_covers_every_index_once() -> None:
             raise MemoryError
         seen.extend(range(where.start, where.stop))
 
-    _, left = runner.stream(call, 20, 11)
+    _, left = evaluation.stream(call, 20, 11)
     assert seen == list(range(20))
     assert left == 3
     with pytest.raises(MemoryError):
-        runner.stream(lambda where: (_ for _ in ()).throw(MemoryError()), 4, 4)
+        evaluation.stream(lambda where: (_ for _ in ()).throw(MemoryError()), 4, 4)
 
 
 def test_a_missing_checkpoint_is_skipped_with_its_cure(
@@ -355,6 +355,6 @@ def test_samples_that_are_not_finite_have_no_frechet_distance() -> None:
 
 def test_samples_do_not_depend_on_the_batch_size() -> None:
     model = closed_form("gaussian-2d")
-    whole, parts = (runner.sample(cell(batch_size=size, dtype="float64"), model, 40) for size in (40, 7))
+    whole, parts = (evaluation.sample(cell(batch_size=size, dtype="float64"), model, 40) for size in (40, 7))
     assert torch.allclose(whole[0], parts[0], atol=1e-12)
     assert whole[1] == parts[1] == 2.0

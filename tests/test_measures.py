@@ -110,7 +110,7 @@ def test_error_bars_from_few_probes_cover_by_students_t(probes: int) -> None:
     mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / math.sqrt(probes)
     truth = np.full_like(mean, 3.0)
     assert measures.coverage95(mean, truth, error, probes - 1) == pytest.approx(0.95, abs=0.005)
-    assert measures.coverage95(mean, truth, error, None) < 0.9
+    assert measures.coverage95(mean, truth, error, math.inf) < 0.9
     assert math.isnan(measures.coverage95(mean, truth, error, 0))
 
 

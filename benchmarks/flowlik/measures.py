@@ -130,19 +130,21 @@ def is_constant(values: Array) -> bool:
     return bool(high - low <= 1e-6)
 
 
-def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: int | None) -> float:
+def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: Array | float) -> float:
     """Share of items whose truth lies in the 95 % interval of their own error bar.
 
     Args:
         estimate: (n,) values. truth: (n,) values. stderr: (n,) standard errors, in the same unit.
-        degrees: degrees of freedom of Student's t (probes - 1); None takes the normal distribution. 0 gives NaN.
+        degrees: degrees of freedom of Student's t, one or (n,); infinity is the normal distribution. Items with none
+            are left out; NaN where no item is left.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
-    known = np.isfinite(estimate) & np.isfinite(truth) & np.isfinite(stderr)
-    if not known.any() or degrees == 0:
+    degrees = np.broadcast_to(np.asarray(degrees, dtype=np.float64), stderr.shape)
+    known = np.isfinite(estimate) & np.isfinite(truth) & np.isfinite(stderr) & (degrees > 0)
+    if not known.any():
         return math.nan
-    width = float(norm.ppf(0.975) if degrees is None else t.ppf(0.975, degrees))
+    width = t.ppf(0.975, degrees[known])
     return float(np.mean(np.abs(estimate - truth)[known] <= width * stderr[known]))
 
 
@@ -165,7 +167,7 @@ def summarise(
     dim: int,
     levels: int | None = None,
     stderr: Array | None = None,
-    degrees: int | None = None,
+    degrees: Array | float | None = None,
 ) -> dict[str, Any]:
     """The accuracy columns of one cell.
 
@@ -174,7 +176,8 @@ def summarise(
         ref: (draws, n) nats; NaN where the reference does not know the draw. Errors are taken where it does.
         valid: (draws, n); False where the estimator itself gave up on the item.
         dim: dimensions of one item. levels: grey levels of discrete data, or None.
-        stderr: (draws, n) the estimator's own standard errors in nats, or None. degrees: of Student's t, for them.
+        stderr: (draws, n) the estimator's own standard errors in nats, or None.
+        degrees: of Student's t for them, one or (draws, n); None is the normal distribution.
 
     Returns:
         The columns `bpd` ... `invalid_share`, and under `extra` the errors in nats that the gates use.
@@ -218,7 +221,10 @@ def summarise(
     if stderr is not None and np.isfinite(stderr).any():
         row["stderr_mean"] = float(np.nanmean(np.where(usable, stderr, np.nan))) / (dim * math.log(2.0))
         row["coverage95"] = coverage95(
-            np.where(usable, log_prob, np.nan).ravel(), ref.ravel(), stderr.ravel(), degrees
+            np.where(usable, log_prob, np.nan).ravel(),
+            ref.ravel(),
+            stderr.ravel(),
+            np.broadcast_to(math.inf if degrees is None else degrees, stderr.shape).ravel(),
         )
     return row
 

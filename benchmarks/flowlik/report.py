@@ -20,7 +20,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flowlik import view
-from flowlik.table import MASS_WITHIN, Cell, Table, by_steps, in_detail
+from flowlik.table import MASS_WITHIN, Cell, Table, by_steps, in_detail, mass_cell
 
 BUDGETS: Final[tuple[tuple[str, float], ...]] = (("1 NFE", 1.0), ("≤ 8 NFE", 8.0), ("any NFE", math.inf))
 PIXEL: Final = 0.78
@@ -68,7 +68,10 @@ MEASURES: Final[tuple[tuple[str, str], ...]] = (
     ),
     ("coverage", "Share of items whose reference lies in the 95 % error bar the estimator itself gives."),
     ("invalid", "Share of items without a usable value: not finite, or below 0 bits/dim on discrete data."),
-    ("mass", "Integral of the estimated density over the 2-D grid by quadrature; a density has mass 1."),
+    (
+        "mass",
+        "Integral of the estimated density, by quadrature on the 2-D grid, above by importance sampling; it should be 1.",
+    ),
     (
         "cycle error",
         "Mean distance between an item and itself after data → noise → data through the same map.",
@@ -309,16 +312,15 @@ def _masses(frame: pd.DataFrame) -> Table | None:
         return None
     rows = []
     for row in view.as_dicts(drawn):
-        off = abs(row["mass"] - 1) > MASS_WITHIN
-        mass = Cell(view.number(row["mass"], 5), float(row["mass"]), "not within 0.05 of 1" if off else "")
+        mass = mass_cell(row, 5)
         eps = Cell("–" if math.isnan(row["eps"]) else f"{row['eps']:.4g}", row["eps"])
         rows.append((Cell(row["row"]), Cell(row["model"]), mass, eps))
     return Table(
         f"{frame['task'].iloc[0]}: mass of every density drawn",
         ("method", "model", "mass", "eps"),
         tuple(rows),
-        note="Midpoint rule on the grid of the maps, whose lines fall on the edges of the density: the mass of p at "
-        "t = 1 − eps.",
+        note="In two dimensions by the midpoint rule on the grid of the maps, whose lines fall on the edges of the "
+        "density; above by importance sampling, with its standard error. The mass is that of p at t = 1 − eps.",
     )
 
 

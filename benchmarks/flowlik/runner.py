@@ -6,27 +6,35 @@ it), refused (the estimator does not fit the model), timeout, oom (even one item
 
 from __future__ import annotations
 
-import gc
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from flowlik import environment, measures, timing
+from flowlik import density, environment, measures, timing
 from flowlik.cells import Cell, cell_id, estimator_columns
 from flowlik.controls import control_log_prob, why_not
+from flowlik.evaluation import (
+    DivergedError,
+    Evaluation,
+    RefusedError,
+    beside,
+    evaluate,
+    evaluate_plain,
+    is_out_of_memory,
+    on_device,
+    sample,
+)
 from flowlik.records import (
     COLUMNS,
     SCHEMA_VERSION,
@@ -40,24 +48,13 @@ from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_t
 
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
-T = TypeVar("T")
 EXECUTORS = ("serial",)
 CYCLE_ITEMS = 256
-BESIDE_BATCH = 4096
-BESIDE_NFE = 4
 SHOWN_SAMPLES = 64
 
 
 class CellTimeoutError(Exception):
     """A cell took longer than it was given."""
-
-
-class RefusedError(Exception):
-    """The estimator does not fit the model."""
-
-
-class DivergedError(Exception):
-    """No item got a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +73,6 @@ class Prepared:
     reason: str | None = None
 
 
-@dataclass
-class Evaluation:
-    """What an estimator said of a set of points, joined over batches."""
-
-    log_prob: Array
-    valid: NDArray[np.bool_]
-    stderr: Array | None
-    cost: dict[str, Array]
-    batch_size: int
-    statuses: set[str] = field(default_factory=set)
-    reason: str | None = None
-
-
 # --- models -------------------------------------------------------------------------------------------------
 
 
@@ -98,22 +82,18 @@ def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     Raises:
         UnavailableError: its checkpoint is not there. ValueError: it cannot be read.
     """
-    from flowlik_models.zoo import CLOSED_FORM, check_names, checkpoint_path
-
-    check_names(task, model)
-    if model != CLOSED_FORM and not checkpoint_path(task, model).is_file():
-        cure = f"make it with: flowlik train {task} {model} --ship"
-        raise UnavailableError(f"the checkpoint of {model} on {task} is not there; {cure}")
     return _load(task, model, device, dtype)
 
 
 @lru_cache(maxsize=2)
 def _load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
-    from flowlik_models.zoo import load_model, model_hash
+    from flowlik_models.moments import attach
 
-    loaded = load_model(task, model, device=device)
+    found = get_task(task)
+    loaded, weights = found.load_model(model, device)
     # Networks hold float32 parameters; closed forms hold float64 ones and compute in x's dtype.
-    return (loaded.double() if dtype == "float64" else loaded), model_hash(task, model)
+    loaded = loaded.double() if dtype == "float64" else loaded
+    return attach(loaded, found.data_moments()), weights
 
 
 # --- preparing ----------------------------------------------------------------------------------------------
@@ -171,86 +151,6 @@ def status_of(error: BaseException) -> tuple[str, str]:
     if is_out_of_memory(error):
         return "oom", message
     return "error", message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
-
-
-# --- evaluating ---------------------------------------------------------------------------------------------
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for what torch and Python raise when memory runs out, on any device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def stream(call: Callable[[slice], T], n: int, batch_size: int) -> tuple[list[T], int]:
-    """`call` on consecutive slices of 0..n; where memory runs out the batch is halved and the slice tried again.
-
-    Returns:
-        The results in order, and the batch size that was left.
-    """
-    parts: list[T] = []
-    start = 0
-    while start < n:
-        try:
-            parts.append(call(slice(start, min(n, start + batch_size))))
-        except Exception as error:
-            if batch_size == 1 or not is_out_of_memory(error):
-                raise
-            batch_size = -(-batch_size // 2)
-        else:
-            start += batch_size
-            continue
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return parts, batch_size
-
-
-def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor, *, all_or_nothing: bool = False) -> Evaluation:
-    """The estimator on all points, in batches.
-
-    Raises:
-        RefusedError: it does not fit the model. DivergedError: `all_or_nothing`, and one batch got no value.
-    """
-    device = torch.device(cell.device)
-
-    def batch(where: slice) -> Any:
-        # A fresh generator each time: randomness is keyed by item, so batches of any size draw the same.
-        generator = torch.Generator().manual_seed(cell.options.seed)
-        points = x[where].to(device=device, dtype=getattr(torch, cell.options.dtype))
-        out = cell.estimator.log_prob(model, points, generator=generator, items=ids[where])
-        if out.status == "refused":
-            raise RefusedError(out.reason or f"{cell.label} does not fit this model")
-        if all_or_nothing and out.status != "ok":
-            raise DivergedError(out.reason or "a batch got no value")
-        return out, len(points)
-
-    parts, batch_size = stream(batch, len(x), cell.options.batch_size)
-    outs = [out for out, _ in parts]
-    errors = [out.stderr for out in outs]
-    return Evaluation(
-        log_prob=_joined([out.log_prob for out in outs]),
-        valid=_joined([out.valid for out in outs]).astype(bool),
-        stderr=_joined(errors) if all(error is not None for error in errors) else None,
-        cost={
-            name: np.concatenate([_per_item(getattr(out.cost, name), size) for out, size in parts])
-            for name in ("forwards", "vjps", "jvps")
-        },
-        batch_size=batch_size,
-        statuses={out.status for out in outs},
-        reason=next((out.reason for out in outs if out.reason), None),
-    )
-
-
-def _joined(parts: Sequence[Tensor]) -> Array:
-    return np.concatenate([part.detach().cpu().double().numpy() for part in parts])
-
-
-def _per_item(cost: float | Tensor, size: int) -> Array:
-    values = cost.detach().cpu().double().numpy() if isinstance(cost, Tensor) else np.float64(cost)
-    return np.broadcast_to(values, (size,)).astype(np.float64)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -326,8 +226,13 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     shape = (items.draws, items.n)
     log_prob, valid = out.log_prob.reshape(shape), out.valid.reshape(shape)
     stderr = None if out.stderr is None else out.stderr.reshape(shape)
-    _fill_accuracy(prepared, row, log_prob, valid, stderr)
+    degrees = out.extra["dof"].reshape(shape) if "dof" in out.extra else None
+    _fill_accuracy(prepared, row, log_prob, valid, stderr, degrees)
     arrays |= _item_arrays(log_prob, reference.log_prob, valid, stderr)
+    for name, values in out.extra.items():
+        arrays[f"extra_{name}"] = values
+        known = values[np.isfinite(values)]
+        row["extra"][name] = float(known.mean()) if len(known) else None
     if not (valid & np.isfinite(log_prob)).any():
         raise DivergedError(out.reason or "no item got a finite value")
     if reference.note:
@@ -335,20 +240,28 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     elif out.reason:
         row["reason"] = out.reason
     _fill_own(prepared, row, log_prob, valid)
-    if cell.options.density:
-        _fill_density(prepared, row, arrays)
-    if (
-        cycle := cycle_error(cell.estimator, prepared.model, _on_device(cell, items.x[:CYCLE_ITEMS]))
-    ) is not None:
-        row["cycle_error"] = cycle
+    _fill_whole_density(prepared, row, arrays, log_prob)
     if cell.options.samples:
         _fill_samples(prepared, row, arrays)
     if cell.options.rounds:
         _fill_timing(prepared, row)
 
 
-def _on_device(cell: Cell, x: Tensor) -> Tensor:
-    return x.to(device=cell.device, dtype=getattr(torch, cell.options.dtype))
+def _fill_whole_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) -> None:
+    cell, task, model = prepared.cell, prepared.task, prepared.model
+    items, reference = prepared.items, prepared.reference
+    assert items is not None
+    assert reference is not None
+    if cell.options.density:
+        if (grid := task.grid()) is not None:
+            arrays |= density.grid_density(cell, task, model, grid, row)
+        else:
+            density.importance_mass(cell, task, model, items, log_prob, reference, row)
+        if (agreed := density.agreement(cell, model, task.dim)) is not None:
+            row["extra"]["agreement_mae"] = agreed
+    x = on_device(cell, items.x[:CYCLE_ITEMS])
+    if (cycle := density.cycle_error(cell.estimator, model, x)) is not None:
+        row["cycle_error"] = cycle
 
 
 def _item_arrays(log_prob: Array, ref: Array, valid: NDArray[np.bool_], stderr: Array | None) -> Arrays:
@@ -373,16 +286,19 @@ def _fill_cost(row: Row, out: Evaluation) -> None:
 
 
 def _fill_accuracy(
-    prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.bool_], stderr: Array | None
+    prepared: Prepared,
+    row: Row,
+    log_prob: Array,
+    valid: NDArray[np.bool_],
+    stderr: Array | None,
+    degrees: Array | None = None,
 ) -> None:
     task, reference = prepared.task, prepared.reference
     assert reference is not None
     levels = None if prepared.cell.options.split == "teacher-samples" else task.levels
-    degrees = None
-    if stderr is not None:
-        params = prepared.cell.estimator.params()
-        probes = params.get("replicates", params.get("probes"))
-        degrees = probes - 1 if isinstance(probes, int) else None
+    if stderr is not None and degrees is None:
+        probes = prepared.cell.estimator.params().get("probes")
+        degrees = np.full(stderr.shape, probes - 1.0 if isinstance(probes, int) else np.inf)
     measured = measures.summarise(
         log_prob, reference.log_prob, valid, dim=task.dim, levels=levels, stderr=stderr, degrees=degrees
     )
@@ -397,82 +313,13 @@ def _fill_own(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.b
     assert reference is not None
     difference = np.where(valid, log_prob - reference.log_prob, np.nan)[0]
     errors = -difference / (task.dim * np.log(2.0))
-    beside = _beside(cell, row)
+    far = beside(cell, row)
     try:
         row["extra"] |= task.own_measures(
-            items.x[: items.n], errors, lambda x: _plain(beside, prepared.model, x)
+            items.x[: items.n], errors, lambda x: evaluate_plain(far, prepared.model, x)
         )
     except DivergedError as error:
         row["extra"]["own_measures"] = f"none: {error}"
-
-
-def _beside(cell: Cell, row: Row) -> Cell:
-    """The cell for points beside the items (grids, points off the support), in large batches.
-
-    A field may be stiff where there is no data; an adaptive solver then gets four times the evaluations that the items
-    took, so that such points cannot take the run.
-    """
-    estimator = cell.estimator
-    if estimator.params().get("max_nfe") is not None:
-        bound = min(estimator.max_nfe, max(100, int(BESIDE_NFE * row["nfe_max"])))
-        estimator = replace(estimator, max_nfe=bound)
-    return replace(cell, estimator=estimator).with_options(
-        batch_size=max(cell.options.batch_size, BESIDE_BATCH)
-    )
-
-
-def _plain(cell: Cell, model: Any, x: Tensor) -> Array:
-    return evaluate(cell, model, x, torch.arange(len(x)), all_or_nothing=True).log_prob
-
-
-def _fill_density(prepared: Prepared, row: Row, arrays: Arrays) -> None:
-    grid = prepared.task.grid()
-    if grid is None:
-        row["extra"]["density"] = "none: the task has no 2-D grid"
-        return
-    shape = (len(grid.y), len(grid.x))
-    try:
-        values = _plain(_beside(prepared.cell, row), prepared.model, grid.points)
-    except DivergedError as error:
-        row["extra"]["density"] = f"none: {error}"
-        return
-    row["mass"] = measures.mass(values, grid.cell_area)
-    if (missing := float(np.isnan(values).mean())) > 0:
-        row["extra"]["density_invalid_share"] = missing
-    arrays |= {"density": values.astype(np.float32).reshape(shape), "grid_x": grid.x, "grid_y": grid.y}
-    truth = prepared.task.log_density(grid.points, 1.0 - row["eps"])
-    if truth is not None:
-        arrays["density_ref"] = truth.astype(np.float32).reshape(shape)
-
-
-def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
-    """Mean Euclidean distance between x and its image after data -> noise -> data in the estimator's own steps.
-
-    None where estimator or model is no flow map.
-    """
-    steps = estimator.params().get("steps")
-    step = _map_step(model)
-    if estimator.family not in ("flow-map", "joint-flow-map") or not isinstance(steps, int) or step is None:
-        return None
-    from flowlik_estimators.grids import time_grid
-
-    grid = estimator.params().get("grid", "uniform")
-    times = [float(t) for t in time_grid(grid, steps, float(estimator.data_end(model)), 0.0)]
-    y = x
-    with torch.no_grad():
-        for path in (times, times[::-1]):
-            for t, s in pairwise(path):
-                y = y + (s - t) * step(y, y.new_full((len(y),), t), y.new_full((len(y),), s))
-    return float((y - x).flatten(1).norm(dim=1).mean())
-
-
-def _map_step(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    if hasattr(model, "average_velocity"):
-        average: Callable[[Tensor, Tensor, Tensor], Tensor] = model.average_velocity
-        return average
-    if hasattr(model, "joint"):
-        return lambda x, t, s: model.joint(x, t, s)[0]
-    return None
 
 
 def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays) -> None:
@@ -494,25 +341,11 @@ def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     row |= asdict(frechet_with_error(extractor.to(x.device), real.to(x.device), x))
 
 
-def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, float]:
-    """`n` samples by the cell's estimator, in batches, and the forwards each cost."""
-
-    def batch(where: slice) -> tuple[Tensor, float]:
-        ids = torch.arange(where.start, where.stop)
-        generator = torch.Generator().manual_seed(cell.options.seed)
-        dtype = getattr(torch, cell.options.dtype)
-        out = cell.estimator.sample(model, len(ids), generator=generator, items=ids, dtype=dtype)
-        return out.x.detach(), float(_per_item(out.cost.forwards, len(ids)).sum())
-
-    parts, _ = stream(batch, n, cell.options.batch_size)
-    return torch.cat([x for x, _ in parts]), sum(cost for _, cost in parts) / n
-
-
 def _fill_timing(prepared: Prepared, row: Row) -> None:
     cell, items = prepared.cell, prepared.items
     assert items is not None
     size = min(cell.options.timing_batch, items.n)
-    x = _on_device(cell, items.x[:size])
+    x = on_device(cell, items.x[:size])
     ids = items.ids[:size]
     forward = timing.one_forward(prepared.model, x)
     if forward is None:

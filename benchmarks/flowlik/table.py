@@ -208,9 +208,13 @@ def _error(row: dict[str, Any]) -> Cell:
     return replace(cell, flag="larger than that of control-mean, a constant") if worse else cell
 
 
-def _mass(row: dict[str, Any]) -> Cell:
-    cell = _number("mass", 4)(row)
-    return replace(cell, flag="not within 0.05 of 1") if abs(row["mass"] - 1) > MASS_WITHIN else cell
+def mass_cell(row: dict[str, Any], digits: int = 4) -> Cell:
+    """The mass, with its standard error where it was sampled; marked where it differs from 1 by more than chance."""
+    error = row.get("mass_se")
+    sampled = error is not None and not math.isnan(error)
+    text = view.number(row["mass"], digits) + (f" ± {view.number(error, 2)}" if sampled else "")
+    off = abs(row["mass"] - 1) > MASS_WITHIN + (2 * error if sampled else 0.0)
+    return Cell(text, float(row["mass"]), "not within 0.05 of 1" if off else "")
 
 
 def _count(column: str) -> Callable[[dict[str, Any]], Cell]:
@@ -242,7 +246,7 @@ _DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = 
     ("Spearman", _fixed("spearman", 3), "spearman"),
     ("coverage", _fixed("coverage95", 2), "coverage95"),
     ("invalid", _number("invalid_share", 2), "invalid_share"),
-    ("mass", _mass, "mass"),
+    ("mass", mass_cell, "mass"),
     ("Fréchet", _number("frechet"), "frechet"),
     ("work", _count("work"), "work"),
     ("forward-equivalents", _number("forward_equivalents"), "forward_equivalents"),

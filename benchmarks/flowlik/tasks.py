@@ -15,12 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from flowlik_models.interfaces import Moments
 
 Array = NDArray[np.float64]
 Evaluate = Callable[[Tensor], Array]
@@ -130,6 +133,32 @@ class Task(ABC):
     @abstractmethod
     def moments(self) -> tuple[Array, Array]:
         """Mean (d,) and covariance (d, d) of the data at t = 1 - eps."""
+
+    def data_moments(self) -> Moments:
+        """Moments of the data themselves, at t = 1, as models carry them for whitening and control variates."""
+        from flowlik_models.moments import from_covariance
+
+        t = 1.0 - self.eps
+        mean, covariance = self.moments()
+        covariance = (covariance - (1 - t) ** 2 * np.eye(self.dim)) / t**2
+        return from_covariance(mean / t, covariance, self.data_hash("train"))
+
+    def load_model(self, model: str, device: str) -> tuple[Any, str]:
+        """A model of this task in evaluation mode, and twelve hexadecimal digits that name its weights.
+
+        Default: closed forms and shipped checkpoints of `flowlik_models`. A third party's task with models of its own
+        overrides this and `models`.
+
+        Raises:
+            UnavailableError: its checkpoint is not there. ValueError: unknown model, or it cannot be read.
+        """
+        from flowlik_models.zoo import CLOSED_FORM, check_names, checkpoint_path, load_model, model_hash
+
+        check_names(self.id, model)
+        if model != CLOSED_FORM and not checkpoint_path(self.id, model).is_file():
+            cure = f"make it with: flowlik train {self.id} {model} --ship"
+            raise UnavailableError(f"the checkpoint of {model} on {self.id} is not there; {cure}")
+        return load_model(self.id, model, device=device), model_hash(self.id, model)
 
     def grid(self) -> Grid | None:
         """The grid on which densities of a 2-D task are drawn and their mass is taken; None: no such grid."""

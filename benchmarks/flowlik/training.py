@@ -151,7 +151,7 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
 
 
 def _judged(task: Task, network: Any, estimator: Any, split: str, device: str) -> dict[str, float]:
-    from flowlik.runner import evaluate
+    from flowlik.evaluation import evaluate
 
     cell = Cell(
         task=task.id,
@@ -177,7 +177,7 @@ def _judged(task: Task, network: Any, estimator: Any, split: str, device: str) -
 
 
 def _cycle(task: Task, network: Any, steps: int, device: str) -> float:
-    from flowlik.runner import cycle_error
+    from flowlik.density import cycle_error
     from flowlik_estimators import get
 
     x = task.items("test", JUDGED_ITEMS).x.to(device=device, dtype=torch.float32)

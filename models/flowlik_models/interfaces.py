@@ -77,16 +77,18 @@ class JointFlowMap(Protocol):
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of a training split, as numpy float64.
+    """Mean and covariance ``V diag(eigenvalues) V^T + rest (I - V V^T)`` of a training split, as numpy float64.
 
-    ``mean`` (d,), ``eigenvalues`` (d,), ``eigenvectors`` (d, d) with the eigenvectors as columns; ``data_hash`` names
-    the split they were taken from.
+    ``mean`` (d,), ``eigenvalues`` (k,), ``eigenvectors`` (d, k) with the eigenvectors V as columns; ``rest`` is the
+    variance of every direction outside the columns, None where they span the space (k = d). ``data_hash`` names the
+    split they were taken from. `flowlik_models.moments` makes, checks, saves and attaches them.
     """
 
     mean: np.ndarray
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
     data_hash: str
+    rest: float | None = None
 
 
 @runtime_checkable
