@@ -70,7 +70,7 @@ MEASURES: Final[tuple[tuple[str, str], ...]] = (
     ("invalid", "Share of items without a usable value: not finite, or below 0 bits/dim on discrete data."),
     (
         "mass",
-        "Integral of the estimated density, by quadrature on the 2-D grid, above by importance sampling; it should be 1.",
+        "Integral of the estimated density, by quadrature on the 2-D grid, above by sampling; it should be 1.",
     ),
     (
         "cycle error",

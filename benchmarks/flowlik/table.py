@@ -210,11 +210,12 @@ def _error(row: dict[str, Any]) -> Cell:
 
 def mass_cell(row: dict[str, Any], digits: int = 4) -> Cell:
     """The mass, with its standard error where it was sampled; marked where it differs from 1 by more than chance."""
-    error = row.get("mass_se")
-    sampled = error is not None and not math.isnan(error)
-    text = view.number(row["mass"], digits) + (f" ± {view.number(error, 2)}" if sampled else "")
-    off = abs(row["mass"] - 1) > MASS_WITHIN + (2 * error if sampled else 0.0)
-    return Cell(text, float(row["mass"]), "not within 0.05 of 1" if off else "")
+    cell = _number("mass", digits)(row)
+    known = row.get("mass_se")
+    error = 0.0 if known is None or math.isnan(known) else float(known)
+    text = cell.text + (f" ± {view.number(error, 2)}" if error else "")
+    off = abs(row["mass"] - 1) > MASS_WITHIN + 2 * error
+    return replace(cell, text=text, flag="not within 0.05 of 1" if off else "")
 
 
 def _count(column: str) -> Callable[[dict[str, Any]], Cell]:
