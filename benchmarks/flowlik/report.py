@@ -137,6 +137,7 @@ def write_report(run_dir: Path) -> Path:
         total=len(records),
         glance=_glance(usable),
         overview=_overview(run_dir, usable),
+        scaling=_scaling(run_dir),
         sections=[_section(run_dir, str(task), usable) for task in sorted(usable["task"].unique())],
         impossible=_impossible(usable),
         failed=_failed(records),
@@ -347,6 +348,16 @@ def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     return _picture(
         run_dir / "figures" / "overview.png", "Per-sample error of every method on every task", how, alt
     )
+
+
+def _scaling(run_dir: Path) -> Picture | None:
+    how = (
+        "CPU seconds of a call against the number of dimensions, items in the batch, probes and steps; in brackets the "
+        "fitted slope of each line (1: proportional). The dimensions are those of Gaussians with an image-like "
+        "spectrum, whose field costs two d x d products. CPU time varies between machines and hours, slopes less."
+    )
+    alt = "Four panels of lines on logarithmic axes; the slopes stand in the legends."
+    return _picture(run_dir / "figures" / "scaling.png", "Cost against size", how, alt)
 
 
 def _picture(path: Path, title: str, how: str, alt: str) -> Picture | None:

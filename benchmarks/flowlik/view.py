@@ -47,6 +47,11 @@ METHODS: Final[dict[str, Method]] = {
     "f2d2-corrected": Method("F2D2 corrected", "#56B4E9", "P", "F2D2 with a control-variate correction"),
     "pi-flow": Method("pi-Flow", "#882255", "p", "policy flow, network-free substeps"),
     "generator": Method("One-step generator", "#44AA99", "*", "square one-step generator"),
+    "peer-flow-matching": Method(
+        "flow_matching", "#882255", "<", "the flow_matching package's own likelihood"
+    ),
+    "peer-zuko": Method("zuko", "#A68A00", ">", "the zuko package's own free-form Jacobian"),
+    "peer-torchode": Method("torchode", "#5E4FA2", "d", "the torchode package on an augmented field"),
     "control": Method("Control", "#767676", "_", "no estimator at all: what an error must beat"),
 }
 OTHER: Final = Method("", "#5E4FA2", "d", "registered by a plugin")
@@ -295,6 +300,11 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
             words.insert(0, f"tol {float(rtol) if rtol else row['rtol']:.0e}".replace("e-0", "e-"))
     words += [row[name] for name in mixed if row[name]]
     return ", ".join([name, *[w for w in words if w]])
+
+
+def without_probes(row: dict[str, Any]) -> str:
+    """A row's label without its number of probes."""
+    return re.sub(r" ×\d+", "", str(row["row"]))
 
 
 def _trace_words(trace: str, probes: str) -> str:

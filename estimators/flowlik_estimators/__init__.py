@@ -5,7 +5,7 @@
 'ode[rtol=1e-06,trace=hutchinson]'
 """
 
-from flowlik_estimators import f2d2, meanflow, ode
+from flowlik_estimators import f2d2, f2d2_corrected, flow_map_exact, meanflow, ode, peers, whitened
 from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.grids import time_grid
@@ -20,11 +20,15 @@ __all__ = [
     "available",
     "counted",
     "f2d2",
+    "f2d2_corrected",
+    "flow_map_exact",
     "get",
     "meanflow",
     "ode",
     "parse_spec",
+    "peers",
     "register",
     "standard_normal_log_prob",
     "time_grid",
+    "whitened",
 ]

@@ -105,6 +105,11 @@ class Run:
             device=self.device,
         )
 
+    def rows(self, index: Tensor) -> Run:
+        """The same call for some of its items; costs add up in the same counts."""
+        cond = None if self.cond is None else self.cond[index]
+        return replace(self, batch=len(index), items=self.items[index.to(self.items.device)], cond=cond)
+
     def probes(self, count: int, noise: Noise) -> Tensor:
         """Probe vectors with E[e e^T] = I, (batch, count, *event), keyed by item."""
         draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[noise]
@@ -377,11 +382,16 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
     return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
 
 
-def mean_over_probes(log_probs: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Mean and standard error over the probes of (batch, probes) values; no error from a single probe."""
+def mean_over_probes(log_probs: Tensor, population: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard error over the probes of (batch, probes) values; no error from a single probe.
+
+    ``population``: the probes were drawn without replacement from so many, whose mean is the truth.
+    """
     probes = log_probs.shape[1]
-    stderr = log_probs.std(1) / math.sqrt(probes) if probes > 1 else None
-    return log_probs.mean(1), stderr
+    drawn = 0.0 if population is None else probes / population
+    if probes == 1:
+        return log_probs[:, 0], log_probs.new_zeros(len(log_probs)) if drawn == 1.0 else None
+    return log_probs.mean(1), log_probs.std(1) * math.sqrt((1.0 - drawn) / probes)
 
 
 _KIND_NAMES = {

@@ -1,25 +1,31 @@
 r"""Likelihood by the probability-flow ODE (Chen et al. 2018, arXiv 1806.07366; FFJORD, arXiv 1810.01367).
 
 ``dx/dt = v(x, t)``, ``d log p/dt = -div v(x, t)``, hence ``log p(x_1) = log N(x_0; 0, I) - int_0^1 div v(x_t,
-t) dt``. x and the integral are solved together by torchdiffeq: a data point from t = 1 - eps down to 0, a
-sample from 0 up.
+t) dt``. torchdiffeq solves a data point from t = 1 - eps down to 0, a sample from 0 up: x and the integral
+together (``augmented``), or x alone and the integral by a nested Clenshaw-Curtis rule at times that the same
+solve passes through (``quadrature``; docs/math.md section 2, `flowlik_estimators.quadrature`).
 
-Cost: an evaluation is 1 forward, plus d vjps (exact), one vjp a probe (hutchinson) or none (closed). A
-fixed-step solve of N steps takes N (euler), 2 N (midpoint, heun), 3 N (heun3) or 4 N (rk4, the 3/8 rule)
-evaluations.
+Cost: an augmented evaluation is 1 forward, plus d vjps (exact), one vjp a probe (hutchinson) or none (closed).
+A fixed-step solve of N steps takes N (euler), 2 N (midpoint, heun), 3 N (heun3) or 4 N (rk4, the 3/8 rule)
+evaluations; ``richardson`` takes those of N and of 2 N steps. With the quadrature an evaluation of the solve is one
+forward, and a node is what an augmented evaluation is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from flowlik_estimators import probes as laws
+from flowlik_estimators import quadrature
 from flowlik_estimators.base import (
+    PROBE_STREAM,
     Diverged,
     Estimate,
     Run,
@@ -28,8 +34,9 @@ from flowlik_estimators.base import (
     standard_normal_log_prob,
 )
 from flowlik_estimators.grids import Grid, time_grid
+from flowlik_estimators.probes import Basis, GaussianControl, Noise
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import Divergence, Traced
+from flowlik_estimators.trace import Traced, exact, hutchinson
 
 Solver = Literal[
     "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun",
@@ -40,7 +47,20 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 MULTISTEP = ("explicit_adams", "implicit_adams")
 _ALIASES = {"heun2": "heun", "fixed_adams": "implicit_adams"}
 _TORCHDIFFEQ = {"heun": "heun2"}
+_SAME_TIME = 1e-9
 _GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
+
+STEP_ENDS = 17
+"""Without probes, the adaptive solve of x ends a step at the nodes of this rule; it interpolates between its steps."""
+
+NODE_STREAM = 2**16
+"""Stream of the fresh probes of a node: this plus its index in the finest rule."""
+
+PILOT_STREAM = 2**17
+PILOT_ITEMS = 16
+PILOT_PROBES = 2
+PILOT_TOLERANCE = 1e-3
+_ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4}
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """(x, t) -> (v,) or (v, divergence columns)."""
@@ -52,11 +72,27 @@ class ODE(Traced):
     """The ODE estimator.
 
     ``solver`` adaptive with ``rtol``, ``atol`` (1e-5 each) and ``max_nfe`` (10,000 evaluations, then the call
-    is given up as diverged), or fixed-step with ``steps`` on ``grid`` (uniform). ``trace``: exact, hutchinson
-    with ``probes`` (1) of ``noise`` (rademacher), or closed, the model's own divergence. Several probes run
-    in one solve and give a standard error. An adaptive solve controls the largest of the two root-mean-square
-    errors over the batch, of x and of the log-determinants, in x's dtype, and never leaves the time interval;
-    a fixed-step solve keeps both in float64 and calls the network in x's dtype.
+    is given up as diverged), or fixed-step with ``steps`` on ``grid`` (uniform). An adaptive solve controls the
+    root-mean-square errors over the batch, in x's dtype, and never leaves the time interval; a fixed-step
+    solve keeps its state in float64 and calls the network in x's dtype. ``richardson`` extrapolates the results of
+    ``steps`` and twice as many by the solver's order.
+
+    ``trace``: exact, hutchinson, or closed, the model's own divergence. Hutchinson takes ``probes`` (1; with the
+    quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal) in a ``basis`` (pixel, dct, pca) with a
+    ``control`` (none, gaussian); see `flowlik_estimators.probes`. The choice auto is made by a pilot: 16 draws of the
+    model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional
+    model would need conditions, so there the options must be named.
+
+    ``divergence=quadrature`` takes ``nodes`` (3, 5, 9, ..., 129), or doubles them until the estimated error is at
+    most ``tol`` nats: item by item with an exact or closed trace (5e-3, the mean error comes out many times
+    smaller), for all items by the pilot's root-mean-square with probes (0.05). Probes are drawn anew at every
+    node. ``allocation=neyman`` spreads ``probes`` x nodes products over the nodes by the pilot's variances, at
+    least one each; uniform gives each node ``probes``. A fixed-step solve takes the nodes into its grid.
+
+    ``extra``: ``dof``, Student's degrees of freedom of ``stderr``; ``nodes`` and ``quadrature_error``, the
+    rule's estimated error in nats, each (batch,). Fixed probes along the path are independent replicates (without
+    replacement, if orthogonal). With fresh ones ``stderr`` pools the nodes' sample variances, taking the pilot's
+    mean variance for nodes that have a single probe, and ``dof`` is Satterthwaite's.
     """
 
     family = "ode"
@@ -66,7 +102,15 @@ class ODE(Traced):
     atol: float | None = None
     steps: int | None = None
     grid: Grid | None = None
+    richardson: bool = False
     trace: Literal["exact", "hutchinson", "closed"] = "exact"  # type: ignore[assignment]
+    noise: Noise | None = None  # type: ignore[assignment]
+    basis: Literal["pixel", "dct", "pca", "auto"] | None = None
+    control: Literal["none", "gaussian", "auto"] | None = None
+    divergence: Literal["augmented", "quadrature"] = "augmented"  # type: ignore[assignment]
+    nodes: int | None = None
+    tol: float | None = None
+    allocation: Literal["uniform", "neyman"] | None = None
     max_nfe: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,22 +123,54 @@ class ODE(Traced):
         """Whether the solver chooses its own steps."""
         return self.solver in ADAPTIVE
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether the trace is estimated by probes."""
+        return self.trace == "hutchinson"
+
     def implied(self) -> dict[str, object]:
-        """Tolerances and limit of an adaptive solver; the grid of a fixed-step one."""
+        """Tolerances and limit of an adaptive solver, the grid of a fixed-step one; the plain probes; the rule."""
         own: dict[str, object] = (
             {"rtol": 1e-5, "atol": 1e-5, "max_nfe": 10_000} if self.adaptive else {"grid": "uniform"}
         )
+        if self.stochastic:
+            own |= {"basis": "pixel", "control": "none"}
+        if self.divergence == "quadrature":
+            own |= {"probes": 2, "allocation": "neyman"} if self.stochastic else {}
+            own |= {"tol": 0.05 if self.stochastic else 5e-3} if self.nodes is None else {}
         return {**super().implied(), **own}
 
     def _check(self) -> None:
         super()._check()
         self._at_least_one("steps", "max_nfe")
+        self._check_solver()
+        if not self.stochastic:
+            self._no_effect(f"with trace={self.trace}", "basis", "control", "allocation")
+        if self.noise == "gaussian" and self.basis not in (None, "pixel"):
+            raise ValueError(f"{self.name}: basis has no effect with noise=gaussian, whose law has no axes")
+        if self.divergence == "augmented":
+            self._no_effect("with divergence=augmented", "nodes", "tol", "allocation")
+            return
+        if self.nodes is not None:
+            if self.nodes not in quadrature.LEVELS:
+                valid = ", ".join(map(str, quadrature.LEVELS))
+                raise ValueError(f"{self.name}: nodes must be one of {valid}, got {self.nodes}")
+            self._no_effect("with a given number of nodes", "tol")
+        elif not self.adaptive:
+            raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs nodes")
+        if self.solver in MULTISTEP:
+            raise ValueError(f"{self.name}: the multistep solver {self.solver} needs divergence=augmented")
+
+    def _check_solver(self) -> None:
+        for option in ("rtol", "atol", "tol"):
+            value = getattr(self, option)
+            if value is not None and value <= 0.0:
+                raise ValueError(f"{self.name}: {option} must be positive, got {value}")
+        if self.richardson and (self.solver not in _ORDERS or self.divergence != "augmented"):
+            one_step = ", ".join(_ORDERS)
+            raise ValueError(f"{self.name}: richardson needs divergence=augmented and one of {one_step}")
         if self.adaptive:
             self._no_effect(f"with the adaptive solver {self.solver}", "steps", "grid")
-            for option in ("rtol", "atol"):
-                value = getattr(self, option)
-                if value is not None and value <= 0.0:
-                    raise ValueError(f"{self.name}: {option} must be positive, got {value}")
             return
         self._no_effect(f"with the fixed-step solver {self.solver}", "rtol", "atol", "max_nfe")
         if self.steps is None:
@@ -103,27 +179,47 @@ class ODE(Traced):
             raise ValueError(f"{self.name}: the multistep solver {self.solver} needs grid=uniform")
 
     def supports(self, model: object) -> str | None:
-        """Needs a velocity, and for trace=closed a divergence."""
+        """Needs a velocity; for trace=closed a divergence; for a basis or control the events or moments they fit."""
         if not hasattr(model, "velocity"):
             return "needs a velocity field (a `velocity` method)"
         if self.trace == "closed" and not (
             hasattr(model, "velocity_and_divergence") or hasattr(model, "divergence")
         ):
             return "trace=closed needs a closed-form divergence (`velocity_and_divergence` or `divergence`)"
-        return None
+        return laws.refusal(self.noise, self.basis, self.control, self.probes, model)
+
+    # --- the two entries ---
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+        if self.divergence == "quadrature":
+            times = self._times(run)
+            path = self._states(model, x, run, times.flip(0)).flip(0)
+            return _minus(standard_normal_log_prob(path[0]), self._integral(model, path, run))
         x0, log_det = self._solve(model, x, run, start=run.data_end, end=0.0, log_prob=True)
-        mean, stderr = mean_over_probes(standard_normal_log_prob(x0)[:, None] + log_det.double())
-        return Estimate(log_prob=mean, stderr=stderr)
+        return self._averaged(standard_normal_log_prob(x0)[:, None] + log_det.double(), run)
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+        prior = standard_normal_log_prob(x0)
+        if log_prob and self.divergence == "quadrature":
+            path = self._states(model, x0, run, self._times(run))
+            estimate = _minus(prior, self._integral(model, path, run))
+            return Samples(x=path[-1].to(run.dtype), log_prob=estimate.log_prob)
         x, log_det = self._solve(model, x0, run, start=0.0, end=run.data_end, log_prob=log_prob)
         x = x.to(run.dtype)
         if not log_prob:
             return Samples(x=x)
-        mean, _ = mean_over_probes(standard_normal_log_prob(x0)[:, None] - log_det.double())
-        return Samples(x=x, log_prob=mean)
+        return Samples(x=x, log_prob=(prior[:, None] - log_det.double()).mean(1))
+
+    # --- x and the integral together ---
+
+    def _averaged(self, log_probs: Tensor, run: Run) -> Estimate:
+        """Mean over columns with its standard error, from (batch, columns)."""
+        population = math.prod(run.event_shape) if self.noise == "orthogonal" else None
+        mean, stderr = mean_over_probes(log_probs, population)
+        if stderr is None:
+            return Estimate(log_prob=mean)
+        dof = torch.full_like(mean, max(self.columns - 1, 1)).detach()
+        return Estimate(log_prob=mean, stderr=stderr, extra={"dof": dof})
 
     def _solve(
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float, log_prob: bool
@@ -133,35 +229,355 @@ class ODE(Traced):
         dtype = run.dtype if self.adaptive else torch.float64
         columns = torch.zeros(run.batch, self.columns, dtype=dtype, device=run.device)
         state = (x.to(dtype), columns) if log_prob else (x.to(dtype),)
+        times = torch.tensor([start, end], dtype=torch.float64, device=run.device)
+        path = self._integrate(evaluate, run, state, times)
+        first, last = path[0][-1], path[-1][-1]
+        if not self.richardson:
+            return first, last
+        assert self.steps is not None
+        path = replace(self, steps=2 * self.steps, richardson=False)._integrate(evaluate, run, state, times)
+        ahead = 1.0 / (2.0 ** _ORDERS[self.solver] - 1.0)
+        x_end, log_det = path[0][-1], path[-1][-1]
+        return x_end + ahead * (x_end - first), log_det + ahead * (log_det - last)
+
+    def _augmented(self, model: Any, run: Run) -> Evaluate:
+        if not self.stochastic:
+            return self._deterministic(model, run)
+        basis, coefficient = self.basis, 1.0
+        if "auto" in (self.basis, self.control):
+            pilot = _Pilot(self, model, run, nodes=STEP_ENDS)
+            basis, coefficient = pilot.of_the_whole_path()
+        assert self.probes is not None
+        assert basis is not None
+        assert basis != "auto"
+        law = _Law(self, model, run, basis)
+        probes = law.draw(run, self.probes, PROBE_STREAM)
+        squares = None if self.control == "none" or coefficient == 0.0 else law.squares(probes)
+
+        def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            value, columns = hutchinson(
+                lambda y: _velocity(model, run, y, t), x, probes, differentiable=run.differentiable
+            )
+            return value, law.controlled(columns, squares, coefficient, t[:1])
+
+        return evaluate
+
+    def _deterministic(self, model: Any, run: Run) -> Evaluate:
+        if self.trace == "closed":
+            return _closed(model, run)
+        return lambda x, t: exact(lambda y: _velocity(model, run, y, t), x, differentiable=run.differentiable)
+
+    # --- x alone, the integral by quadrature ---
+
+    def _times(self, run: Run) -> Tensor:
+        """Node times from 0 to the data end, as fine as this call may want them."""
+        return quadrature.angle_rule(self.nodes or quadrature.FINEST, run.data_end)[0].to(run.device)
+
+    def _states(self, model: Any, x: Tensor, run: Run, times: Tensor) -> Tensor:
+        """x at all times (nodes, batch, *event), the first being x itself."""
+        dtype = run.dtype if self.adaptive else torch.float64
+        step = len(times) - 1
+        if not self.stochastic:  # beside the probes' noise the interpolation's error is nothing
+            step = max(1, step // (STEP_ENDS - 1))
+        path: Tensor = self._integrate(_plain(model, run), run, (x.to(dtype),), times, times[step::step])[0]
+        return path
+
+    def _integral(self, model: Any, path: Tensor, run: Run) -> Estimate:
+        """The integral of div v over [0, data end] along states at the node times."""
+        if not self.stochastic:
+            return self._refined(model, path, run)
+        plan = self._plan(model, run)
+        return self._pooled(model, path[:: (len(path) - 1) // (len(plan) - 1)], run, plan)
+
+    def _refined(self, model: Any, path: Tensor, run: Run) -> Estimate:
+        """Exact divergences at the nodes; each item takes more until its own estimate meets the tolerance."""
+        times = self._times(run)
+        values = torch.zeros(run.batch, len(times), dtype=torch.float64, device=run.device)
+        total, error, nodes = run.zeros(), run.zeros(), run.zeros()
+        active, seen = torch.arange(run.batch, device=run.device), set[int]()
+        for level in (
+            [self.nodes] if self.nodes else [n for n in quadrature.LEVELS if n >= quadrature.FIRST_JUDGED]
+        ):
+            stride = quadrature.stride(level, len(times))
+            part = run.rows(active)
+            evaluate = self._deterministic(model, part)
+            for j in sorted(set(range(0, len(times), stride)) - seen):
+                _, div = evaluate(path[j][active].to(run.dtype), part.at(times[j]))
+                values[active, j] = div[:, 0].double()
+                seen.add(j)
+            have = values[active][:, ::stride]
+            total = total.index_copy(0, active, quadrature.integral(have, run.data_end))
+            found = quadrature.error_estimate(have, run.data_end)
+            error[active], nodes[active] = found, float(level)
+            if self.tol is None:
+                break
+            active = active[found > self.tol]
+            if len(active) == 0:
+                break
+        return Estimate(log_prob=total, extra={"nodes": nodes, "quadrature_error": error})
+
+    def _plan(self, model: Any, run: Run) -> list[_Node]:
+        """Law and number of the probes of every node."""
+        chosen = self.allocation == "neyman" or "auto" in (self.basis, self.control)
+        if self.nodes is None or chosen:
+            return _Pilot(self, model, run, nodes=self.nodes).nodes_of(self)
+        assert self.basis is not None
+        assert self.basis != "auto"
+        assert self.probes is not None
+        return [_Node(self.basis, 1.0, self.probes)] * self.nodes
+
+    def _pooled(self, model: Any, path: Tensor, run: Run, plan: Sequence[_Node]) -> Estimate:
+        """Fresh probes at every node, their mean, and the pooled standard error."""
+        times, weights = quadrature.angle_rule(len(plan), run.data_end)
+        first = quadrature.stride(len(plan))
+        bases = {node.basis: _Law(self, model, run, node.basis) for node in plan}
+        size = math.prod(run.event_shape)
+        total, variance, quartic = run.zeros(), run.zeros(), run.zeros()
+        known = self.probes is not None and (self.probes > 1 or all(n.probes == size for n in plan))
+        for j, node in enumerate(plan):
+            law, weight = bases[node.basis], float(weights[j])
+            columns = law.columns(
+                model, run, path[j], float(times[j]), node, NODE_STREAM + j * first
+            ).double()
+            total = total + weight * columns.mean(1)
+            left = 1.0 - node.probes / size if self.noise == "orthogonal" else 1.0
+            if node.probes > 1:
+                own, degrees = columns.detach().var(1), node.probes - 1
+            elif node.variance is not None:
+                own, degrees = run.zeros() + node.variance, PILOT_ITEMS * (PILOT_PROBES - 1)
+            else:
+                continue
+            share = weight**2 * left * own / node.probes
+            variance, quartic = variance + share, quartic + share.square() / degrees
+        extra = {"nodes": run.zeros() + len(plan)}
+        if plan[0].error is not None:
+            extra["quadrature_error"] = run.zeros() + plan[0].error
+        if not known:
+            return Estimate(log_prob=total, extra=extra)
+        dof = torch.where(quartic > 0, variance.square() / quartic, math.inf)
+        return Estimate(log_prob=total, stderr=variance.sqrt(), extra={**extra, "dof": dof})
+
+    # --- torchdiffeq ---
+
+    def _integrate(
+        self,
+        evaluate: Evaluate,
+        run: Run,
+        state: tuple[Tensor, ...],
+        times: Tensor,
+        step_ends: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The parts of the state at the given monotone times, (times, batch, ...) each."""
+        ends = times.tolist()
+        start, end = ends[0], ends[-1]
         side = _Side(evaluate, run, min(start, end), max(start, end), self.max_nfe)
         # the end is a step's end: otherwise an adaptive solver steps beyond it and interpolates
-        options: dict[str, Any] = {"step_t": torch.tensor([end], dtype=torch.float64, device=run.device)}
+        options: dict[str, Any] = {"step_t": times[-1:] if step_ends is None else step_ends}
         if self.adaptive:
             side.callback_accept_step = lambda *_: run.stepped()
             side.callback_reject_step = lambda *_: run.stepped(accepted=False)
         else:
             assert self.steps is not None
             assert self.grid is not None
-            grid = time_grid(self.grid, self.steps, start, end).to(run.device)
+            grid = _through(time_grid(self.grid, self.steps, start, end), ends).to(run.device)
             side.callback_step = lambda *_: run.stepped()
             options = {"grid_constructor": lambda func, y0, t: grid}
-        times = torch.tensor([start, end], dtype=torch.float64, device=run.device)
         method = _TORCHDIFFEQ.get(self.solver, self.solver)
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         try:
-            path = odeint(side, state, times, method=method, options=options, **tolerances)
+            path: tuple[Tensor, ...] = odeint(
+                side, state, times, method=method, options=options, **tolerances
+            )
         except AssertionError as error:
             if not str(error).startswith(_GAVE_UP):
                 raise
             why = str(error).partition(":")[0]
-            raise Diverged(f"{self.solver} gave up near t = {side.last:.6g}: {why}") from error
-        return path[0][-1], path[-1][-1]
+            raise Diverged(f"{self.solver} gave up near t = {float(side.last):.6g}: {why}") from error
+        return path
 
-    def _augmented(self, model: Any, run: Run) -> Evaluate:
-        if self.trace == "closed":
-            return _closed(model, run)
-        divergence: Divergence = self.divergence(run)
-        return lambda x, t: divergence(lambda y: _velocity(model, run, y, t), x)
+
+@dataclass(frozen=True)
+class _Node:
+    """How one node's probes are drawn; variance of one probe and error of the rule as the pilot saw them."""
+
+    basis: Basis
+    coefficient: float
+    probes: int
+    variance: float | None = None
+    error: float | None = None
+
+
+class _Law:
+    """Probes in one basis, and their control."""
+
+    def __init__(self, estimator: ODE, model: Any, run: Run, basis: Basis) -> None:
+        assert estimator.noise is not None
+        self.noise: Noise = estimator.noise
+        moments = getattr(model, "moments", None)
+        self.rotation = laws.rotation(basis, run.event_shape, moments, run.dtype, run.device)
+        controlled = estimator.control in ("gaussian", "auto") and moments is not None
+        self.control = GaussianControl(moments, run.event_shape, run.device) if controlled else None
+
+    def draw(self, run: Run, count: int, stream: int) -> Tensor:
+        """Probes (batch, count, *event), keyed by item and stream."""
+        drawn = laws.coordinates(
+            self.noise,
+            run.key,
+            run.items,
+            count,
+            self.rotation.size,
+            stream=stream,
+            dtype=run.dtype,
+            device=run.device,
+        )
+        return self.rotation.apply(drawn).reshape(run.batch, count, *run.event_shape)
+
+    def squares(self, probes: Tensor) -> Tensor | None:
+        """What the control needs of the probes, once."""
+        return None if self.control is None else self.control.squares(probes)
+
+    def controlled(self, columns: Tensor, squares: Tensor | None, coefficient: float, t: Tensor) -> Tensor:
+        """The columns less the control."""
+        if squares is None or self.control is None:
+            return columns
+        return columns - coefficient * self.control.excess(squares, t)
+
+    def columns(self, model: Any, run: Run, x: Tensor, t: float, node: _Node, stream: int) -> Tensor:
+        """Fresh estimates of the divergence at (x, t), (batch, probes)."""
+        probes, at = self.draw(run, node.probes, stream), run.at(t)
+        _, columns = hutchinson(
+            lambda y: _velocity(model, run, y, at), x.to(run.dtype), probes, differentiable=run.differentiable
+        )
+        squares = None if node.coefficient == 0.0 else self.squares(probes)
+        return self.controlled(columns, squares, node.coefficient, at[:1])
+
+
+class _Pilot:
+    """Quadratic forms of every candidate at the nodes, on draws of the model that are the same for every call.
+
+    The draws do not depend on the batch, nor does what is chosen by them; the probes are others than those of
+    the estimate, which stays unbiased.
+    """
+
+    def __init__(self, estimator: ODE, model: Any, run: Run, *, nodes: int | None) -> None:
+        if run.cond is not None:
+            raise ValueError(
+                f"{estimator.name}: the pilot draws from the model, which here needs cond; name basis, control "
+                "and nodes, and take allocation=uniform"
+            )
+        self.estimator, self.model = estimator, model
+        self.run = replace(
+            run, batch=PILOT_ITEMS, items=torch.arange(PILOT_ITEMS), key=0, differentiable=False
+        )
+        self.bases = _candidates(estimator, model)
+        self.control: str = estimator.control or "none"
+        with torch.no_grad():
+            self._measure(nodes)
+
+    def _measure(self, nodes: int | None) -> None:
+        estimator, run = self.estimator, self.run
+        finest = nodes or 65
+        times = quadrature.angle_rule(finest, run.data_end)[0]
+        loose = estimator
+        if estimator.adaptive:
+            loose = replace(
+                estimator,
+                rtol=max(estimator.rtol or 0.0, PILOT_TOLERANCE),
+                atol=max(estimator.atol or 0.0, PILOT_TOLERANCE),
+            )
+        path = loose._states(self.model, run.source(), run, times.to(run.device))
+        candidates = [_Law(estimator, self.model, run, basis) for basis in self.bases]
+        drawn = [law.draw(run, PILOT_PROBES, PILOT_STREAM) for law in candidates]
+        squares = [law.squares(probes) for law, probes in zip(candidates, drawn, strict=True)]
+        probes = torch.cat(drawn, 1)
+        columns: dict[int, Tensor] = {}
+        excess: dict[int, Tensor] = {}
+        for level in (
+            [nodes] if nodes else [n for n in quadrature.LEVELS if quadrature.FIRST_JUDGED <= n <= finest]
+        ):
+            stride = quadrature.stride(level, finest)
+            for j in range(0, finest, stride):
+                if j in columns:
+                    continue
+                at = run.at(times[j])
+                _, forms = hutchinson(
+                    lambda y, at=at: _velocity(self.model, run, y, at),  # type: ignore[misc]
+                    path[j].to(run.dtype),
+                    probes,
+                )
+                columns[j] = forms.double()
+                if candidates[0].control is not None:
+                    parts = [
+                        law.control.excess(square, at[:1])
+                        for law, square in zip(candidates, squares, strict=True)
+                        if law.control is not None and square is not None
+                    ]
+                    excess[j] = torch.cat(parts, 1).double()
+            order = range(0, finest, stride)
+            self.columns = torch.stack([columns[j] for j in order])
+            self.excess = torch.stack([excess[j] for j in order]) if excess else None
+            # fixed probes along the path: their forms are smooth in time, as fresh ones are not
+            errors = quadrature.error_estimate(self.columns.mean(2).T, run.data_end)
+            self.error = float(errors.square().mean().sqrt())
+            if estimator.tol is not None and self.error <= estimator.tol:
+                break
+
+    def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best law for each combination (combinations, nodes) of the nodes."""
+
+        def combined(forms: Tensor | None) -> Tensor | None:
+            if forms is None:
+                return None
+            shaped = forms.reshape(len(forms), PILOT_ITEMS, len(self.bases), PILOT_PROBES)
+            return torch.einsum("cn,nibp->cibp", weights.to(shaped), shaped)
+
+        columns = combined(self.columns)
+        assert columns is not None
+        return quadrature.choose(columns, combined(self.excess), self.control)
+
+    def of_the_whole_path(self) -> tuple[Basis, float]:
+        """One basis and coefficient for a probe that is kept along the path."""
+        weights = quadrature.angle_rule(len(self.columns), self.run.data_end)[1]
+        basis, coefficient, _ = self._choose(weights[None, :])
+        return self.bases[int(basis)], float(coefficient)
+
+    def nodes_of(self, estimator: ODE) -> list[_Node]:
+        """Law and number of probes of every node."""
+        assert estimator.probes is not None
+        count = len(self.columns)
+        basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
+        weights = quadrature.angle_rule(count, self.run.data_end)[1].abs().tolist()
+        probes = [estimator.probes] * count
+        if estimator.allocation == "neyman":
+            most = math.prod(self.run.event_shape) if estimator.noise == "orthogonal" else None
+            noisy = [w * math.sqrt(v) for w, v in zip(weights, variance, strict=True)]
+            probes = quadrature.allocate(noisy, estimator.probes * count, most)
+        return [
+            _Node(self.bases[b], c, n, v, self.error)
+            for b, c, n, v in zip(basis, coefficient, probes, variance, strict=True)
+        ]
+
+
+def _candidates(estimator: ODE, model: Any) -> list[Basis]:
+    """The bases that the options leave open and the model's events and moments allow."""
+    assert estimator.basis is not None
+    if estimator.basis != "auto":
+        return [estimator.basis]
+    rotated: tuple[Basis, ...] = ("dct", "pca") if estimator.noise != "gaussian" else ()
+    return ["pixel", *(b for b in rotated if laws.refusal(estimator.noise, b, None, None, model) is None)]
+
+
+def _minus(prior: Tensor, integral: Estimate) -> Estimate:
+    return replace(integral, log_prob=prior - integral.log_prob)
+
+
+def _through(grid: Tensor, times: list[float]) -> Tensor:
+    """A grid with the given times added; its own points that all but fall on one of them are dropped."""
+    if len(times) == 2:
+        return grid
+    wanted = torch.tensor(times, dtype=torch.float64)
+    apart = (grid[:, None] - wanted).abs().amin(1) > _SAME_TIME
+    return torch.cat([grid[apart], wanted]).sort(descending=times[0] > times[-1]).values
 
 
 class _Side:
@@ -173,15 +589,16 @@ class _Side:
 
     def __init__(self, evaluate: Evaluate, run: Run, low: float, high: float, max_nfe: int | None) -> None:
         self.evaluate, self.run, self.low, self.high, self.max_nfe = evaluate, run, low, high, max_nfe
-        self.last = high
+        self.last = torch.tensor(high)
+        self.limit = None if max_nfe is None else run.counts.forwards + max_nfe * run.batch
 
     def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         run = self.run
         t = t.clamp(self.low, self.high)
-        if self.max_nfe is not None:
-            self.last = float(t.detach())
-            if run.counts.forwards >= self.max_nfe * run.batch:
-                raise Diverged(f"stopped at t = {self.last:.6g} after max_nfe = {self.max_nfe} evaluations")
+        self.last = t.detach()
+        if self.limit is not None and run.counts.forwards >= self.limit:
+            last = float(self.last)
+            raise Diverged(f"stopped at t = {last:.6g} after max_nfe = {self.max_nfe} evaluations")
         values = self.evaluate(state[0].to(run.dtype), run.at(t))
         return tuple(value.to(state[0].dtype) for value in values)
 

@@ -7,7 +7,8 @@ r"""The divergence of a field, div v = tr dv/dx, by derivative products.
   adaptive or fixed-step: then each column is the divergence of one fixed quadratic form, which an error
   controller can follow, and the columns stay independent replicates.
 
-Both return the value and (batch, columns) divergences: one column, or one a probe.
+Both return the value and (batch, columns) divergences: one column, or one a probe. Other laws of probes,
+bases and a control variate are in `flowlik_estimators.probes`.
 """
 
 from __future__ import annotations

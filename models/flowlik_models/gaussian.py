@@ -59,19 +59,45 @@ class Gaussian(nn.Module):
         super().__init__()
         if mean.ndim != 1 or cov.shape != (mean.numel(), mean.numel()):
             raise ValueError(f"mean must be (d,) and cov (d, d); got {tuple(mean.shape)}, {tuple(cov.shape)}")
-        eigenvalues, eigenvectors = torch.linalg.eigh(cov.double())
+        self._set(mean, *torch.linalg.eigh(cov.double()))
+
+    @classmethod
+    def from_eigen(cls, mean: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> Gaussian:
+        """The Gaussian with these eigenvalues (d,) and orthonormal eigenvectors (d, d; columns) of its covariance.
+
+        Raises:
+            ValueError: the shapes differ, or an eigenvalue is not positive.
+        """
+        dim = mean.numel()
+        if mean.ndim != 1 or eigenvalues.shape != (dim,) or eigenvectors.shape != (dim, dim):
+            raise ValueError(f"expected ({dim},), ({dim},) and ({dim}, {dim})")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._set(mean, eigenvalues, eigenvectors)
+        return made
+
+    def _set(self, mean: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> None:
         if not bool((eigenvalues > 0).all()):
             raise ValueError("the covariance is not positive definite")
         self.event_shape: tuple[int, ...] = (mean.numel(),)
         self.eps = 0.0
+        self._cast: tuple[object, tuple[Tensor, Tensor, Tensor]] | None = None
         self.register_buffer("mean", mean.double())
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("eigenvectors", eigenvectors)
+        self.register_buffer("eigenvalues", eigenvalues.double())
+        self.register_buffer("eigenvectors", eigenvectors.double())
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, eigenvalues and eigenvectors in x's dtype, kept: at large d a cast costs as much as the product."""
+        held = self.eigenvectors
+        key = (x.dtype, x.device, held.data_ptr())
+        if self._cast is None or self._cast[0] != key:
+            self._cast = (key, (self.mean.to(x), self.eigenvalues.to(x), held.to(x)))
+        return self._cast[1]
 
     def joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Exact average velocity (batch, d) and average divergence (batch,)."""
-        mean, basis = self.mean.to(x), self.eigenvectors.to(x)
-        c, divergence = gaussian_map_coefficients(self.eigenvalues.to(x), t, s)
+        mean, eigenvalues, basis = self._like(x)
+        c, divergence = gaussian_map_coefficients(eigenvalues, t, s)
         y = (x - t[:, None] * mean) @ basis
         return mean + (c * y) @ basis.T, divergence
 

@@ -18,12 +18,13 @@ class Recipe:
     zero). ``teacher``: model whose velocity and divergence are the targets (``None``: the closed form, or the data).
     ``stretched``, ``diagonal``, ``ends``: shares of times drawn near the data, of s = t, and of s at an end.
     ``altered``: share of points moved off the path by noise whose scale is drawn up to ``altered_scale``, uniformly or
-    log-uniformly over three decades (``altered_law``). ``relative``: targets larger than this are fitted to relative
-    instead of absolute accuracy; needed where the field is singular off the data. ``weight_c``: constants of the
-    adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per divergence target of a teacher.
-    ``pool``: images drawn from the teacher beforehand; ``pool_share``: their share of a batch. ``at_data``,
-    ``at_noise``: shares of source times exactly at t = 1 and t = 0, where a one-step likelihood and a one-step sample
-    start.
+    log-uniformly over three decades (``altered_law``); ``along`` multiplies the path's own noise instead, by a factor
+    log-uniform up to the scale, which is where trajectories from beside the data pass. ``relative``: targets larger
+    than this are fitted to relative instead of absolute accuracy; needed where the field is singular off the data.
+    ``weight_c``: constants of the adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per
+    divergence target of a teacher. ``pool``: images drawn from the teacher beforehand; ``pool_share``: their share of a
+    batch. ``at_data``, ``at_noise``: shares of source times exactly at t = 1 and t = 0, where a one-step likelihood and
+    a one-step sample start.
     """
 
     objective: Objective
@@ -44,7 +45,7 @@ class Recipe:
     delta: float = 5e-3
     altered: float = 0.25
     altered_scale: float = 2.0
-    altered_law: Literal["uniform", "log-uniform"] = "uniform"
+    altered_law: Literal["uniform", "log-uniform", "along"] = "uniform"
     relative: float | None = None
     shift: float = 0.0
     probes: int = 1
@@ -92,7 +93,7 @@ _DIGITS_MAP = replace(
 
 
 # Off the squares the field grows like 1/(1 - t) and a point ends hundreds of standard deviations out.
-_BOARD = replace(_PLANE, altered=0.3, altered_scale=50.0, altered_law="log-uniform", relative=5.0)
+_BOARD = replace(_PLANE, altered=0.4, altered_scale=1_000.0, altered_law="along", relative=5.0, at_data=0.15)
 _SPACE = replace(
     _PLANE,
     network={"hidden": 320, "depth": 4, "gate_rank": 192},
@@ -113,9 +114,9 @@ def _vector_models(base: Recipe, steps: int, joint_steps: int) -> dict[str, Reci
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "gmm-2d": _vector_models(_PLANE, 4_000, 14_000),
+    "gmm-2d": _vector_models(_PLANE, 4_000, 20_000),
     # the map alone, which only starts the joint one, is trained on the plain path
-    "checkerboard-2d": {**_vector_models(_BOARD, 5_000, 12_000), "meanflow": replace(_PLANE, steps=5_000)},
+    "checkerboard-2d": {**_vector_models(_BOARD, 5_000, 16_000), "meanflow": replace(_PLANE, steps=5_000)},
     "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
     "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
     "digits": {

@@ -50,6 +50,9 @@ def _path(data: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator) -
     time = t.reshape(-1, *([1] * (data.ndim - 1)))
     moved = torch.rand(len(t), generator=generator) < recipe.altered
     unit = torch.rand(len(t), generator=generator)
+    if recipe.altered_law == "along":
+        factor = torch.where(moved, recipe.altered_scale**unit, torch.ones_like(unit)).reshape(time.shape)
+        return time * data + (1 - time) * factor * noise, noise
     share = unit if recipe.altered_law == "uniform" else 10.0 ** (3 * unit - 3)
     extra = moved * share * recipe.altered_scale
     spread = ((1 - time).square() + extra.reshape(time.shape).square()).sqrt()

@@ -16,12 +16,12 @@ from .data import DIGITS_LEVELS, digits, moments
 from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
 from .networks.vector import VectorFlowMap
 from .recipes import RECIPES, Recipe
-from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
+from .synthetic import CLOSED_FORM_TASKS, closed_form, constants_hash
 
 CLOSED_FORM = "closed-form"
 TASK_MODELS: dict[str, tuple[str, ...]] = {
-    task: ((CLOSED_FORM,) if task in SYNTHETIC_TASKS else ()) + tuple(RECIPES.get(task, {}))
-    for task in (*SYNTHETIC_TASKS, "digits")
+    task: ((CLOSED_FORM,) if task in CLOSED_FORM_TASKS else ()) + tuple(RECIPES.get(task, {}))
+    for task in (*CLOSED_FORM_TASKS, "digits")
 }
 
 

@@ -19,7 +19,10 @@ from flowlik import view
 from flowlik.figures.accuracy import bpd_against_nfe, error_against_cost
 from flowlik.figures.images import density_maps, sample_grids
 from flowlik.figures.overview import error_overview
+from flowlik.figures.probes import noise_of_probes
+from flowlik.figures.rules import error_of_rules
 from flowlik.figures.samples import frechet_against_steps
+from flowlik.figures.scaling import cost_scaling
 from flowlik.figures.scatter import estimated_against_reference
 from flowlik.figures.style import paper
 
@@ -57,6 +60,19 @@ KINDS: Final[dict[str, Kind]] = {
         "are the controls: a curve above control-mean knows less about single samples than a constant (but where "
         "the truth is constant on the items, as on the checkerboard, control-mean is right by construction).",
     ),
+    "rules": Kind(
+        error_of_rules,
+        "Rules that need no training",
+        "Fixed-step rules at equal numbers of forwards, a panel per time grid: solid in moment-whitened coordinates, "
+        "dashed in plain ones, dotted with Richardson extrapolation. Down and to the left is better.",
+    ),
+    "probes": Kind(
+        noise_of_probes,
+        "Noise of the trace estimators",
+        "The estimators' own mean standard error against the derivative products they spend, pilots included. Grey "
+        "lines fall like one over the square root of the products: a choice on a lower line is quieter at equal cost. "
+        "Whether the bars can be trusted stands in the tables, as coverage.",
+    ),
     "scatter": Kind(
         estimated_against_reference,
         "Estimated against reference log-density",
@@ -87,6 +103,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
 }
 OVERVIEW: Final = "overview"
+SCALING: Final = "scaling"
 
 
 def draw_all(run_dir: Path) -> list[Path]:
@@ -107,7 +124,9 @@ def draw_all(run_dir: Path) -> list[Path]:
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
             paths += [png, pdf]
     for path in [*folder.glob("*.png"), *folder.glob("*.pdf")]:
-        if path not in paths and (path.stem == OVERVIEW or any(f"--{kind}" in path.stem for kind in KINDS)):
+        if path not in paths and (
+            path.stem in (OVERVIEW, SCALING) or any(f"--{kind}" in path.stem for kind in KINDS)
+        ):
             path.unlink()
     return paths
 
@@ -126,6 +145,9 @@ def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure
     figure = error_overview(usable)
     if figure is not None:
         yield OVERVIEW, figure
+    figure = cost_scaling(usable)
+    if figure is not None:
+        yield SCALING, figure
     for task, of_task in usable.groupby("task", sort=True):
         for kind, what in KINDS.items():
             parts = view.splits(of_task) if what.by_split else [None]

@@ -20,6 +20,7 @@ COSTS: Final[dict[str, str]] = {
     "forward_equivalents": "forward-equivalents\n(time / one forward)",
     "ms_per_sample": "wall-clock\n(ms per sample)",
 }
+CPU_COST: Final = {"cpu_ms_per_sample": "CPU time\n(ms per sample)"}
 LINEAR: Final = 3.0
 """bits/dim within which the symlog axis is linear."""
 
@@ -60,20 +61,26 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Mean |error| per sample with its 95 % interval against NFE, forward-equivalents and time, a row per split."""
-    frame = frame.assign(ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0))
+    batch = pd.Series([extra.get("timing_batch", np.nan) for extra in frame["extra"]], index=frame.index)
+    frame = frame.assign(
+        ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0),
+        cpu_ms_per_sample=1e3 * frame["cpu_s_median"] / batch.astype(float),
+    )
+    # beside other people's packages it is CPU time that can be compared
+    costs = COSTS | (CPU_COST if frame["estimator"].str.startswith("peer-").any() else {})
     shown = frame[(frame["bpd_mae"] > 0) & (frame["method"] != "control")]
     if shown.empty:
         return None
     splits = view.splits(shown)
     figure = style.new_figure(style.PAGE, 0.9 + 2.15 * len(splits))
-    axes = np.atleast_2d(np.asarray(figure.subplots(len(splits), len(COSTS), sharey="row")))
+    axes = np.atleast_2d(np.asarray(figure.subplots(len(splits), len(costs), sharey="row")))
     handles: dict[str, Line2D] = {}
     for row, split in zip(axes, splits, strict=True):
         part = shown[shown["split"] == split]
         levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
         _limits(row[0], part, levels)
-        for ax, (cost, label) in zip(row, COSTS.items(), strict=True):
-            handles |= _cost_panel(ax, part, cost) | handles
+        for ax, (cost, label) in zip(row, costs.items(), strict=True):
+            handles |= _cost_panel(ax, part, cost, label) | handles
             if ax.axison:
                 ax.set_xlabel(label if split == splits[-1] else "")
             style.control_lines(ax, dict(levels), labels=ax is row[-1])
@@ -85,9 +92,9 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     return figure
 
 
-def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str) -> dict[str, Line2D]:
+def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> dict[str, Line2D]:
     if not (part[cost] > 0).any():
-        style.note(ax, f"not measured:\n{COSTS[cost].splitlines()[0]}")
+        style.note(ax, f"not measured:\n{label.splitlines()[0]}")
         return {}
     style.cost_axis(ax, part[cost])
     handles = {}
