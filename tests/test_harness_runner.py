@@ -137,12 +137,23 @@ class Broken:
     def params(self) -> dict[str, Any]:
         return {}
 
+    def unavailable(self) -> str | None:
+        return None
+
     def data_end(self, model: object) -> float:
         return 1.0
 
     def log_prob(self, model: Any, x: torch.Tensor, **options: Any) -> Any:
         self.act(x)
         return get("f2d2", steps=1).log_prob(model, x, **options)
+
+
+def test_a_missing_library_is_a_skipped_row_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = get("peer-zuko")
+    monkeypatch.setattr(type(estimator), "module", "no_such_library")
+    row = run(cell(estimator))
+    assert row["status"] == "skipped"
+    assert "pip install" in row["reason"]
 
 
 def raising(error: BaseException) -> Broken:

@@ -105,7 +105,7 @@ def prepare(cell: Cell) -> Prepared:
     known: dict[str, Any] = {}
     try:
         if not cell.is_control:
-            if (why := getattr(cell.estimator, "unavailable", lambda: None)()) is not None:
+            if (why := cell.estimator.unavailable()) is not None:
                 raise UnavailableError(why)
             known["model"], known["model_hash"] = load(cell.task, cell.model, cell.device, cell.options.dtype)
         known["data_hash"] = task.data_hash(cell.options.split)

@@ -122,6 +122,10 @@ class Run:
             device=self.device,
         )
 
+    def velocity(self, model: Any, x: Tensor, t: Tensor) -> Tensor:
+        """The model's velocity at x (batch, *event) and t (batch,), with this call's condition, shape checked."""
+        return self.event(model.velocity(x, t, cond=self.cond), "velocity")
+
     def event(self, value: Tensor, what: str) -> Tensor:
         """A model's (batch, *event) answer in x's dtype; ValueError where the shape is another, never a broadcast."""
         return self._shaped(value, (self.batch, *self.event_shape), what).to(self.dtype)
@@ -173,6 +177,10 @@ class Estimator:
 
     def supports(self, model: object) -> str | None:
         """None, or one line why this estimator cannot work with the model."""
+        return None
+
+    def unavailable(self) -> str | None:
+        """None, or one line what to install first: the estimator needs a library that is not there."""
         return None
 
     def implied(self) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from flowlik_estimators.base import (
     standard_normal_log_prob,
 )
 from flowlik_estimators.grids import Grid, time_grid
-from flowlik_estimators.probes import Basis, GaussianControl, Noise
+from flowlik_estimators.pilot import PILOT_ITEMS, PILOT_PROBES, STEP_ENDS, Law, Node, Pilot
+from flowlik_estimators.probes import Noise
 from flowlik_estimators.registry import register
 from flowlik_estimators.trace import Traced, exact, hutchinson
 
@@ -50,16 +51,9 @@ _TORCHDIFFEQ = {"heun": "heun2"}
 _SAME_TIME = 1e-9
 _GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
 
-STEP_ENDS = 17
-"""Without probes, the adaptive solve of x ends a step at the nodes of this rule; it interpolates between its steps."""
-
 NODE_STREAM = 2**16
 """Stream of the fresh probes of a node: this plus its index in the finest rule."""
 
-PILOT_STREAM = 2**17
-PILOT_ITEMS = 16
-PILOT_PROBES = 2
-PILOT_TOLERANCE = 1e-3
 _ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4}
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -193,7 +187,7 @@ class ODE(Traced):
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
         if self.divergence == "quadrature":
             times = self._times(run)
-            path = self._states(model, x, run, times.flip(0)).flip(0)
+            path = self.states(model, x, run, times.flip(0)).flip(0)
             return _minus(standard_normal_log_prob(path[0]), self._integral(model, path, run))
         x0, log_det = self._solve(model, x, run, start=run.data_end, end=0.0, log_prob=True)
         return self._averaged(standard_normal_log_prob(x0)[:, None] + log_det.double(), run)
@@ -201,7 +195,7 @@ class ODE(Traced):
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         prior = standard_normal_log_prob(x0)
         if log_prob and self.divergence == "quadrature":
-            path = self._states(model, x0, run, self._times(run))
+            path = self.states(model, x0, run, self._times(run))
             estimate = _minus(prior, self._integral(model, path, run))
             return Samples(x=path[-1].to(run.dtype), log_prob=estimate.log_prob)
         x, log_det = self._solve(model, x0, run, start=0.0, end=run.data_end, log_prob=log_prob)
@@ -245,18 +239,18 @@ class ODE(Traced):
             return self._deterministic(model, run)
         basis, coefficient = self.basis, 1.0
         if "auto" in (self.basis, self.control):
-            pilot = _Pilot(self, model, run, nodes=STEP_ENDS)
+            pilot = Pilot(self, model, run, nodes=STEP_ENDS)
             basis, coefficient = pilot.of_the_whole_path()
         assert self.probes is not None
         assert basis is not None
         assert basis != "auto"
-        law = _Law(self, model, run, basis)
+        law = Law(self, model, run, basis)
         probes = law.draw(run, self.probes, PROBE_STREAM)
         squares = None if self.control == "none" or coefficient == 0.0 else law.squares(probes)
 
         def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             value, columns = hutchinson(
-                lambda y: _velocity(model, run, y, t), x, probes, differentiable=run.differentiable
+                lambda y: run.velocity(model, y, t), x, probes, differentiable=run.differentiable
             )
             return value, law.controlled(columns, squares, coefficient, t[:1])
 
@@ -265,7 +259,7 @@ class ODE(Traced):
     def _deterministic(self, model: Any, run: Run) -> Evaluate:
         if self.trace == "closed":
             return _closed(model, run)
-        return lambda x, t: exact(lambda y: _velocity(model, run, y, t), x, differentiable=run.differentiable)
+        return lambda x, t: exact(lambda y: run.velocity(model, y, t), x, differentiable=run.differentiable)
 
     # --- x alone, the integral by quadrature ---
 
@@ -273,7 +267,7 @@ class ODE(Traced):
         """Node times from 0 to the data end, as fine as this call may want them."""
         return quadrature.angle_rule(self.nodes or quadrature.FINEST, run.data_end)[0].to(run.device)
 
-    def _states(self, model: Any, x: Tensor, run: Run, times: Tensor) -> Tensor:
+    def states(self, model: Any, x: Tensor, run: Run, times: Tensor) -> Tensor:
         """x at all times (nodes, batch, *event), the first being x itself."""
         dtype = run.dtype if self.adaptive else torch.float64
         step = len(times) - 1
@@ -316,21 +310,21 @@ class ODE(Traced):
                 break
         return Estimate(log_prob=total, extra={"nodes": nodes, "quadrature_error": error})
 
-    def _plan(self, model: Any, run: Run) -> list[_Node]:
+    def _plan(self, model: Any, run: Run) -> list[Node]:
         """Law and number of the probes of every node."""
         chosen = self.allocation == "neyman" or "auto" in (self.basis, self.control)
         if self.nodes is None or chosen:
-            return _Pilot(self, model, run, nodes=self.nodes).nodes_of(self)
+            return Pilot(self, model, run, nodes=self.nodes).nodes_of(self)
         assert self.basis is not None
         assert self.basis != "auto"
         assert self.probes is not None
-        return [_Node(self.basis, 1.0, self.probes)] * self.nodes
+        return [Node(self.basis, 1.0, self.probes)] * self.nodes
 
-    def _pooled(self, model: Any, path: Tensor, run: Run, plan: Sequence[_Node]) -> Estimate:
+    def _pooled(self, model: Any, path: Tensor, run: Run, plan: Sequence[Node]) -> Estimate:
         """Fresh probes at every node, their mean, and the pooled standard error."""
         times, weights = quadrature.angle_rule(len(plan), run.data_end)
         first = quadrature.stride(len(plan))
-        bases = {node.basis: _Law(self, model, run, node.basis) for node in plan}
+        bases = {node.basis: Law(self, model, run, node.basis) for node in plan}
         size = math.prod(run.event_shape)
         total, variance, quartic = run.zeros(), run.zeros(), run.zeros()
         known = self.probes is not None and (self.probes > 1 or all(n.probes == size for n in plan))
@@ -396,177 +390,6 @@ class ODE(Traced):
         return path
 
 
-@dataclass(frozen=True)
-class _Node:
-    """How one node's probes are drawn; variance of one probe and error of the rule as the pilot saw them."""
-
-    basis: Basis
-    coefficient: float
-    probes: int
-    variance: float | None = None
-    error: float | None = None
-
-
-class _Law:
-    """Probes in one basis, and their control."""
-
-    def __init__(self, estimator: ODE, model: Any, run: Run, basis: Basis) -> None:
-        assert estimator.noise is not None
-        self.noise: Noise = estimator.noise
-        moments = getattr(model, "moments", None)
-        self.rotation = laws.rotation(basis, run.event_shape, moments, run.dtype, run.device)
-        controlled = estimator.control in ("gaussian", "auto") and moments is not None
-        self.control = GaussianControl(moments, run.event_shape, run.device) if controlled else None
-
-    def draw(self, run: Run, count: int, stream: int) -> Tensor:
-        """Probes (batch, count, *event), keyed by item and stream."""
-        drawn = laws.coordinates(
-            self.noise,
-            run.key,
-            run.items,
-            count,
-            self.rotation.size,
-            stream=stream,
-            dtype=run.dtype,
-            device=run.device,
-        )
-        return self.rotation.apply(drawn).reshape(run.batch, count, *run.event_shape)
-
-    def squares(self, probes: Tensor) -> Tensor | None:
-        """What the control needs of the probes, once."""
-        return None if self.control is None else self.control.squares(probes)
-
-    def controlled(self, columns: Tensor, squares: Tensor | None, coefficient: float, t: Tensor) -> Tensor:
-        """The columns less the control."""
-        if squares is None or self.control is None:
-            return columns
-        return columns - coefficient * self.control.excess(squares, t)
-
-    def columns(self, model: Any, run: Run, x: Tensor, t: float, node: _Node, stream: int) -> Tensor:
-        """Fresh estimates of the divergence at (x, t), (batch, probes)."""
-        probes, at = self.draw(run, node.probes, stream), run.at(t)
-        _, columns = hutchinson(
-            lambda y: _velocity(model, run, y, at), x.to(run.dtype), probes, differentiable=run.differentiable
-        )
-        squares = None if node.coefficient == 0.0 else self.squares(probes)
-        return self.controlled(columns, squares, node.coefficient, at[:1])
-
-
-class _Pilot:
-    """Quadratic forms of every candidate at the nodes, on draws of the model that are the same for every call.
-
-    The draws do not depend on the batch, nor does what is chosen by them; the probes are others than those of
-    the estimate, which stays unbiased.
-    """
-
-    def __init__(self, estimator: ODE, model: Any, run: Run, *, nodes: int | None) -> None:
-        if run.cond is not None:
-            raise ValueError(
-                f"{estimator.name}: the pilot draws from the model, which here needs cond; name basis, control "
-                "and nodes, and take allocation=uniform"
-            )
-        self.estimator, self.model = estimator, model
-        self.run = replace(
-            run, batch=PILOT_ITEMS, items=torch.arange(PILOT_ITEMS), key=0, differentiable=False
-        )
-        self.bases = _candidates(estimator, model)
-        self.control: str = estimator.control or "none"
-        with torch.no_grad():
-            self._measure(nodes)
-
-    def _measure(self, nodes: int | None) -> None:
-        estimator, run = self.estimator, self.run
-        finest = nodes or 65
-        times = quadrature.angle_rule(finest, run.data_end)[0]
-        loose = estimator
-        if estimator.adaptive:
-            loose = replace(
-                estimator,
-                rtol=max(estimator.rtol or 0.0, PILOT_TOLERANCE),
-                atol=max(estimator.atol or 0.0, PILOT_TOLERANCE),
-            )
-        path = loose._states(self.model, run.source(), run, times.to(run.device))
-        candidates = [_Law(estimator, self.model, run, basis) for basis in self.bases]
-        drawn = [law.draw(run, PILOT_PROBES, PILOT_STREAM) for law in candidates]
-        squares = [law.squares(probes) for law, probes in zip(candidates, drawn, strict=True)]
-        probes = torch.cat(drawn, 1)
-        columns: dict[int, Tensor] = {}
-        excess: dict[int, Tensor] = {}
-        for level in (
-            [nodes] if nodes else [n for n in quadrature.LEVELS if quadrature.FIRST_JUDGED <= n <= finest]
-        ):
-            stride = quadrature.stride(level, finest)
-            for j in range(0, finest, stride):
-                if j in columns:
-                    continue
-                at = run.at(times[j])
-                _, forms = hutchinson(
-                    lambda y, at=at: _velocity(self.model, run, y, at),  # type: ignore[misc]
-                    path[j].to(run.dtype),
-                    probes,
-                )
-                columns[j] = forms.double()
-                if candidates[0].control is not None:
-                    parts = [
-                        law.control.excess(square, at[:1])
-                        for law, square in zip(candidates, squares, strict=True)
-                        if law.control is not None and square is not None
-                    ]
-                    excess[j] = torch.cat(parts, 1).double()
-            order = range(0, finest, stride)
-            self.columns = torch.stack([columns[j] for j in order])
-            self.excess = torch.stack([excess[j] for j in order]) if excess else None
-            # fixed probes along the path: their forms are smooth in time, as fresh ones are not
-            errors = quadrature.error_estimate(self.columns.mean(2).T, run.data_end)
-            self.error = float(errors.square().mean().sqrt())
-            if estimator.tol is not None and self.error <= estimator.tol:
-                break
-
-    def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best law for each combination (combinations, nodes) of the nodes."""
-
-        def combined(forms: Tensor | None) -> Tensor | None:
-            if forms is None:
-                return None
-            shaped = forms.reshape(len(forms), PILOT_ITEMS, len(self.bases), PILOT_PROBES)
-            return torch.einsum("cn,nibp->cibp", weights.to(shaped), shaped)
-
-        columns = combined(self.columns)
-        assert columns is not None
-        return quadrature.choose(columns, combined(self.excess), self.control)
-
-    def of_the_whole_path(self) -> tuple[Basis, float]:
-        """One basis and coefficient for a probe that is kept along the path."""
-        weights = quadrature.angle_rule(len(self.columns), self.run.data_end)[1]
-        basis, coefficient, _ = self._choose(weights[None, :])
-        return self.bases[int(basis)], float(coefficient)
-
-    def nodes_of(self, estimator: ODE) -> list[_Node]:
-        """Law and number of probes of every node."""
-        assert estimator.probes is not None
-        count = len(self.columns)
-        basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
-        weights = quadrature.angle_rule(count, self.run.data_end)[1].abs().tolist()
-        probes = [estimator.probes] * count
-        if estimator.allocation == "neyman":
-            most = math.prod(self.run.event_shape) if estimator.noise == "orthogonal" else None
-            noisy = [w * math.sqrt(v) for w, v in zip(weights, variance, strict=True)]
-            probes = quadrature.allocate(noisy, estimator.probes * count, most)
-        return [
-            _Node(self.bases[b], c, n, v, self.error)
-            for b, c, n, v in zip(basis, coefficient, probes, variance, strict=True)
-        ]
-
-
-def _candidates(estimator: ODE, model: Any) -> list[Basis]:
-    """The bases that the options leave open and the model's events and moments allow."""
-    assert estimator.basis is not None
-    if estimator.basis != "auto":
-        return [estimator.basis]
-    rotated: tuple[Basis, ...] = ("dct", "pca") if estimator.noise != "gaussian" else ()
-    return ["pixel", *(b for b in rotated if laws.refusal(estimator.noise, b, None, None, model) is None)]
-
-
 def _minus(prior: Tensor, integral: Estimate) -> Estimate:
     return replace(integral, log_prob=prior - integral.log_prob)
 
@@ -603,12 +426,8 @@ class _Side:
         return tuple(value.to(state[0].dtype) for value in values)
 
 
-def _velocity(model: Any, run: Run, x: Tensor, t: Tensor) -> Tensor:
-    return run.event(model.velocity(x, t, cond=run.cond), "velocity")
-
-
 def _plain(model: Any, run: Run) -> Evaluate:
-    return lambda x, t: (_velocity(model, run, x, t),)
+    return lambda x, t: (run.velocity(model, x, t),)
 
 
 def _closed(model: Any, run: Run) -> Evaluate:
