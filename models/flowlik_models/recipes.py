@@ -22,9 +22,10 @@ class Recipe:
     log-uniform up to the scale, which is where trajectories from beside the data pass. ``relative``: targets larger
     than this are fitted to relative instead of absolute accuracy; needed where the field is singular off the data.
     ``weight_c``: constants of the adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per
-    divergence target of a teacher. ``pool``: images drawn from the teacher beforehand; ``pool_share``: their share of a
-    batch. ``at_data``, ``at_noise``: shares of source times exactly at t = 1 and t = 0, where a one-step likelihood and
-    a one-step sample start.
+    divergence target of a teacher. ``pool``: trajectories of the teacher solved beforehand, a third of them from
+    training images; ``pool_share``: share of the data that are its own samples; ``direct``: share of a batch whose
+    targets are averages read off the trajectories. ``at_data``, ``at_noise``: shares of source times exactly at t = 1
+    and t = 0.
     """
 
     objective: Objective
@@ -51,6 +52,7 @@ class Recipe:
     probes: int = 1
     pool: int = 0
     pool_share: float = 0.0
+    direct: float = 0.0
     at_data: float = 0.0
     at_noise: float = 0.0
     derivative: Derivative = "difference"
@@ -82,18 +84,18 @@ _DIGITS_MAP = replace(
     learning_rate=1e-3,
     weight_decay=0.0,
     weight_c=(0.01, 0.1),
-    ends=0.15,
+    steps=1_200,
+    ends=0.02,
     altered=0.1,
     altered_scale=0.03,
     pool=3_072,
     pool_share=0.6,
-    at_data=0.1,
-    at_noise=0.03,
+    direct=0.3,
 )
 
 
 # Off the squares the field grows like 1/(1 - t) and a point ends hundreds of standard deviations out.
-_BOARD = replace(_PLANE, altered=0.4, altered_scale=1_000.0, altered_law="along", relative=5.0, at_data=0.15)
+_BOARD = replace(_PLANE, altered=0.3, altered_scale=1_000.0, altered_law="along", relative=5.0)
 _SPACE = replace(
     _PLANE,
     network={"hidden": 320, "depth": 4, "gate_rank": 192},
@@ -114,14 +116,17 @@ def _vector_models(base: Recipe, steps: int, joint_steps: int) -> dict[str, Reci
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "gmm-2d": _vector_models(_PLANE, 4_000, 20_000),
-    # the map alone, which only starts the joint one, is trained on the plain path
+    # the maps alone, which only start the joint ones, are trained in small batches and on the plain path
+    "gmm-2d": {
+        **_vector_models(replace(_PLANE, batch=768), 4_000, 12_000),
+        "meanflow": replace(_PLANE, steps=4_000),
+    },
     "checkerboard-2d": {**_vector_models(_BOARD, 5_000, 16_000), "meanflow": replace(_PLANE, steps=5_000)},
     "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
     "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
     "digits": {
         "teacher": _DIGITS,
         "meanflow": _DIGITS_MAP,
-        "meanflow-f2d2": replace(_DIGITS_MAP, divergence=True, start_from="meanflow"),
+        "meanflow-f2d2": replace(_DIGITS_MAP, divergence=True, steps=2_400),
     },
 }

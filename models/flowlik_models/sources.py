@@ -12,8 +12,7 @@ from .data import DIGITS_LEVELS, dequantise, digits
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
 from .recipes import Recipe
-
-_POOL_STRETCH = 1e-3  # smallest 1 - t that the steps of a pool resolve
+from .trajectories import Paths, velocity_and_divergence
 
 
 class Source(Protocol):
@@ -86,75 +85,55 @@ def shifted(levels: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
-def teacher_samples(teacher: Any, n: int, *, steps: int = 20, seed: int = 77, chunk: int = 256) -> Tensor:
-    """``n`` draws of a teacher, (n, *event), by ``steps`` Runge-Kutta steps of order 4 in the stretched time."""
-    device = next(teacher.parameters()).device
-    noise = torch.randn((n, *teacher.event_shape), generator=torch.Generator().manual_seed(seed))
-    low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _POOL_STRETCH).tolist()
-    nodes = torch.linspace(low, high, 2 * steps + 1, dtype=torch.float64)
-    times = unstretched_time(nodes, _POOL_STRETCH).clamp(0, 1).tolist()
-    # dt/dtau of the stretched time, by its closed form 1/(1/(t + 0.1) + 1/(1 - t + delta))
-    rates = [1 / (1 / (t + 0.1) + 1 / (1 - t + _POOL_STRETCH)) for t in times]
-    h = (high - low) / steps
-
-    def slope(x: Tensor, node: int) -> Tensor:
-        field: Tensor = teacher.velocity(x, torch.full((len(x),), times[node], device=device))
-        scaled: Tensor = field * rates[node]
-        return scaled
-
-    done = []
-    with torch.no_grad():
-        for part in torch.split(noise, chunk):
-            x = part.to(device)
-            for i in range(0, 2 * steps, 2):
-                k1 = slope(x, i)
-                k2 = slope(x + h / 2 * k1, i + 1)
-                k3 = slope(x + h / 2 * k2, i + 1)
-                k4 = slope(x + h * k3, i + 2)
-                x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-            done.append(x.cpu())
-    return torch.cat(done)
-
-
 class DigitsSource:
     """Training images, freshly dequantised; targets from the images, or from a teacher where one is given.
 
-    With a ``pool``, a share of the batch is drawn from the teacher's own samples: the map is asked about those too. A
+    With solved trajectories of the teacher, ``paths``, a share ``pool_share`` of the data are its own samples, since
+    the map is asked about those too, and a share ``direct`` of the batch are averages read off the trajectories. The
     teacher's divergence is estimated by ``recipe.probes`` Rademacher probes, unbiased.
     """
 
-    def __init__(self, teacher: Any | None, pool: Tensor | None = None) -> None:
+    def __init__(self, teacher: Any | None, paths: Paths | None = None) -> None:
         self.levels = digits("train")[0]
         self.teacher = teacher
-        self.pool = pool
+        self.paths = paths
+        self.pool = None if paths is None else paths.states[0, : paths.own]
 
-    def _data(self, recipe: Recipe, generator: torch.Generator) -> Tensor:
-        pick = torch.randint(len(self.levels), (recipe.batch,), generator=generator)
+    def _data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(self.levels), (n,), generator=generator)
         levels = shifted(self.levels[pick], recipe.shift, generator)
         data = dequantise(levels, DIGITS_LEVELS, torch.rand(levels.shape, generator=generator))
         if self.pool is None:
             return data
-        drawn = self.pool[torch.randint(len(self.pool), (recipe.batch,), generator=generator)]
-        own = torch.rand(recipe.batch, generator=generator) < recipe.pool_share
+        drawn = self.pool[torch.randint(len(self.pool), (n,), generator=generator)]
+        own = torch.rand(n, generator=generator) < recipe.pool_share
         return torch.where(own[:, None, None, None], drawn, data)
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """One batch; without a teacher the target is the conditional velocity."""
-        data = self._data(recipe, generator)
-        t, s = draw_times(recipe.batch, 1.0, recipe, generator)
+        direct = round(recipe.direct * recipe.batch) if self.paths is not None else 0
+        n = recipe.batch - direct
+        data = self._data(n, recipe, generator)
+        t, s = draw_times(n, 1.0, recipe, generator)
         x, noise = _path(data, t, recipe, generator)
         if self.teacher is None:
             return Batch(x, t, s, data - noise)
+        batch = Batch(x, t, s, *self._targets(x, t, recipe, generator))
+        if self.paths is None or not direct:
+            return batch
+        return batch.joined(self.paths.pairs(direct, generator))
+
+    def _targets(
+        self, x: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """The teacher's velocity, and its estimated divergence where the recipe wants one."""
+        assert self.teacher is not None
         if not recipe.divergence:
             with torch.no_grad():
-                return Batch(x, t, s, self.teacher.velocity(x, t))
+                return self.teacher.velocity(x, t), None
         probes = torch.randint(0, 2, (recipe.probes, *x.shape), generator=generator).float() * 2 - 1
         device = next(self.teacher.parameters()).device
-        at = x.to(device).requires_grad_()
-        velocity = self.teacher.velocity(at, t.to(device))
-        divergence = torch.zeros(len(x), device=device)
-        for index, probe in enumerate(probes.to(device)):
-            last = index == recipe.probes - 1
-            product = torch.autograd.grad(velocity, at, probe, retain_graph=not last)[0]
-            divergence += (product * probe).flatten(1).sum(1) / recipe.probes
-        return Batch(x, t, s, velocity.detach().cpu(), divergence.cpu())
+        velocity, divergence = velocity_and_divergence(
+            self.teacher, x.to(device), t.to(device), probes.to(device)
+        )
+        return velocity.cpu(), divergence.cpu()

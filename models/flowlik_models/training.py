@@ -27,8 +27,9 @@ from .data import data_hash
 from .objectives import adaptive, flow_matching_loss, meanflow_loss
 from .objectives.batch import Batch
 from .recipes import Recipe
-from .sources import ClosedFormSource, DigitsSource, Source, teacher_samples
+from .sources import ClosedFormSource, DigitsSource, Source
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
+from .trajectories import hash_of, stored_paths
 from .zoo import build, checkpoint_path, load_model, recipe_for
 
 _WARM_UP = 200
@@ -68,8 +69,10 @@ def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if recipe.teacher:
         teacher = load_model(task, recipe.teacher, path=_trained(task, recipe.teacher, out), device=device)
         teacher.requires_grad_(False)
-    pool = teacher_samples(teacher, recipe.pool) if recipe.pool and teacher is not None else None
-    return DigitsSource(teacher, pool)
+    if teacher is None or not recipe.pool:
+        return DigitsSource(teacher)
+    cache = out / task / f"{recipe.teacher}-paths-{hash_of(teacher)}-{recipe.pool}.safetensors"
+    return DigitsSource(teacher, stored_paths(cache, teacher, recipe.pool))
 
 
 def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
@@ -101,7 +104,8 @@ def _losses(network: nn.Module, batch: Batch, recipe: Recipe, end: float) -> Ten
 def _to(batch: Batch, device: str) -> Batch:
     divergence = None if batch.divergence is None else batch.divergence.to(device)
     x, t, s = batch.x.to(device), batch.t.to(device), batch.s.to(device)
-    return Batch(x, t, s, batch.velocity.to(device), divergence)
+    direct = None if batch.direct is None else batch.direct.to(device)
+    return Batch(x, t, s, batch.velocity.to(device), divergence, direct)
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -11,6 +12,8 @@ from torch import Tensor
 class Batch:
     """Points ``x`` (batch, *event) at times ``t`` (batch,), target times ``s`` (batch,), the field's velocity there
     (batch, *event) and, for a divergence head, its divergence or an unbiased estimate of it (batch,) in nats.
+
+    Rows marked in ``direct`` (batch,) hold averages from t to s instead, read off solved trajectories.
     """
 
     x: Tensor
@@ -18,6 +21,27 @@ class Batch:
     s: Tensor
     velocity: Tensor
     divergence: Tensor | None = None
+    direct: Tensor | None = None
+
+    def moving(self) -> Tensor:
+        """Indices of the rows whose target lacks the derivative term: s differs from t and no average is known."""
+        moving = self.s != self.t
+        return (moving if self.direct is None else moving & ~self.direct).nonzero()[:, 0]
+
+    def joined(self, other: Batch) -> Batch:
+        """This batch followed by another, whose rows are direct."""
+        divergence = None
+        if self.divergence is not None and other.divergence is not None:
+            divergence = torch.cat((self.divergence, other.divergence))
+        direct = torch.cat((torch.zeros_like(self.t), torch.ones_like(other.t))).bool()
+        return Batch(
+            torch.cat((self.x, other.x)),
+            torch.cat((self.t, other.t)),
+            torch.cat((self.s, other.s)),
+            torch.cat((self.velocity, other.velocity)),
+            divergence,
+            direct,
+        )
 
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index`` (k,) alone."""

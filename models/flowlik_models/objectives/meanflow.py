@@ -78,7 +78,7 @@ def meanflow_loss(
         # (batch,) against (batch, 1) would broadcast and pull every value to the batch mean
         assert output.shape == target.shape
     gap = batch.s - batch.t
-    moving = gap.nonzero()[:, 0]  # on the diagonal the derivative has no weight
+    moving = batch.moving()  # on the diagonal the derivative has no weight
     if len(moving):
         rates = total_derivative(evaluate, batch.rows(moving), method=method, end=end, delta=delta)
         steps = [_column(gap[moving], rate) * rate for rate in rates]

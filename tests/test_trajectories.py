@@ -1,0 +1,67 @@
+"""Solved trajectories against a linear flow, whose map and log-determinant are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from toy_flows import Linear
+
+from flowlik_models.objectives.batch import Batch
+from flowlik_models.trajectories import Paths, solve, stored_paths
+
+RATES = torch.linspace(-0.5, 0.8, 64)
+
+
+@pytest.fixture(scope="module")
+def paths() -> Paths:
+    return solve(Linear(torch.diag(RATES), (1, 8, 8)), 30)
+
+
+def test_states_follow_the_flow_both_ways_it_was_solved(paths: Paths) -> None:
+    assert paths.states.shape == (33, 30, 1, 8, 8)
+    assert paths.own == 20
+    assert (float(paths.times[0]), float(paths.times[-1])) == (1.0, 0.0)
+    shrink = torch.exp((paths.times - 1)[:, None, None] * RATES)
+    expected = shrink * paths.states[0].flatten(1)
+    assert (paths.states.flatten(2) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_log_determinants_are_integrals_from_the_data(paths: Paths) -> None:
+    expected = float(RATES.sum()) * (paths.times - 1)
+    assert (paths.log_dets - expected[:, None]).abs().max() < 1e-3
+
+
+def test_pairs_hold_the_averages_of_either_order(paths: Paths) -> None:
+    batch = paths.pairs(500, torch.Generator().manual_seed(0))
+    assert batch.divergence is not None
+    assert bool((batch.t != batch.s).all())
+    assert {"down", "up"} == {"down" if s < t else "up" for t, s in zip(batch.t, batch.s, strict=True)}
+    assert 0.3 < float((batch.t == 1).float().mean()) < 0.7
+    far = (batch.t - batch.s).abs() > 0.05
+    assert (batch.divergence - RATES.sum())[far].abs().max() < 0.02
+    grown = batch.x.flatten(1) * torch.exp((batch.s - batch.t)[:, None] * RATES)
+    moved = (batch.x + (batch.s - batch.t)[:, None, None, None] * batch.velocity).flatten(1)
+    assert (moved - grown).abs().max() < 1e-3
+
+
+def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
+    file = tmp_path / "paths.safetensors"
+    teacher = Linear(torch.diag(RATES), (1, 8, 8))
+    made = stored_paths(file, teacher, 6)
+    again = stored_paths(file, None, 6)
+    assert torch.equal(made.states, again.states)
+    assert torch.equal(made.log_dets, again.log_dets)
+    assert made.own == again.own == 4
+
+
+def test_rows_read_off_trajectories_get_no_derivative_term() -> None:
+    t, s = torch.tensor([0.5, 0.2, 0.7]), torch.tensor([0.5, 0.9, 0.1])
+    x = torch.zeros(3, 2)
+    first = Batch(x, t, s, x, torch.zeros(3))
+    assert first.moving().tolist() == [1, 2]
+    joined = first.joined(Batch(x, t, s, x, torch.ones(3)))
+    assert joined.moving().tolist() == [1, 2]
+    assert joined.divergence is not None
+    assert joined.divergence.tolist() == [0, 0, 0, 1, 1, 1]
