@@ -78,7 +78,7 @@ class ODE(Traced):
     model would need conditions, so there the options must be named.
 
     ``divergence=quadrature`` takes ``nodes`` (3, 5, 9, ..., 129), or doubles them until the estimated error is at
-    most ``tol`` nats: item by item with an exact or closed trace (5e-3, the mean error comes out many times
+    most ``tol`` nats: item by item with an exact or closed trace (3e-3, the mean error comes out many times
     smaller), for all items by the pilot's root-mean-square with probes (0.05). Probes are drawn anew at every
     node. ``allocation=neyman`` spreads ``probes`` x nodes products over the nodes by the pilot's variances, at
     least one each; uniform gives each node ``probes``. A fixed-step solve takes the nodes into its grid.
@@ -131,7 +131,7 @@ class ODE(Traced):
             own |= {"basis": "pixel", "control": "none"}
         if self.divergence == "quadrature":
             own |= {"probes": 2, "allocation": "neyman"} if self.stochastic else {}
-            own |= {"tol": 0.05 if self.stochastic else 5e-3} if self.nodes is None else {}
+            own |= {"tol": 0.05 if self.stochastic else 3e-3} if self.nodes is None else {}
         return {**super().implied(), **own}
 
     def _check(self) -> None:
