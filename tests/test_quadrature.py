@@ -74,17 +74,17 @@ def test_tolerance_is_met_item_by_item_with_the_nodes_each_item_needs() -> None:
     assert exact.cost.vjps == pytest.approx(64 * float(exact.extra["nodes"].mean()))
 
 
-def test_exact_trace_takes_two_fifths_of_the_augmented_work_at_a_third_of_its_error() -> None:
+def test_exact_trace_takes_a_third_of_the_work_of_an_augmented_solve_that_errs_more() -> None:
     model = closed_form("gmm-64d")
     x = model.sample(300, generator=torch.Generator().manual_seed(6))
     truth = model.log_prob(x.double())
-    augmented = get("ode", trace="closed").log_prob(model, x)
+    augmented = get("ode", rtol=1e-6, atol=1e-6, trace="closed").log_prob(model, x)
     apart = get("ode", rtol=3e-6, atol=3e-6, trace="closed", divergence="quadrature").log_prob(model, x)
     nodes = float(apart.extra["nodes"].mean())
     work = float(apart.cost.forwards) + 64 * nodes
-    assert work <= 0.4 * 65 * float(augmented.cost.forwards)
+    assert work <= 65 * float(augmented.cost.forwards) / 3
     errors = [float((out.log_prob - truth).abs().mean()) for out in (apart, augmented)]
-    assert errors[0] <= errors[1] / 3
+    assert errors[0] <= errors[1]
 
 
 def test_allocation_is_the_best_of_all() -> None:
