@@ -14,6 +14,7 @@ from flowlik.figures import draw_all
 from flowlik.figures.accuracy import pareto_front
 from flowlik.figures.images import tiled
 from flowlik.figures.samples import distance_name
+from flowlik.figures.scaling import slope
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +184,95 @@ def test_seeds_are_averaged_into_one_point(tmp_path: Path) -> None:
     assert len(frame) == 1
     assert frame["bpd"].iloc[0] == pytest.approx(2.0)
     assert frame["n_seeds"].iloc[0] == 3
+
+
+# --- figures of the suites rules, probes and scaling ---------------------------------------------------------
+
+
+def rule(name: str, solver: str, grid: str, steps: int, error: float) -> dict[str, object]:
+    return record(
+        estimator=name,
+        estimator_label=f"{name}[solver={solver},steps={steps},grid={grid}]",
+        family="ode",
+        params={"grid": grid},
+        solver=solver,
+        steps=steps,
+        nfe_mean=steps,
+        bpd=1.0,
+        bpd_ref=1.0,
+        bpd_mae=error,
+        model="closed-form",
+    )
+
+
+def test_rules_are_drawn_where_several_are_compared(tmp_path: Path) -> None:
+    few = [rule("ode", "euler", "uniform", n, 0.1 / n) for n in (1, 2)]
+    write_rows(tmp_path, few)
+    assert not [p for p in draw_all(tmp_path) if "rules" in p.name]
+    many = [
+        rule(name, solver, grid, n, 0.1 / n)
+        for name in ("ode", "whitened-ode")
+        for solver in ("euler", "rk4")
+        for grid in ("uniform", "logsnr")
+        for n in (1, 2, 4)
+    ]
+    write_rows(tmp_path, many)
+    assert [p.name for p in draw_all(tmp_path) if "rules" in p.name] == [
+        "gmm-2d--rules.png",
+        "gmm-2d--rules.pdf",
+    ]
+
+
+def test_probes_are_drawn_where_three_choices_have_error_bars(tmp_path: Path) -> None:
+    def probe(count: int, **choice: str) -> dict[str, object]:
+        params = {
+            "noise": "rademacher",
+            "basis": "pixel",
+            "control": "none",
+            "divergence": "augmented",
+        } | choice
+        label = f"ode[probes={count},{','.join(f'{k}={v}' for k, v in params.items())}]"
+        return record(
+            estimator="ode",
+            estimator_label=label,
+            family="ode",
+            params=params,
+            steps=None,
+            trace="hutchinson",
+            probes=count,
+            vjp_mean=10.0 * count,
+            nfe_mean=10,
+            stderr_mean=0.1 / count**0.5,
+            bpd=1.0,
+        )
+
+    two = [probe(n, basis=b) for n in (2, 4) for b in ("pixel", "dct")]
+    write_rows(tmp_path, two)
+    assert not [p for p in draw_all(tmp_path) if "probes" in p.name]
+    write_rows(tmp_path, [*two, probe(2, control="gaussian")])
+    assert {p.name for p in draw_all(tmp_path)} >= {"gmm-2d--probes.png", "gmm-2d--probes.pdf"}
+
+
+def test_scaling_needs_sweeps_of_dimension_and_batch(tmp_path: Path) -> None:
+    def timed(task: str, dim: int, batch: int) -> dict[str, object]:
+        return record(
+            task=task,
+            dim=dim,
+            n_items=batch,
+            batch_size=batch,
+            nfe_mean=4,
+            cpu_s_median=1e-3 * batch * dim,
+            extra={"timing_batch": batch},
+            model="closed-form",
+        )
+
+    dims = [timed(f"gaussian-{d}d", d, 64) for d in (2, 16, 64)]
+    write_rows(tmp_path, dims)
+    assert "scaling.png" not in {p.name for p in draw_all(tmp_path)}
+    write_rows(tmp_path, [*dims, *(timed("digits", 64, b) for b in (1, 4, 16))])
+    assert "scaling.png" in {p.name for p in draw_all(tmp_path)}
+
+
+def test_slope_is_the_exponent() -> None:
+    x = np.array([1.0, 2.0, 8.0])
+    assert slope(x, 3 * x**1.5) == pytest.approx(1.5)
