@@ -83,7 +83,9 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             handles |= _cost_panel(ax, part, cost, label) | handles
             if ax.axison:
                 ax.set_xlabel(label if split == splits[-1] else "")
-            style.control_lines(ax, dict(levels), labels=ax is row[-1])
+        measured = [ax for ax in row if ax.axison]
+        for ax in measured:
+            style.control_lines(ax, dict(levels), labels=ax is measured[-1])
         tail = f"\n{view.split_title(split)}" if len(splits) > 1 else ""
         row[0].set_ylabel(f"mean |error| (bits/dim){tail}")
     _finish(figure, axes.ravel(), f"{_task(frame)}: per-sample error against cost")
