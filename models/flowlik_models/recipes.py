@@ -95,7 +95,7 @@ _DIGITS_MAP = replace(
 
 
 # Off the squares the field grows like 1/(1 - t) and a point ends hundreds of standard deviations out.
-_BOARD = replace(_PLANE, batch=768, altered=0.3, altered_scale=1_000.0, altered_law="along", relative=5.0)
+_BOARD = replace(_PLANE, batch=768, altered=0.5, altered_scale=1_000.0, altered_law="along", relative=5.0)
 _SPACE = replace(
     _PLANE,
     network={"hidden": 320, "depth": 4, "gate_rank": 192},
@@ -121,7 +121,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         **_vector_models(replace(_PLANE, batch=768), 4_000, 12_000),
         "meanflow": replace(_PLANE, steps=4_000),
     },
-    "checkerboard-2d": {**_vector_models(_BOARD, 5_000, 12_000), "meanflow": replace(_PLANE, steps=5_000)},
+    "checkerboard-2d": {**_vector_models(_BOARD, 5_000, 20_000), "meanflow": replace(_PLANE, steps=5_000)},
     "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
     "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
     "digits": {
