@@ -21,6 +21,8 @@ COSTS: Final[dict[str, str]] = {
     "ms_per_sample": "wall-clock\n(ms per sample)",
 }
 CPU_COST: Final = {"cpu_ms_per_sample": "CPU time\n(ms per sample)"}
+MOST_SERIES: Final = 20
+"""More lines than this cannot be told apart; suites that sweep rules or probes have figures of their own."""
 LINEAR: Final = 3.0
 """bits/dim within which the symlog axis is linear."""
 
@@ -28,7 +30,7 @@ LINEAR: Final = 3.0
 def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Mean bits/dim of every method against its NFE, a panel per split, with the reference as a line."""
     shown = frame[np.isfinite(frame["bpd"]) & (frame["nfe_mean"] > 0) & (frame["method"] != "control")]
-    if shown.empty:
+    if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
     splits = view.splits(shown)
     width = style.COLUMN + 1.5 if len(splits) == 1 else style.PAGE
@@ -69,7 +71,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     # beside other people's packages it is CPU time that can be compared
     costs = COSTS | (CPU_COST if frame["estimator"].str.startswith("peer-").any() else {})
     shown = frame[(frame["bpd_mae"] > 0) & (frame["method"] != "control")]
-    if shown.empty:
+    if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
     splits = view.splits(shown)
     figure = style.new_figure(style.PAGE, 0.9 + 2.15 * len(splits))
