@@ -148,6 +148,15 @@ class Broken:
         return get("f2d2", steps=1).log_prob(model, x, **options)
 
 
+def test_a_field_that_is_not_the_reference_has_no_error_columns() -> None:
+    estimator = get("ode", solver="euler", steps=2, trace="hutchinson", probes=2)
+    row = run(cell(estimator, task="digits", model="teacher-early", n_items=4))
+    assert row["status"] == "ok"
+    assert "another network" in row["reason"]
+    assert row["bpd"] is not None
+    assert row["bpd_mae"] is None
+
+
 def test_a_missing_library_is_a_skipped_row_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     estimator = get("peer-zuko")
     monkeypatch.setattr(type(estimator), "module", "no_such_library")

@@ -133,10 +133,21 @@ def _items(task: Task, cell: Cell) -> Items:
 def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:
     end = 1.0 - task.eps if cell.is_control else float(cell.estimator.data_end(model))
     try:
+        if _is_another_field(task, cell, model):
+            raise UnavailableError(
+                f"the reference is the likelihood of {task.reference_model}, another network"
+            )
         return task.reference(cell.options.split, items, end)
     except UnavailableError as error:
         nothing = np.full((items.draws, items.n), np.nan)
         return Reference(log_prob=nothing, ref_id="none", error=float("nan"), digest="none", note=str(error))
+
+
+def _is_another_field(task: Task, cell: Cell, model: Any) -> bool:
+    """A field of its own, which no reference knows; flow maps are judged against the field they were taught."""
+    if cell.is_control or task.reference_model in ("closed-form", cell.model):
+        return False
+    return not hasattr(model, "average_velocity") and not hasattr(model, "joint")
 
 
 def status_of(error: BaseException) -> tuple[str, str]:
