@@ -17,7 +17,6 @@ from flowlik.figures import style
 
 FEWEST: Final = 3
 """Different choices of probes a task needs for this figure."""
-_CHOICES: Final = ("noise", "basis", "control", "divergence")
 _PALETTE: Final = (
     *("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#882255"),
     *("#44AA99", "#A68A00", "#767676", "#5E4FA2"),
@@ -73,10 +72,13 @@ def noise_of_probes(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 def _words(params: dict[str, object]) -> str:
     """A choice of probes in words, what is default left out."""
-    plain = {"noise": "rademacher", "basis": "pixel", "control": "none", "divergence": "augmented"}
-    words = [str(params[key]) if key in ("noise", "divergence") else f"{key} {params[key]}" for key in _CHOICES
-             if params.get(key) not in (None, plain[key])]  # fmt: skip
-    return ", ".join(words) or "pixel Rademacher"
+    nodes = ["fresh at the nodes"] if params.get("divergence") == "quadrature" else ["fixed along the path"]
+    if params.get("allocation") == "uniform":
+        nodes.append("evenly")
+    law = [str(params["noise"])] if params.get("noise") not in (None, "rademacher") else []
+    plain = {"basis": "pixel", "control": "none"}
+    law += [f"{key} {params[key]}" for key in plain if params.get(key) not in (None, plain[key])]
+    return ", ".join([*(law or ["pixel Rademacher"]), *nodes])
 
 
 def _guides(ax: Axes, part: pd.DataFrame) -> None:
