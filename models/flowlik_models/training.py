@@ -39,7 +39,7 @@ _BAD_STEPS = 50  # consecutive non-finite losses after which training stops
 
 @dataclass(frozen=True)
 class Progress:
-    """What the trainer reports now and then: step, steps, mean loss since the last report, seconds of this session."""
+    """What the trainer reports now and then: step, steps, mean loss since the last report, seconds trained."""
 
     step: int
     steps: int
