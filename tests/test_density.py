@@ -71,6 +71,23 @@ def test_mass_of_the_truth_alone_would_miss_what_lies_elsewhere() -> None:
     assert on_items < 0.85
 
 
+def test_on_images_the_mass_is_taken_over_the_items_whose_reference_is_known() -> None:
+    """1,000 samples of the teacher, of which 256 have a reference: the others must not count as places without mass."""
+    estimator = get("f2d2", steps=1)
+    options = Options(n_items=1000, rounds=0, density=True, split="teacher-samples")
+    row, arrays = runner.run_cell(
+        Cell(task="digits", model="meanflow-f2d2", estimator=estimator, options=options)
+    )
+    weights = np.exp((arrays["log_prob"] - arrays["ref"])[np.isfinite(arrays["ref"])])
+    assert len(weights) == 256
+    assert row["mass"] == pytest.approx(weights.mean())
+    assert row["mass_se"] == pytest.approx(weights.std(ddof=1) / 16)
+    held_out = Cell(
+        task="digits", model="meanflow-f2d2", estimator=estimator, options=Options(n_items=8, density=True)
+    )
+    assert runner.run_cell(held_out)[0]["mass"] is None
+
+
 def test_agreement_is_the_contradiction_in_bits_per_dim() -> None:
     agreed = row_of(Told(shift=6.4), n_items=100)["extra"]["agreement_mae"]
     assert agreed == pytest.approx(6.4 / (64 * math.log(2)), rel=1e-6)
@@ -87,9 +104,9 @@ def test_a_third_partys_task_brings_its_own_model(monkeypatch: pytest.MonkeyPatc
     known = tasks.registry()
     own = Own(**{f: getattr(known["gaussian-2d"], f) for f in ("id", "event_shape", "description", "window")})
     monkeypatch.setitem(known, "gaussian-2d", own)
-    runner._load.cache_clear()
+    runner.load.cache_clear()
     row = runner.run_cell(Cell(task="gaussian-2d", model="mine", estimator=get("f2d2", steps=1)))[0]
-    runner._load.cache_clear()
+    runner.load.cache_clear()
     assert (row["status"], row["model_hash"]) == ("ok", "abc")
 
 

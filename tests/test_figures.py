@@ -276,3 +276,8 @@ def test_scaling_needs_sweeps_of_dimension_and_batch(tmp_path: Path) -> None:
 def test_slope_is_the_exponent() -> None:
     x = np.array([1.0, 2.0, 8.0])
     assert slope(x, 3 * x**1.5) == pytest.approx(1.5)
+
+
+def test_the_same_estimator_on_other_numbers_of_items_is_another_cell(tmp_path: Path) -> None:
+    write_rows(tmp_path, [record(cell_id=f"c{n}", n_items=n, bpd=float(n)) for n in (1, 4)])
+    assert view.averaged(view.load(tmp_path))["bpd"].tolist() == [1.0, 4.0]

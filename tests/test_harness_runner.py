@@ -241,7 +241,7 @@ def test_a_missing_checkpoint_is_skipped_with_its_cure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(zoo, "SHIPPED", tmp_path)
-    runner._load.cache_clear()
+    runner.load.cache_clear()
     row = run(cell(task="gmm-2d", model="meanflow-f2d2"))
     assert row["status"] == "skipped"
     assert "flowlik train gmm-2d meanflow-f2d2" in row["reason"]
@@ -251,7 +251,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(zoo, "SHIPPED", tmp_path)
-    runner._load.cache_clear()
+    runner.load.cache_clear()
     (tmp_path / "gmm-2d").mkdir()
     (tmp_path / "gmm-2d" / "meanflow-f2d2.safetensors").write_bytes(b"\x10\0\0\0")
     row = run(cell(task="gmm-2d", model="meanflow-f2d2"))

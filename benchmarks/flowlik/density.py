@@ -21,7 +21,7 @@ from flowlik.cells import Cell
 from flowlik.evaluation import DivergedError, beside, evaluate, evaluate_plain, sample_with_log_prob
 from flowlik.tasks import Array, Grid, Items, Reference, Task
 
-BROAD = 1.1  # standard deviations of the broad half of the proposal, in those of the data
+BROAD = 1.1  # standard deviations of the proposal's Gaussian third, in those of the data
 BROAD_KEY = 90_125
 AGREEMENT_ITEMS = 128
 
@@ -69,14 +69,15 @@ def importance_mass(
     n = items.n
     estimate, truth = log_prob[0], reference.log_prob[0]
     end = 1.0 - row["eps"]
-    mean, covariance = task.moments()
-    values, vectors = np.linalg.eigh(covariance)
-    if task.levels is not None or task.log_density(items.x[:1], end) is None:
-        if cell.options.split != task.splits[-1] or not np.isfinite(truth).any():
-            return
-        row["extra"]["mass_on"] = "items"
-        row["mass"], row["mass_se"] = _mean_exp([estimate - truth])
+    if task.log_density(items.x[:1], end) is None:
+        known = np.isfinite(truth)
+        # only draws of the reference itself are draws of the density that `truth` is
+        if cell.options.split == "teacher-samples" and known.sum() > 1:
+            row["extra"]["mass_on"] = "items"
+            row["mass"], row["mass_se"] = _mean_exp([(estimate - truth)[known]])
         return
+    moments = task.data_moments()
+    mean, values, vectors = moments.mean, moments.eigenvalues, moments.eigenvectors
     noise = np.random.default_rng(BROAD_KEY).standard_normal((n // 2, task.dim))
     broad = mean + noise * BROAD * np.sqrt(values) @ vectors.T
     points = torch.from_numpy(broad).reshape(-1, *task.event_shape)

@@ -80,12 +80,11 @@ def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor, *, all_or_nothing: 
     Raises:
         RefusedError: it does not fit the model. DivergedError: `all_or_nothing`, and one batch got no value.
     """
-    device = torch.device(cell.device)
 
     def batch(where: slice) -> Any:
         # A fresh generator each time: randomness is keyed by item, so batches of any size draw the same.
         generator = torch.Generator().manual_seed(cell.options.seed)
-        points = x[where].to(device=device, dtype=getattr(torch, cell.options.dtype))
+        points = on_device(cell, x[where])
         out = cell.estimator.log_prob(model, points, generator=generator, items=ids[where])
         if out.status == "refused":
             raise RefusedError(out.reason or f"{cell.label} does not fit this model")

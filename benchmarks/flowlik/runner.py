@@ -76,17 +76,13 @@ class Prepared:
 # --- models -------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=2)
 def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     """A model in evaluation mode with its hash; one stays in memory for the cells that follow.
 
     Raises:
         UnavailableError: its checkpoint is not there. ValueError: it cannot be read.
     """
-    return _load(task, model, device, dtype)
-
-
-@lru_cache(maxsize=2)
-def _load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     from flowlik_models.moments import attach
 
     found = get_task(task)

@@ -79,7 +79,16 @@ TEXT: Final[tuple[str, ...]] = (
     *("solver", "trace", "noise", "task", "model", "model_hash", "data_hash", "split", "dtype", "device"),
     *("compiled", "estimator_version", "status", "reason", "ref_id", "extractor", "env_id"),
 )
-CELL: Final[tuple[str, ...]] = ("task", "split", "model", "estimator_label", "dtype", "device", "batch_size")
+CELL: Final[tuple[str, ...]] = (
+    "task",
+    "split",
+    "model",
+    "estimator_label",
+    "dtype",
+    "device",
+    "batch_size",
+    "n_items",
+)
 """What makes two rows the same cell but for seed and repeat."""
 
 SWEPT: Final = frozenset({"steps", "rtol", "atol"})

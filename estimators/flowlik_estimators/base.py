@@ -110,14 +110,14 @@ class Run:
         cond = None if self.cond is None else self.cond[index]
         return replace(self, batch=len(index), items=self.items[index.to(self.items.device)], cond=cond)
 
-    def probes(self, count: int, noise: Noise) -> Tensor:
-        """Probe vectors with E[e e^T] = I, (batch, count, *event), keyed by item."""
+    def probes(self, count: int, noise: Noise, *, stream: int = PROBE_STREAM) -> Tensor:
+        """Probe vectors with E[e e^T] = I, (batch, count, *event), keyed by item and stream."""
         draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[noise]
         return draw(
             self.key,
             self.items,
             (count, *self.event_shape),
-            stream=PROBE_STREAM,
+            stream=stream,
             dtype=self.dtype,
             device=self.device,
         )

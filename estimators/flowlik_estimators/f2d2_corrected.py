@@ -31,11 +31,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Estimator, Noise, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import counted, inner_networks
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import exact, hutchinson
+from flowlik_estimators.trace import Traced, exact, hutchinson
 from flowlik_models import random
 
 TIME_STREAM = 2**20
@@ -44,7 +44,7 @@ TIME_STREAM = 2**20
 
 @register("f2d2-corrected")
 @dataclass(frozen=True, kw_only=True)
-class F2D2Corrected(Estimator):
+class F2D2Corrected(Traced):
     """F2D2 with ``steps`` steps on ``grid``, each corrected at ``corrections`` times in ``replicates`` replicates.
 
     ``field``: diagonal, the map's own velocity at s = t, or teacher, the velocity of ``model.teacher``. ``trace``:
@@ -60,19 +60,12 @@ class F2D2Corrected(Estimator):
     replicates: int = 4
     field: Literal["diagonal", "teacher"] = "diagonal"
     trace: Literal["exact", "hutchinson"] = "hutchinson"
-    probes: int | None = None
-    noise: Noise | None = None
-
-    def implied(self) -> dict[str, object]:
-        """One Rademacher probe, where there are probes at all."""
-        return {"probes": 1, "noise": "rademacher"} if self.trace == "hutchinson" else {}
 
     def _check(self) -> None:
-        self._at_least_one("steps", "corrections", "probes")
+        super()._check()
+        self._at_least_one("steps", "corrections")
         if self.replicates < 2:
             raise ValueError(f"{self.name}: replicates must be at least 2, got {self.replicates}")
-        if self.trace == "exact":
-            self._no_effect("with trace=exact", "probes", "noise")
 
     def supports(self, model: object) -> str | None:
         """Needs a joint map, and for field=teacher its teacher."""
@@ -138,11 +131,9 @@ class F2D2Corrected(Estimator):
             yield from [None] * times
             return
         assert self.probes is not None
-        draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[self.noise or "rademacher"]
-        shape = (times, self.probes, *run.event_shape)
-        stream = TIME_STREAM + 1 + step
-        drawn = draw(run.key, run.items, shape, stream=stream, dtype=run.dtype, device=run.device)
-        yield from drawn.unbind(1)
+        assert self.noise is not None
+        drawn = run.probes(times * self.probes, self.noise, stream=TIME_STREAM + 1 + step)
+        yield from drawn.view(run.batch, times, self.probes, *run.event_shape).unbind(1)
 
     def _residual(
         self, model: Any, x: Tensor, t: float, r: Tensor, probes: Tensor | None, run: Run

@@ -34,6 +34,7 @@ from torch import Tensor
 from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
+from flowlik_estimators.trace import jacobian_rows, with_graph
 
 MAX_DIM = 784
 """28 x 28 pixels: beyond it the d products and the d^3 determinant of a step are out of proportion."""
@@ -101,38 +102,13 @@ class FlowMapExact(Estimator):
 
 def _step(model: Any, run: Run, rows: slice, t: float, s: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The rows after one step, and sign and log-modulus of its determinant."""
-    with torch.enable_grad():
-        if not (run.differentiable and x.requires_grad):
-            x = x.detach().requires_grad_()
-        u = _average_velocity(model, run, rows, t, s, x)
-    jacobian = _jacobian(u, x, run.differentiable).double()
+    x, u = with_graph(lambda y: _average_velocity(model, run, rows, t, s, y), x, run.differentiable)
+    jacobian = torch.stack(list(jacobian_rows(u, x, run.differentiable)), 1).double()
     if not run.differentiable:
         x, u = x.detach(), u.detach()
     identity = torch.eye(jacobian.shape[1], dtype=torch.float64, device=x.device)
     sign, log = torch.linalg.slogdet(identity + (s - t) * jacobian)
     return x + (s - t) * u, sign.detach(), log
-
-
-def _jacobian(u: Tensor, x: Tensor, differentiable: bool) -> Tensor:
-    """du/dx, (batch, d, d): one vjp a row, which share u's graph; zero where u does not depend on x."""
-    size = x[0].numel()
-    if not u.requires_grad:
-        return x.new_zeros(len(x), size, size)
-    rows = []
-    for i in range(size):
-        unit = torch.zeros(size, dtype=u.dtype, device=u.device)
-        unit[i] = 1.0
-        keep = differentiable or i < size - 1
-        (row,) = torch.autograd.grad(
-            u,
-            x,
-            unit.view_as(u[0]).expand_as(u),
-            retain_graph=keep,
-            create_graph=differentiable,
-            allow_unused=True,
-        )
-        rows.append(torch.zeros_like(x) if row is None else row)
-    return torch.stack(rows, 1).flatten(2)
 
 
 def _average_velocity(model: Any, run: Run, rows: slice, t: float, s: float, x: Tensor) -> Tensor:

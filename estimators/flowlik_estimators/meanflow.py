@@ -46,7 +46,7 @@ class MeanFlow(Traced):
         return "needs a flow map (an `average_velocity` method)"
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
-        divergence = self.divergence(run)
+        divergence = self.divergence_rule(run)
         log_det = run.zeros()[:, None]
         for t, s in pairwise(run.times(self.grid, self.steps, run.data_end, 0.0)):
             u, trace = divergence(partial(_average_velocity, model, run, t, s), x)

@@ -101,7 +101,7 @@ class ODE(Traced):
     noise: Noise | None = None  # type: ignore[assignment]
     basis: Literal["pixel", "dct", "pca", "auto"] | None = None
     control: Literal["none", "gaussian", "auto"] | None = None
-    divergence: Literal["augmented", "quadrature"] = "augmented"  # type: ignore[assignment]
+    divergence: Literal["augmented", "quadrature"] = "augmented"
     nodes: int | None = None
     tol: float | None = None
     allocation: Literal["uniform", "neyman"] | None = None
@@ -314,7 +314,7 @@ class ODE(Traced):
         """Law and number of the probes of every node."""
         chosen = self.allocation == "neyman" or "auto" in (self.basis, self.control)
         if self.nodes is None or chosen:
-            return Pilot(self, model, run, nodes=self.nodes).nodes_of(self)
+            return Pilot(self, model, run, nodes=self.nodes).plan()
         assert self.basis is not None
         assert self.basis != "auto"
         assert self.probes is not None

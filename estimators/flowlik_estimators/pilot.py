@@ -51,7 +51,9 @@ class Law:
         moments = getattr(model, "moments", None)
         self.rotation = laws.rotation(basis, run.event_shape, moments, run.dtype, run.device)
         controlled = estimator.control in ("gaussian", "auto") and moments is not None
-        self.control = GaussianControl(moments, run.event_shape, run.device) if controlled else None
+        self.control = (
+            GaussianControl(moments, run.event_shape, run.dtype, run.device) if controlled else None
+        )
 
     def draw(self, run: Run, count: int, stream: int) -> Tensor:
         """Probes (batch, count, *event), keyed by item and stream."""
@@ -104,7 +106,7 @@ class Pilot:
         self.run = replace(
             run, batch=PILOT_ITEMS, items=torch.arange(PILOT_ITEMS), key=0, differentiable=False
         )
-        self.bases = candidates(estimator, model)
+        self.bases = _open(estimator, model)
         self.control: str = estimator.control or "none"
         with torch.no_grad():
             self._measure(nodes)
@@ -123,13 +125,12 @@ class Pilot:
         path = loose.states(self.model, run.source(), run, times.to(run.device))
         candidates = [Law(estimator, self.model, run, basis) for basis in self.bases]
         drawn = [law.draw(run, PILOT_PROBES, PILOT_STREAM) for law in candidates]
-        squares = [law.squares(probes) for law, probes in zip(candidates, drawn, strict=True)]
         probes = torch.cat(drawn, 1)
+        control, squares = candidates[0].control, candidates[0].squares(probes)  # the same in every basis
         columns: dict[int, Tensor] = {}
         excess: dict[int, Tensor] = {}
-        for level in (
-            [nodes] if nodes else [n for n in quadrature.LEVELS if quadrature.FIRST_JUDGED <= n <= finest]
-        ):
+        judged = [n for n in quadrature.LEVELS if quadrature.FIRST_JUDGED <= n <= finest]
+        for level in [nodes] if nodes else judged:
             stride = quadrature.stride(level, finest)
             for j in range(0, finest, stride):
                 if j in columns:
@@ -141,13 +142,8 @@ class Pilot:
                     probes,
                 )
                 columns[j] = forms.double()
-                if candidates[0].control is not None:
-                    parts = [
-                        law.control.excess(square, at[:1])
-                        for law, square in zip(candidates, squares, strict=True)
-                        if law.control is not None and square is not None
-                    ]
-                    excess[j] = torch.cat(parts, 1).double()
+                if control is not None and squares is not None:
+                    excess[j] = control.excess(squares, at[:1]).double()
             order = range(0, finest, stride)
             self.columns = torch.stack([columns[j] for j in order])
             self.excess = torch.stack([excess[j] for j in order]) if excess else None
@@ -176,8 +172,9 @@ class Pilot:
         basis, coefficient, _ = self._choose(weights[None, :])
         return self.bases[int(basis)], float(coefficient)
 
-    def nodes_of(self, estimator: ODE) -> list[Node]:
+    def plan(self) -> list[Node]:
         """Law and number of probes of every node."""
+        estimator = self.estimator
         assert estimator.probes is not None
         count = len(self.columns)
         basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
@@ -193,7 +190,7 @@ class Pilot:
         ]
 
 
-def candidates(estimator: ODE, model: Any) -> list[Basis]:
+def _open(estimator: ODE, model: Any) -> list[Basis]:
     """The bases that the options leave open and the model's events and moments allow."""
     assert estimator.basis is not None
     if estimator.basis != "auto":

@@ -26,6 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.fft import dct
+from scipy.linalg import hadamard
 from torch import Tensor
 
 from flowlik_models import random
@@ -34,9 +36,8 @@ from flowlik_models.gaussian import gaussian_map_coefficients
 Noise = Literal["rademacher", "gaussian", "orthogonal"]
 Basis = Literal["pixel", "dct", "pca"]
 
-_ORDER_STREAM = (
-    2**20
-)  # added to a stream: the order in which an item takes the columns of an orthogonal system
+_ORDER_STREAM = 2**20
+"""Added to a stream: the order in which an item takes the columns of an orthogonal system."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ def coordinates(
 class GaussianControl:
     """Quadratic forms and trace of the Jacobian of the moment-matched Gaussian's velocity."""
 
-    def __init__(self, moments: Any, event_shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, moments: Any, event_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
         d = math.prod(event_shape)
-        self.vectors = torch.as_tensor(moments.eigenvectors).to(device)
+        self.vectors = torch.as_tensor(moments.eigenvectors).to(device, dtype)
         self.left_over = d - self.vectors.shape[1]
         values = np.asarray(moments.eigenvalues, dtype=np.float64)
         if self.left_over:
@@ -114,7 +117,7 @@ class GaussianControl:
     def squares(self, probes: Tensor) -> Tensor:
         """Squared eigen-coordinates of probes (batch, k, *event), (batch, k, eigenvalues): all that a form needs."""
         flat = probes.flatten(2)
-        inside = (flat @ self.vectors.to(flat)).square()
+        inside = (flat @ self.vectors).square()
         if not self.left_over:
             return inside
         outside = flat.square().sum(2, keepdim=True) - inside.sum(2, keepdim=True)
@@ -158,10 +161,7 @@ def is_image(shape: tuple[int, ...]) -> bool:
 @lru_cache(maxsize=16)
 def cosines(n: int) -> Tensor:
     """The orthonormal cosine transform DCT-II, (n, n) float64, a basis vector a row."""
-    k, j = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-    matrix = torch.cos(math.pi * k * (2 * j + 1) / (2 * n)) * math.sqrt(2 / n)
-    matrix[0] /= math.sqrt(2)
-    return matrix
+    return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=0))
 
 
 def _opponent() -> Tensor:
@@ -173,14 +173,9 @@ def _opponent() -> Tensor:
 @lru_cache(maxsize=4)
 def _system(size: int) -> Tensor:
     """An orthogonal matrix of any size whose entries are nearly of one modulus, (size, size) float64."""
-    odd = size
-    while odd % 2 == 0:
-        odd //= 2
-    matrix = cosines(odd)
-    block = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / math.sqrt(2)
-    while len(matrix) < size:
-        matrix = torch.kron(matrix, block)
-    return matrix
+    even = size & -size  # the largest power of two that divides it
+    signs = torch.from_numpy(hadamard(even, dtype=np.float64))
+    return torch.kron(cosines(size // even), signs / math.sqrt(even))
 
 
 def _orthogonal(

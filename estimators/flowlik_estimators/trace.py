@@ -13,7 +13,7 @@ bases and a control variate are in `flowlik_estimators.probes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,22 +31,26 @@ Divergence = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
 
 def exact(field: Field, x: Tensor, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
     """Value and divergence (batch, 1): 1 forward and d vjps per sample."""
-    x, value = _with_graph(field, x, differentiable)
+    x, value = with_graph(field, x, differentiable)
+    columns = [row[:, i] for i, row in enumerate(jacobian_rows(value, x, differentiable))]
+    return _released(value, differentiable), torch.stack(columns, 1).sum(1, keepdim=True)
+
+
+def jacobian_rows(value: Tensor, x: Tensor, differentiable: bool) -> Iterator[Tensor]:
+    """Row i of every Jacobian dvalue/dx, (batch, d), for i = 0 ... d - 1: one vjp each, zero where no graph leads."""
     size = x[0].numel()
-    columns = []
     for i in range(size):
         unit = torch.zeros(size, dtype=x.dtype, device=x.device)
         unit[i] = 1.0
-        product = _vjp(value, x, unit.view_as(x[0]).expand_as(x), differentiable, last=i == size - 1)
-        columns.append(product.flatten(1)[:, i])
-    return _released(value, differentiable), torch.stack(columns, 1).sum(1, keepdim=True)
+        last = i == size - 1
+        yield _vjp(value, x, unit.view_as(x[0]).expand_as(x), differentiable, last=last).flatten(1)
 
 
 def hutchinson(
     field: Field, x: Tensor, probes: Tensor, *, differentiable: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Value and one estimate a probe (batch, k), probes (batch, k, *event): 1 forward and k vjps per sample."""
-    x, value = _with_graph(field, x, differentiable)
+    x, value = with_graph(field, x, differentiable)
     count = probes.shape[1]
     columns = []
     for k in range(count):
@@ -73,7 +77,7 @@ class Traced(Estimator):
         if self.trace != "hutchinson":
             self._no_effect(f"with trace={self.trace}", "probes", "noise")
 
-    def divergence(self, run: Run) -> Divergence:
+    def divergence_rule(self, run: Run) -> Divergence:
         """The rule that these options name, with the probes of this call."""
         if self.trace == "hutchinson":
             assert self.probes is not None
@@ -88,7 +92,8 @@ class Traced(Estimator):
         return self.probes or 1
 
 
-def _with_graph(field: Field, x: Tensor, differentiable: bool) -> tuple[Tensor, Tensor]:
+def with_graph(field: Field, x: Tensor, differentiable: bool) -> tuple[Tensor, Tensor]:
+    """x as a leaf (unless the caller differentiates through it) and the field's value with its graph."""
     with torch.enable_grad():
         if not (differentiable and x.requires_grad):
             x = x.detach().requires_grad_()

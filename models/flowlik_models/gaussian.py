@@ -88,10 +88,10 @@ class Gaussian(nn.Module):
 
     def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, eigenvalues and eigenvectors in x's dtype, kept: at large d a cast costs as much as the product."""
-        held = self.eigenvectors
-        key = (x.dtype, x.device, held.data_ptr())
+        held = (self.mean, self.eigenvalues, self.eigenvectors)
+        key = (x.dtype, x.device, *((part.data_ptr(), part._version) for part in held))
         if self._cast is None or self._cast[0] != key:
-            self._cast = (key, (self.mean.to(x), self.eigenvalues.to(x), held.to(x)))
+            self._cast = (key, (held[0].to(x), held[1].to(x), held[2].to(x)))
         return self._cast[1]
 
     def joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -17,15 +17,13 @@ class Recipe:
     ``network``: options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at
     zero). ``teacher``: model whose velocity and divergence are the targets (``None``: the closed form, or the data).
     ``stretched``, ``diagonal``, ``ends``: shares of times drawn near the data, of s = t, and of s at an end.
-    ``altered``: share of points moved off the path by noise whose scale is drawn up to ``altered_scale``, uniformly or
-    log-uniformly over three decades (``altered_law``); ``along`` multiplies the path's own noise instead, by a factor
-    log-uniform up to the scale, which is where trajectories from beside the data pass. ``relative``: targets larger
-    than this are fitted to relative instead of absolute accuracy; needed where the field is singular off the data.
-    ``weight_c``: constants of the adaptive weights of velocity and divergence. ``probes``: Hutchinson probes per
-    divergence target of a teacher. ``pool``: trajectories of the teacher solved beforehand, a third of them from
-    training images; ``pool_share``: share of the data that are its own samples; ``direct``: share of a batch whose
-    targets are averages read off the trajectories. ``at_data``, ``at_noise``: shares of source times exactly at t = 1
-    and t = 0.
+    ``altered``: share of points moved, off the path by noise of a scale uniform up to ``altered_scale``, or ``along``
+    it (``altered_law``): the path's own noise times a factor log-uniform up to the scale, which is where trajectories
+    from beside the data pass. ``relative``: targets larger than this are fitted to relative instead of absolute
+    accuracy; needed where the field is singular off the data. ``weight_c``: constants of the adaptive weights of
+    velocity and divergence. ``probes``: Hutchinson probes per divergence target of a teacher. ``pool``: trajectories
+    of the teacher solved beforehand, a third of them from training images; ``pool_share``: share of the data that are
+    its own samples; ``direct``: share of a batch whose targets are averages read off the trajectories.
     """
 
     objective: Objective
@@ -46,15 +44,13 @@ class Recipe:
     delta: float = 5e-3
     altered: float = 0.25
     altered_scale: float = 2.0
-    altered_law: Literal["uniform", "log-uniform", "along"] = "uniform"
+    altered_law: Literal["uniform", "along"] = "uniform"
     relative: float | None = None
     shift: float = 0.0
     probes: int = 1
     pool: int = 0
     pool_share: float = 0.0
     direct: float = 0.0
-    at_data: float = 0.0
-    at_noise: float = 0.0
     derivative: Derivative = "difference"
 
 

@@ -34,9 +34,6 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
 def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Source and target times (n,), independent, so that both orders are trained; shares on s = t and at the ends."""
     t, s = _times(n, end, recipe, generator), _times(n, end, recipe, generator)
-    if recipe.at_data or recipe.at_noise:
-        start = torch.rand(n, generator=generator)
-        t = torch.where(start < recipe.at_data, end, torch.where(start > 1 - recipe.at_noise, 0.0, t))
     kind = torch.rand(n, generator=generator)
     side = torch.where(torch.rand(n, generator=generator) < 0.5, 0.0, end)
     s = torch.where(kind < recipe.ends, side, s)
@@ -52,8 +49,7 @@ def _path(data: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator) -
     if recipe.altered_law == "along":
         factor = torch.where(moved, recipe.altered_scale**unit, torch.ones_like(unit)).reshape(time.shape)
         return time * data + (1 - time) * factor * noise, noise
-    share = unit if recipe.altered_law == "uniform" else 10.0 ** (3 * unit - 3)
-    extra = moved * share * recipe.altered_scale
+    extra = moved * unit * recipe.altered_scale
     spread = ((1 - time).square() + extra.reshape(time.shape).square()).sqrt()
     return time * data + spread * noise, noise
 

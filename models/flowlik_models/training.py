@@ -29,8 +29,8 @@ from .objectives.batch import Batch
 from .recipes import Recipe
 from .sources import ClosedFormSource, DigitsSource, Source
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
-from .trajectories import hash_of, stored_paths
-from .zoo import build, checkpoint_path, load_model, recipe_for
+from .trajectories import stored_paths
+from .zoo import build, checkpoint_path, load_model, model_hash, recipe_for
 
 _WARM_UP = 200
 _SAVE_EVERY = 30.0  # seconds
@@ -65,13 +65,14 @@ def _trained(task: str, model: str, out: Path) -> Path:
 def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if task in SYNTHETIC_TASKS:
         return ClosedFormSource(closed_form(task))
-    teacher = None
-    if recipe.teacher:
-        teacher = load_model(task, recipe.teacher, path=_trained(task, recipe.teacher, out), device=device)
-        teacher.requires_grad_(False)
-    if teacher is None or not recipe.pool:
+    if recipe.teacher is None:
+        return DigitsSource(None)
+    path = _trained(task, recipe.teacher, out)
+    teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
+    if not recipe.pool:
         return DigitsSource(teacher)
-    cache = out / task / f"{recipe.teacher}-paths-{hash_of(teacher)}-{recipe.pool}.safetensors"
+    weights = model_hash(task, recipe.teacher, path=path)
+    cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}.safetensors"
     return DigitsSource(teacher, stored_paths(cache, teacher, recipe.pool))
 
 

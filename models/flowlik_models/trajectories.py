@@ -6,14 +6,13 @@ fresh Rademacher probe at every node, integrated by a cubic spline (docs/trainin
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.interpolate import CubicSpline
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoints import read_checkpoint, save_tensors
 from .data import DIGITS_LEVELS, dequantise, digits
@@ -68,14 +67,6 @@ def velocity_and_divergence(teacher: Any, x: Tensor, t: Tensor, probes: Tensor) 
         product = torch.autograd.grad(velocity, at, probe, retain_graph=more)[0]
         divergence += (product * probe).flatten(1).sum(1) / len(probes)
     return velocity.detach(), divergence
-
-
-def hash_of(network: nn.Module) -> str:
-    """Twelve hexadecimal digits of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def stored_paths(file: Path, teacher: Any, n: int) -> Paths:
