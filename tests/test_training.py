@@ -11,7 +11,7 @@ from torch import Tensor
 from flowlik_models import training
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint
 from flowlik_models.networks.vector import VectorFlowMap
-from flowlik_models.objectives import adaptive, meanflow_loss, total_derivative
+from flowlik_models.objectives import adaptive, total_derivative
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.recipes import RECIPES
 from flowlik_models.synthetic import closed_form
@@ -47,7 +47,7 @@ def test_interrupted_training_resumes_to_the_same_result(
 
 
 def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_losses", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(training, "_loss", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(training.TrainingError, match="not finite"):
         train("gmm-2d", "meanflow", out=tmp_path, steps=100)
 
@@ -93,21 +93,7 @@ def test_difference_derivative_agrees_with_the_exact_one(task: str) -> None:
         assert float((exact - difference).abs().mean() / scale) < 5e-3
 
 
-def test_losses_of_the_exact_map_vanish() -> None:
-    truth = closed_form("gaussian-2d")
-    x = truth.sample(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    t, s = torch.rand(100, dtype=torch.float64), torch.rand(100, dtype=torch.float64)
-    errors = meanflow_loss(truth, Batch(x, t, s, *truth.velocity_and_divergence(x, t)), method="jvp", end=1.0)
-    assert all(error.shape == (100,) for error in errors.values())
-    assert max(float(error.max()) for error in errors.values()) < 1e-20
-
-
-def test_a_divergence_of_shape_batch_by_one_is_refused() -> None:
-    truth = closed_form("gaussian-2d")
-    x, t = torch.randn(8, 2), torch.rand(8)
-    velocity, divergence = truth.velocity_and_divergence(x, t)
-    with pytest.raises(AssertionError):
-        meanflow_loss(truth, Batch(x, t, t, velocity, divergence[:, None]), method="jvp", end=1.0)
+def test_a_loss_takes_one_error_a_sample() -> None:
     with pytest.raises(ValueError, match="one error a sample"):
         adaptive(torch.ones(3, 1), 1.0)
 

@@ -1,57 +1,112 @@
-"""How every shipped model is trained: one row each. Times on two cores stand on the models' cards."""
+"""How every model is trained: one row each. Times on two cores stand on the cards of those that are shipped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from .objectives.meanflow import Derivative
+from .divergence_targets import DivergenceTarget
+from .objectives.conditions import Derivative
 
-Objective = Literal["flow-matching", "meanflow"]
+Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct"]
+Fault = Literal["broadcast", "one-direction", "step-hole"]
+CLOSED_FORM_TEACHER = "closed-form"
+DATA_TEACHER = "data"
+_EXACT = DivergenceTarget(trace="exact")
+SMALLEST_STEP = 1 / 128  # of the dyadic ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that determines a training run besides seed and data.
 
-    ``network``: options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at
-    zero). ``teacher``: model whose velocity and divergence are the targets (``None``: the closed form, or the data).
+    ``objective``: the condition for the map off the diagonal, ``divergence_objective`` the one for its divergence
+    (None: the same). ``teacher``: where velocities and divergences come from: ``closed-form``, ``data`` (conditional
+    velocities, and divergences of the averaged network's own diagonal), or a model id. ``network``: options of the
+    network. ``start_from``: model id whose weights are taken first (a missing head stays at zero).
+
     ``stretched``, ``diagonal``, ``ends``: shares of times drawn near the data, of s = t, and of s at an end.
-    ``altered``: share of points moved, off the path by noise of a scale uniform up to ``altered_scale``, or ``along``
-    it (``altered_law``): the path's own noise times a factor log-uniform up to the scale, which is where trajectories
-    from beside the data pass. ``relative``: targets larger than this are fitted to relative instead of absolute
-    accuracy; needed where the field is singular off the data. ``weight_c``: constants of the adaptive weights of
-    velocity and divergence. ``probes``: Hutchinson probes per divergence target of a teacher. ``pool``: trajectories
-    of the teacher solved beforehand, a third of them from training images; ``pool_share``: share of the data that are
-    its own samples; ``direct``: share of a batch whose targets are averages read off the trajectories.
+    ``dyadic``: steps of lengths 2^-k, down to 1/128, that start at multiples of their length, as Shortcut was
+    published, instead of any pair of times; ``middle``: where such a condition cuts a step. ``altered``: share of
+    points moved, off the path by noise of a scale uniform up to ``altered_scale``, or ``along`` it (``altered_law``):
+    the path's own noise times a factor log-uniform up to the scale, which is where trajectories from beside the data
+    pass. ``relative``: targets larger than this are fitted to relative instead of absolute accuracy; needed where the
+    field is singular off the data.
+
+    ``weight_c``: constants of the adaptive weights of velocity and divergence; None weighs all samples alike.
+    ``divergence_scale``: the divergence is fitted in units of this (None: of the number of dimensions).
+    ``divergence_target``: how the divergence of a network's field is estimated. ``pool``: trajectories of the teacher
+    solved beforehand (images: a third of them from training images); ``pool_share``: share of the data that are its
+    own samples; ``direct``: share of a batch whose targets are averages read off the trajectories; the other rows of
+    objective ``direct`` lie on the diagonal. ``faults``: faults of the released F2D2 code to reproduce
+    (docs/training.md). ``precision``: of the network's forward and backward.
+
+    Raises:
+        ValueError: options that do not go together, in one line.
     """
 
     objective: Objective
+    divergence_objective: Objective | None = None
     divergence: bool = False
     network: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
-    teacher: str | None = None
+    teacher: str = CLOSED_FORM_TEACHER
     steps: int = 10_000
     batch: int = 256
     learning_rate: float = 4e-3
     weight_decay: float = 0.0
     ema: float = 0.999
     clip: float = 10.0
-    weight_c: tuple[float, float] = (1.0, 1.0)
+    weight_c: tuple[float, float] | None = (1.0, 1.0)
     stretched: float = 0.5
     diagonal: float = 0.25
     ends: float = 0.0
+    dyadic: bool = False
+    middle: Literal["half", "random"] = "random"
     delta: float = 5e-3
     altered: float = 0.25
     altered_scale: float = 2.0
     altered_law: Literal["uniform", "along"] = "uniform"
     relative: float | None = None
     shift: float = 0.0
-    probes: int = 1
+    divergence_scale: float | None = None
+    divergence_target: DivergenceTarget = field(default_factory=DivergenceTarget)
     pool: int = 0
     pool_share: float = 0.0
     direct: float = 0.0
     derivative: Derivative = "difference"
+    faults: tuple[Fault, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check that the options go together."""
+        for name, kind in (
+            ("objective", self.objective),
+            ("divergence_objective", self.divergence_objective),
+        ):
+            if kind is not None and kind not in get_args(Objective):
+                raise ValueError(f"unknown {name} {kind!r} (valid: {', '.join(get_args(Objective))})")
+        if self.divergence_scale is not None and not self.divergence_scale > 0:
+            raise ValueError(f"divergence_scale must be positive, got {self.divergence_scale}")
+        if unknown := set(self.faults) - set(get_args(Fault)):
+            raise ValueError(f"unknown fault {min(unknown)!r} (valid: {', '.join(get_args(Fault))})")
+        if "step-hole" in self.faults and not (self.dyadic and self.objective == "shortcut"):
+            raise ValueError("fault step-hole needs objective shortcut with dyadic steps")
+        if self.objective == "flow-matching" and (self.divergence or self.divergence_objective):
+            raise ValueError("flow-matching trains a field, which has no divergence head")
+        if self.divergence_objective and not self.divergence:
+            raise ValueError("divergence_objective is given and divergence is off")
+        if not 0 <= self.direct <= 1 or (self.direct and not self.pool):
+            raise ValueError("direct is a share of the batch and needs a pool of solved trajectories")
+        if "direct" in (self.objective, self.divergence_objective) and not self.direct:
+            raise ValueError("objective direct needs a share of direct rows")
+        if self.teacher == DATA_TEACHER and (self.altered or self.pool):
+            raise ValueError("conditional velocities hold on the path only: altered and pool need a teacher")
+
+
+def smallest_step(recipe: Recipe) -> float:
+    """Steps up to this length are cut no further; 0 where there is no shortest step, or where a fault leaves a hole."""
+    return SMALLEST_STEP if recipe.dyadic and "step-hole" not in recipe.faults else 0.0
 
 
 _PLANE = Recipe(
@@ -60,6 +115,7 @@ _PLANE = Recipe(
 )
 _DIGITS = Recipe(
     objective="flow-matching",
+    teacher=DATA_TEACHER,
     network={"widths": (24, 48, 64), "blocks": 1, "dropout": 0.0},
     steps=2_000,
     batch=128,
@@ -88,8 +144,6 @@ _DIGITS_MAP = replace(
     pool_share=0.6,
     direct=0.3,
 )
-
-
 # Off the squares the field grows like 1/(1 - t) and a point ends hundreds of standard deviations out.
 _BOARD = replace(_PLANE, batch=768, altered=0.5, altered_scale=1_000.0, altered_law="along", relative=5.0)
 _SPACE = replace(
@@ -102,29 +156,95 @@ _SPACE = replace(
 )
 
 
-def _vector_models(base: Recipe, steps: int, joint_steps: int) -> dict[str, Recipe]:
-    plain = {**base.network, "preconditioned": False, "waves": 0}
+_BASES = ("meanflow", "shortcut", "shortcut-distill", "lsd", "esd")
+
+
+def _base(model: str, recipe: Recipe) -> Recipe:
+    """The recipe with the objective and the teacher that a model id stands for."""
+    kind = "shortcut" if model == "shortcut-distill" else model
+    recipe = replace(recipe, objective=kind)  # type: ignore[arg-type]
+    if model != "shortcut":
+        return recipe
+    # without a teacher: conditional velocities, and the divergence of the map's own diagonal
+    return replace(recipe, teacher=DATA_TEACHER, altered=0.0, pool=0, pool_share=0.0, direct=0.0)
+
+
+def _maps(alone: Recipe, joint: Recipe) -> dict[str, Recipe]:
+    """Every way to learn a map, alone and then with a divergence head that starts from it."""
+    made: dict[str, Recipe] = {}
+    for model in _BASES:
+        made[model] = _base(model, alone)
+        made[f"{model}-f2d2"] = replace(_base(model, joint), divergence=True, start_from=model)
+    return made
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    """The same on a network without Gaussian part, gates and features, as published."""
+    network = {**recipe.network, "preconditioned": False, "waves": 0}
+    return replace(recipe, network=network, start_from=None)
+
+
+def _released(recipe: Recipe) -> dict[str, Recipe]:
+    """Shortcut-Distill-F2D2 as its code was released, with each of its faults and with all of them."""
+    plain = replace(
+        _plain(recipe), dyadic=True, middle="half", diagonal=0.75, stretched=0.0, weight_c=None, altered=0.0
+    )
+    faults: tuple[Fault, ...] = ("broadcast", "one-direction", "step-hole")
+    name = "shortcut-distill-f2d2"
     return {
-        "meanflow": replace(base, steps=steps),
-        "meanflow-f2d2": replace(base, divergence=True, start_from="meanflow", steps=joint_steps),
-        "meanflow-f2d2-plain": replace(base, divergence=True, network=plain, steps=joint_steps),
+        f"{name}-plain": plain,
+        **{f"{name}-{fault}": replace(plain, faults=(fault,)) for fault in faults},
+        f"{name}-released": replace(plain, faults=faults),
     }
 
 
+def _vectors(
+    alone: Recipe, joint: Recipe, *, direct: dict[str, Any], own: DivergenceTarget = _EXACT
+) -> dict[str, Recipe]:
+    """All models of a task of vectors; the closed form is the teacher."""
+    made = _maps(alone, joint)
+    made["shortcut-f2d2"] = replace(made["shortcut-f2d2"], divergence_target=own)
+    made["meanflow-f2d2-plain"] = _plain(made["meanflow-f2d2"])
+    read_off: dict[str, Any] = {
+        "objective": "direct",
+        "divergence": True,
+        "direct": 0.9,
+        "batch": 1_024,
+    } | direct
+    return {**made, "direct-f2d2": replace(joint, **read_off)}
+
+
+_DIGITS_JOINT = replace(_DIGITS_MAP, steps=2_400)
+_DIRECT = {"pool": 32_768, "learning_rate": 2e-3}
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     # the maps alone, which only start the joint ones, are trained in small batches and on the plain path
-    "gmm-2d": {
-        **_vector_models(replace(_PLANE, batch=768), 4_000, 12_000),
-        "meanflow": replace(_PLANE, steps=4_000),
-    },
-    "checkerboard-2d": {**_vector_models(_BOARD, 5_000, 20_000), "meanflow": replace(_PLANE, steps=5_000)},
-    "thin-2d": _vector_models(_PLANE, 4_000, 8_000),
-    "gmm-64d": _vector_models(_SPACE, 1_500, 5_000),
+    "gmm-2d": _vectors(
+        replace(_PLANE, steps=4_000),
+        replace(_PLANE, batch=768, steps=12_000),
+        direct={**_DIRECT, "steps": 12_000},
+    ),
+    "checkerboard-2d": _vectors(
+        replace(_PLANE, steps=5_000), replace(_BOARD, steps=20_000), direct={**_DIRECT, "steps": 20_000}
+    ),
+    "thin-2d": _vectors(
+        replace(_PLANE, steps=4_000), replace(_PLANE, steps=8_000), direct={**_DIRECT, "steps": 12_000}
+    ),
+    "gmm-64d": _vectors(
+        replace(_SPACE, steps=1_500),
+        replace(_SPACE, steps=5_000),
+        direct={**_DIRECT, "steps": 12_000},
+        own=DivergenceTarget(control="gaussian"),
+    ),
     "digits": {
         "teacher": _DIGITS,
         # nearly Gaussian still: which probes are quiet depends on the stage of training
         "teacher-early": replace(_DIGITS, steps=200),
-        "meanflow": _DIGITS_MAP,
-        "meanflow-f2d2": replace(_DIGITS_MAP, divergence=True, steps=2_400),
+        **_maps(_DIGITS_MAP, _DIGITS_JOINT),
+        "direct-f2d2": replace(
+            _DIGITS_JOINT, objective="direct", divergence=True, direct=0.9, steps=6_000, pool=8_192
+        ),
     },
 }
+for _task in ("gmm-2d", "gmm-64d"):
+    RECIPES[_task] |= _released(RECIPES[_task]["shortcut-distill-f2d2"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -11,15 +13,21 @@ from torch.nn import functional as F
 from .data import DIGITS_LEVELS, dequantise, digits
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
-from .recipes import Recipe
-from .trajectories import Paths, velocity_and_divergence
+from .recipes import DATA_TEACHER, SMALLEST_STEP, Recipe
+from .trajectories import Paths
+
+Field = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class Source(Protocol):
-    """Draws the batch of one step from a generator."""
+    """Draws the batch of one step from a generator, and knows its teacher's field anywhere."""
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """The batch, on the CPU or on the source's device."""
+        ...
+
+    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
+        """Velocity and, for a joint map, divergence of the teacher at points (x, t)."""
         ...
 
 
@@ -33,11 +41,27 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
 
 def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Source and target times (n,), independent, so that both orders are trained; shares on s = t and at the ends."""
-    t, s = _times(n, end, recipe, generator), _times(n, end, recipe, generator)
+    if recipe.dyadic:
+        t, s = _dyadic_times(n, end, generator)
+    else:
+        t, s = _times(n, end, recipe, generator), _times(n, end, recipe, generator)
     kind = torch.rand(n, generator=generator)
     side = torch.where(torch.rand(n, generator=generator) < 0.5, 0.0, end)
     s = torch.where(kind < recipe.ends, side, s)
-    return t, torch.where(kind > 1 - recipe.diagonal, t, s)
+    if "one-direction" in recipe.faults:
+        t, s = torch.minimum(t, s), torch.maximum(t, s)
+    diagonal = 1.0 if recipe.objective == "direct" else recipe.diagonal
+    return t, torch.where(kind > 1 - diagonal, t, s)
+
+
+def _dyadic_times(n: int, end: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Steps of length 2^-k that start at multiples of their length, either order, (n,) each."""
+    halvings = round(-math.log2(SMALLEST_STEP))
+    parts = 2 ** torch.randint(0, halvings + 1, (n,), generator=generator)
+    first = (torch.rand(n, generator=generator) * parts).long()
+    low, high = end * first / parts, end * (first + 1) / parts
+    up = torch.rand(n, generator=generator) < 0.5
+    return torch.where(up, low, high), torch.where(up, high, low)
 
 
 def _path(data: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -55,18 +79,42 @@ def _path(data: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator) -
 
 
 class ClosedFormSource:
-    """The exact field and its exact divergence at points on and around the path."""
+    """Points on and around the path with the exact field and its exact divergence, or with conditional velocities.
 
-    def __init__(self, truth: Any) -> None:
-        self.truth = truth
+    With solved trajectories, ``paths``, a share ``recipe.direct`` of the batch are averages read off them.
+    """
+
+    def __init__(self, truth: Any, paths: Paths | None = None) -> None:
+        self.truth, self.paths = truth, paths
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
-        """One batch with exact targets."""
-        data = self.truth.sample(recipe.batch, generator=generator)
-        t, s = draw_times(recipe.batch, 1 - self.truth.eps, recipe, generator)
-        x, _ = _path(data, t, recipe, generator)
+        """One batch."""
+        direct, n = _split(recipe)
+        t, s = draw_times(n, 1 - self.truth.eps, recipe, generator)
+        data = self.truth.sample(n, generator=generator)
+        x, noise = _path(data, t, recipe, generator)
+        if recipe.teacher == DATA_TEACHER:
+            return Batch(x, t, s, data - noise)
         velocity, divergence = self.truth.velocity_and_divergence(x, t)
-        return Batch(x, t, s, velocity, divergence if recipe.divergence else None)
+        batch = Batch(x, t, s, velocity, divergence if recipe.divergence else None)
+        return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))
+
+    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
+        """The exact field and its divergence."""
+        return lambda x, t: tuple(self.truth.velocity_and_divergence(x, t))
+
+
+def _split(recipe: Recipe) -> tuple[int, int]:
+    """How many rows of a batch are read off trajectories, and how many are not."""
+    direct = round(recipe.direct * recipe.batch)
+    return direct, recipe.batch - direct
+
+
+def path_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Where the trajectories of a closed form start: data at the data end, a share moved off it, (pool, d)."""
+    end = torch.full((recipe.pool,), 1 - truth.eps)
+    data = truth.sample(recipe.pool, generator=generator)
+    return _path(data, end, recipe, generator)[0]
 
 
 def shifted(levels: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -86,7 +134,7 @@ class DigitsSource:
 
     With solved trajectories of the teacher, ``paths``, a share ``pool_share`` of the data are its own samples, since
     the map is asked about those too, and a share ``direct`` of the batch are averages read off the trajectories. The
-    teacher's divergence is estimated by ``recipe.probes`` Rademacher probes, unbiased.
+    teacher's divergence is estimated, unbiased, as ``recipe.divergence_target`` says.
     """
 
     def __init__(self, teacher: Any | None, paths: Paths | None = None) -> None:
@@ -107,29 +155,26 @@ class DigitsSource:
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """One batch; without a teacher the target is the conditional velocity."""
-        direct = round(recipe.direct * recipe.batch) if self.paths is not None else 0
-        n = recipe.batch - direct
+        direct, n = _split(recipe)
         data = self._data(n, recipe, generator)
         t, s = draw_times(n, 1.0, recipe, generator)
         x, noise = _path(data, t, recipe, generator)
         if self.teacher is None:
             return Batch(x, t, s, data - noise)
-        batch = Batch(x, t, s, *self._targets(x, t, recipe, generator))
-        if self.paths is None or not direct:
-            return batch
-        return batch.joined(self.paths.pairs(direct, generator))
+        batch = Batch(x, t, s, *self.field(recipe, generator)(x, t))
+        return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))
 
-    def _targets(
-        self, x: Tensor, t: Tensor, recipe: Recipe, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor | None]:
-        """The teacher's velocity, and its estimated divergence where the recipe wants one."""
-        assert self.teacher is not None
-        if not recipe.divergence:
+    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
+        """The teacher's velocity and, where the recipe wants one, an estimate of its divergence, on the CPU."""
+        teacher = self.teacher
+        assert teacher is not None
+        device = next(teacher.parameters()).device
+
+        def at(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            x, t = x.to(device), t.to(device)
+            if recipe.divergence:
+                return tuple(part.cpu() for part in recipe.divergence_target(teacher, x, t, generator))
             with torch.no_grad():
-                return self.teacher.velocity(x, t), None
-        probes = torch.randint(0, 2, (recipe.probes, *x.shape), generator=generator).float() * 2 - 1
-        device = next(self.teacher.parameters()).device
-        velocity, divergence = velocity_and_divergence(
-            self.teacher, x.to(device), t.to(device), probes.to(device)
-        )
-        return velocity.cpu(), divergence.cpu()
+                return (teacher.velocity(x, t).cpu(),)
+
+        return at

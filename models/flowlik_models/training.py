@@ -2,7 +2,7 @@
 
 Every step draws from a generator seeded by (seed, step), so a run killed at any moment and resumed sees the
 batches an uninterrupted run would have seen. The state (network, average, optimiser moments) is safetensors, saved
-at intervals and moved into place.
+at intervals and moved into place. A loss that is not finite is skipped and counted.
 """
 
 from __future__ import annotations
@@ -24,27 +24,34 @@ from torch import Tensor, nn
 
 from .checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint, save_tensors
 from .data import data_hash
-from .objectives import adaptive, flow_matching_loss, meanflow_loss
+from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
 from .objectives.batch import Batch
-from .recipes import Recipe
-from .sources import ClosedFormSource, DigitsSource, Source
+from .recipes import DATA_TEACHER, Recipe, smallest_step
+from .sources import ClosedFormSource, DigitsSource, Field, Source, path_starts
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
-from .trajectories import stored_paths
+from .trajectories import Paths, solve, solve_closed_form, stored_paths
 from .zoo import build, checkpoint_path, load_model, model_hash, recipe_for
 
 _WARM_UP = 200
 _SAVE_EVERY = 30.0  # seconds
+_POOL_SEED = 77
+_VALIDATE_EVERY = 60.0  # seconds
 _BAD_STEPS = 50  # consecutive non-finite losses after which training stops
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the trainer reports now and then: step, steps, mean loss since the last report, seconds trained."""
+    """What the trainer reports now and then: step, steps, mean loss since the last report, seconds trained, steps
+    skipped because their loss was not finite, and the latest validation error of the likelihood, mean |error| in
+    bits/dim (None: not measured yet, or a model without a fast likelihood).
+    """
 
     step: int
     steps: int
     loss: float
     seconds: float
+    skipped: int = 0
+    validation: float | None = None
 
 
 class TrainingError(RuntimeError):
@@ -64,8 +71,8 @@ def _trained(task: str, model: str, out: Path) -> Path:
 
 def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if task in SYNTHETIC_TASKS:
-        return ClosedFormSource(closed_form(task))
-    if recipe.teacher is None:
+        return _closed_form_source(task, recipe, out)
+    if recipe.teacher == DATA_TEACHER:
         return DigitsSource(None)
     path = _trained(task, recipe.teacher, out)
     teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
@@ -73,7 +80,22 @@ def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
         return DigitsSource(teacher)
     weights = model_hash(task, recipe.teacher, path=path)
     cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}.safetensors"
-    return DigitsSource(teacher, stored_paths(cache, teacher, recipe.pool))
+    return DigitsSource(teacher, stored_paths(cache, lambda: solve(teacher, recipe.pool)))
+
+
+def _closed_form_source(task: str, recipe: Recipe, out: Path) -> Source:
+    truth = closed_form(task)
+    if not recipe.pool:
+        return ClosedFormSource(truth)
+    law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
+    name = hashlib.sha256(f"{constants_hash(task)} {law}".encode()).hexdigest()[:12]
+
+    def solved() -> Paths:
+        generator = torch.Generator().manual_seed(_POOL_SEED)
+        starts = path_starts(truth, recipe, generator)
+        return solve_closed_form(truth, starts, delta=recipe.delta, generator=generator)
+
+    return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved))
 
 
 def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
@@ -91,15 +113,46 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
     network.load_state_dict({**expected, **{name: tensor.float() for name, tensor in tensors.items()}})
 
 
-def _losses(network: nn.Module, batch: Batch, recipe: Recipe, end: float) -> Tensor:
+def _loss(run: _Run, source: Source, batch: Batch, generator: torch.Generator, device: str) -> Tensor:
+    """The loss of one batch, a scalar."""
+    recipe, network = run.recipe, run.network
     if recipe.objective == "flow-matching":
-        return flow_matching_loss(network, batch)["velocity"].mean()
-    errors = meanflow_loss(
-        network, batch, method=recipe.derivative, end=end, delta=recipe.delta, relative=recipe.relative
+        return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
+    if recipe.divergence and batch.divergence is None:
+        divergence = recipe.divergence_target(run.average, batch.x.to(device), batch.t.to(device), generator)[
+            1
+        ]
+        batch = dataclasses.replace(batch, divergence=divergence)
+    target = evaluation(run.average, recipe.divergence)
+    taught = recipe.teacher != DATA_TEACHER
+    field = _on(device, source.field(recipe, generator)) if taught else own_field(target)
+    context = Context(
+        target=target,
+        field=field,
+        end=run.end,
+        delta=recipe.delta,
+        derivative=recipe.derivative,
+        middle=recipe.middle,
+        smallest=run.end * smallest_step(recipe),
+        broadcast="broadcast" in recipe.faults,
     )
+    errors = residuals(
+        network,
+        _to(batch, device),
+        CONDITIONS[recipe.objective],
+        CONDITIONS[recipe.divergence_objective or recipe.objective],
+        context,
+        divergence_scale=recipe.divergence_scale,
+        relative=recipe.relative,
+    )
+    if recipe.weight_c is None:
+        return torch.stack([error.mean() for error in errors.values()]).sum()
     weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
-    total = torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()])
-    return total.sum()
+    return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+
+
+def _on(device: str, field: Field) -> Field:
+    return lambda x, t: tuple(part.to(device) for part in field(x.cpu(), t.cpu()))
 
 
 def _to(batch: Batch, device: str) -> Batch:
@@ -118,13 +171,14 @@ class _Run:
     """Network, average and optimiser of one training run, and their state on disk."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, key: str, path: Path) -> None:
-        self.network, self.average = network, copy.deepcopy(network).eval()
+        self.network, self.average = network, copy.deepcopy(network).eval().requires_grad_(False)
+        self.end = 1.0 - float(getattr(network, "eps", 0.0))
         self.recipe, self.key, self.path = recipe, key, path
         kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
         self.optimiser = kind(
             network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
         )
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
 
     def save(self) -> None:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
@@ -132,8 +186,9 @@ class _Run:
         for index, parameter in enumerate(self.network.parameters()):
             for name, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
+        counts = {"step": self.step, "seconds": self.seconds, "skipped": self.skipped}
         save_tensors(
-            self.path, tensors, {"step": str(self.step), "seconds": str(self.seconds), "key": self.key}
+            self.path, tensors, {name: str(value) for name, value in counts.items()} | {"key": self.key}
         )
 
     def resume(self) -> bool:
@@ -155,6 +210,7 @@ class _Run:
                 name: value if name == "step" else value.to(parameter) for name, value in state.items()
             }
         self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        self.skipped = int(metadata.get("skipped", 0))
         return True
 
     def update(self, loss: Tensor) -> None:
@@ -180,12 +236,14 @@ def train(
     steps: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     validate: Callable[[nn.Module], dict[str, Any]] | None = None,
+    quick_validate: Callable[[nn.Module], float | None] | None = None,
     commit: str | None = None,
 ) -> Path:
     """Train a model by its recipe and write ``out/<task>/<model>.safetensors`` with its card; returns that path.
 
-    ``steps`` shortens (or lengthens) the recipe. ``validate`` turns the averaged network into figures for the card.
-    ``progress`` is called about every second.
+    ``steps`` shortens (or lengthens) the recipe. ``validate`` turns the averaged network into figures for the card,
+    ``quick_validate``, called every minute, into the error of its likelihood. ``progress`` is called about every
+    second.
 
     Raises:
         ValueError: unknown task or model, or a closed form.
@@ -199,26 +257,27 @@ def train(
     network = build(task, recipe)
     _start(network, task, recipe, out)
     source = _source(task, recipe, out, device)
-    end = 1.0 - float(getattr(network, "eps", 0.0))
     run = _Run(
         network.to(device), recipe, _recipe_key(recipe, seed), out / task / f"{model}.state.safetensors"
     )
     if resume:
         run.resume()
 
-    begun = last_save = last_report = time.monotonic()
-    before, total, count, bad = run.seconds, 0.0, 0, 0
+    begun = last_save = last_report = last_validation = time.monotonic()
+    before, total, count, bad, error = run.seconds, 0.0, 0, 0, None
     network.train()
     while run.step < recipe.steps:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
         torch.manual_seed(seed * 1_000_003 + run.step)  # dropout
-        loss = _losses(network, _to(source.batch(recipe, generator), device), recipe, end)
+        batch = source.batch(recipe, generator)
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            loss = _loss(run, source, batch, generator, device)
         value = float(loss.detach())
         if math.isfinite(value):
             run.update(loss)
             bad, total, count = 0, total + value, count + 1
         else:
-            bad += 1
+            bad, run.skipped = bad + 1, run.skipped + 1
             if bad >= _BAD_STEPS:
                 raise TrainingError(
                     f"{bad} losses in a row were not finite; the last good state is {run.path}"
@@ -229,8 +288,11 @@ def train(
         if now - last_save > _SAVE_EVERY and bad == 0:
             run.save()
             last_save = now
+        if quick_validate and now - last_validation > _VALIDATE_EVERY:
+            error, last_validation = quick_validate(run.average), time.monotonic()
         if progress and (now - last_report > 1 or run.step == recipe.steps):
-            progress(Progress(run.step, recipe.steps, total / max(count, 1), run.seconds))
+            mean = total / max(count, 1)
+            progress(Progress(run.step, recipe.steps, mean, run.seconds, run.skipped, error))
             last_report, total, count = now, 0.0, 0
 
     card: dict[str, Any] = {
@@ -240,6 +302,7 @@ def train(
         "seed": seed,
         "commit": commit,
         "train_seconds": round(run.seconds, 1),
+        "skipped_steps": run.skipped,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "device": device if device == "cpu" else torch.cuda.get_device_name(),

@@ -1,12 +1,16 @@
 """Solved trajectories of a teacher: states and cumulative log-determinants at nodes from the data down to the noise.
 
-Nodes are uniform in ``log((t + 0.1)/(1 - t + 0.001))``; the state by classical Runge-Kutta steps, the divergence by one
-fresh Rademacher probe at every node, integrated by a cubic spline (docs/training.md).
+Images: nodes are uniform in ``log((t + 0.1)/(1 - t + 0.001))``, the state by classical Runge-Kutta steps, the
+divergence by one fresh Rademacher probe at every node, integrated by a cubic spline. Closed forms: the same steps
+with the exact divergence as a part of the state, nodes jittered from batch to batch, so that a map sees all times,
+and those of the uniform grids of up to eight steps among them (docs/training.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from .checkpoints import read_checkpoint, save_tensors
 from .data import DIGITS_LEVELS, dequantise, digits
+from .divergence_targets import velocity_and_products
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
 
@@ -24,21 +29,44 @@ _DELTA = 1e-3  # smallest 1 - t that the nodes resolve
 _CHUNK = 256
 _FROM_END = (0.5, 0.15)  # shares of pairs that start at the data and at the noise
 _TO_END = 0.3  # share of pairs that go to the other end
+_ON_GRID = 0.5  # share of pairs that are steps of a few-step grid
+_GRID = 8  # steps of the finest few-step grid
+_JITTERED = 32  # nodes of a closed form's trajectories beside those of the grid
+_BLOCK = 1024  # trajectories that share their nodes
 
 
 @dataclass(frozen=True)
 class Paths:
-    """``times`` (nodes,) from 1 to 0, ``states`` (nodes, n, *event), ``log_dets`` (nodes, n): the integral of the
-    divergence from the data to each node, in nats. The first ``own`` trajectories are the teacher's samples.
+    """``times`` (nodes, n) from the data end to 0, ``states`` (nodes, n, *event), ``log_dets`` (nodes, n): the integral
+    of the divergence from the data to each node, in nats. The first ``own`` trajectories are the teacher's samples.
+    ``grid``: indices of the nodes, the same for all trajectories, at the times of the uniform few-step grids.
     """
 
     times: Tensor
     states: Tensor
     log_dets: Tensor
     own: int
+    grid: tuple[int, ...] = ()
 
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
-        """``n`` pairs of nodes of random trajectories, either order, with the averages between them."""
+        """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
+
+        Where the paths have grid nodes half of the pairs are steps of the uniform grids of 1, 2, 4 and 8 steps, and the
+        others start and end anywhere.
+        """
+        if self.grid:
+            a, b = self._any_or_grid_steps(n, generator)
+        else:
+            a, b = self._steps_about_the_ends(n, generator)
+        row = torch.randint(self.states.shape[1], (n,), generator=generator)
+        t, s = self.times[a, row], self.times[b, row]
+        moved = self.states[b, row] - self.states[a, row]
+        velocity = moved / (s - t).reshape(-1, *([1] * (moved.ndim - 1)))
+        divergence = (self.log_dets[b, row] - self.log_dets[a, row]) / (s - t)
+        return Batch(self.states[a, row], t, s, velocity, divergence)
+
+    def _steps_about_the_ends(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Source and target nodes (n,), most of them with an end of the trajectory among them."""
         last = len(self.times) - 1
 
         def node() -> Tensor:
@@ -48,36 +76,89 @@ class Paths:
         at_data, at_noise = _FROM_END
         a = torch.where(kind < at_data, 0, torch.where(kind < at_data + at_noise, last, node()))
         b = torch.where(end, torch.where(a <= last // 2, last, 0), node())
-        b = torch.where(a == b, torch.where(a == 0, last, 0), b)
-        row = torch.randint(self.states.shape[1], (n,), generator=generator)
-        t, s = self.times[a], self.times[b]
-        moved = self.states[b, row] - self.states[a, row]
-        velocity = moved / (s - t).reshape(-1, *([1] * (moved.ndim - 1)))
-        divergence = (self.log_dets[b, row] - self.log_dets[a, row]) / (s - t)
-        return Batch(self.states[a, row], t, s, velocity, divergence)
+        return a, torch.where(a == b, torch.where(a == 0, last, 0), b)
+
+    def _any_or_grid_steps(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Source and target nodes (n,): a share are steps of a few-step grid, either order."""
+        finest, nodes = len(self.grid) - 1, len(self.times)
+        a = torch.randint(nodes, (n,), generator=generator)
+        b = (a + torch.randint(1, nodes, (n,), generator=generator)) % nodes
+        step = finest // 2 ** torch.randint(0, finest.bit_length(), (n,), generator=generator)
+        first = (torch.rand(n, generator=generator) * (finest // step)).long() * step
+        grid = torch.tensor(self.grid)
+        ends = torch.stack((grid[first], grid[first + step]))
+        ends = torch.where(torch.rand(n, generator=generator) < 0.5, ends, ends.flip(0))
+        chosen = torch.rand(n, generator=generator) < _ON_GRID
+        return torch.where(chosen, ends[0], a), torch.where(chosen, ends[1], b)
 
 
-def velocity_and_divergence(teacher: Any, x: Tensor, t: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-    """Velocity and the mean of ``e^T J e`` over probes (k, batch, *event), (batch,), both without graph."""
-    at = x.detach().requires_grad_()
-    velocity = teacher.velocity(at, t)
-    divergence = torch.zeros(len(x), device=x.device)
-    for index, probe in enumerate(probes):
-        more = index < len(probes) - 1
-        product = torch.autograd.grad(velocity, at, probe, retain_graph=more)[0]
-        divergence += (product * probe).flatten(1).sum(1) / len(probes)
-    return velocity.detach(), divergence
-
-
-def stored_paths(file: Path, teacher: Any, n: int) -> Paths:
+def stored_paths(file: Path, solved: Callable[[], Paths]) -> Paths:
     """The trajectories kept in ``file``, or solved now and kept there: minutes on one core."""
     if not file.is_file():
-        made = solve(teacher, n)
+        made = solved()
         tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
-        save_tensors(file, {**tensors, "own": torch.tensor(made.own)}, {})
+        tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
+        save_tensors(file, tensors)
         return made
-    tensors, _ = read_checkpoint(file)
-    return Paths(tensors["times"], tensors["states"], tensors["log_dets"], int(tensors["own"]))
+    kept, _ = read_checkpoint(file)
+    grid = tuple(kept["grid"].tolist())
+    return Paths(kept["times"], kept["states"], kept["log_dets"], int(kept["own"]), grid)
+
+
+def solve_closed_form(truth: Any, starts: Tensor, *, delta: float, generator: torch.Generator) -> Paths:
+    """Trajectories of a closed form from ``starts`` (n, d) at its data end; ``delta``: smallest 1 - t to resolve.
+
+    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; kept in float32.
+    """
+    end = 1.0 - truth.eps
+    counts = _between(end, delta)
+    parts = []
+    for part in torch.split(starts.double(), _BLOCK):
+        times = _jittered(counts, end, delta, generator)
+        states, log_dets = _followed(truth, part, times)
+        parts.append((times[:, None].expand(-1, len(part)), states, log_dets))
+    times, states, log_dets = (torch.cat(found, 1).float() for found in zip(*parts, strict=True))
+    grid = tuple(sum(counts[:k]) + k for k in range(_GRID + 1))
+    return Paths(times, states, log_dets, len(starts), grid)
+
+
+def _between(end: float, delta: float) -> list[int]:
+    """How many jittered nodes lie between neighbouring times of the finest grid, by length in stretched time."""
+    edges = stretched_time(torch.linspace(end, 0, _GRID + 1, dtype=torch.float64), delta)
+    shares = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
+    return [max(1, round(_JITTERED * share)) for share in shares.tolist()]
+
+
+def _jittered(counts: list[int], end: float, delta: float, generator: torch.Generator) -> Tensor:
+    """Times (nodes,) from the data end to 0: the finest grid's, and one in each part of its intervals."""
+    grid = torch.linspace(end, 0, _GRID + 1, dtype=torch.float64)
+    edges = stretched_time(grid, delta)
+    times = [grid[:1]]
+    for k, count in enumerate(counts):
+        unit = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+        times += [unstretched_time(edges[k] + (edges[k + 1] - edges[k]) * unit, delta), grid[k + 1 : k + 2]]
+    return torch.cat(times).clamp(0, end)
+
+
+def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """States (nodes, n, d) and log-determinants (nodes, n) along falling times (nodes,), by Runge-Kutta steps."""
+    log_det = torch.zeros(len(x), dtype=x.dtype)
+    states, log_dets = [x], [log_det]
+
+    def slope(y: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        return truth.velocity_and_divergence(y, torch.full((len(y),), t, dtype=y.dtype))  # type: ignore[no-any-return]
+
+    for t, s in pairwise(times.tolist()):
+        h = s - t
+        v1, d1 = slope(x, t)
+        v2, d2 = slope(x + h / 2 * v1, t + h / 2)
+        v3, d3 = slope(x + h / 2 * v2, t + h / 2)
+        v4, d4 = slope(x + h * v3, s)
+        x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+        log_det = log_det + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+        states.append(x)
+        log_dets.append(log_det)
+    return torch.stack(states), torch.stack(log_dets)
 
 
 def solve(teacher: Any, n: int, *, seed: int = 77, steps: int = STEPS) -> Paths:
@@ -96,7 +177,7 @@ def solve(teacher: Any, n: int, *, seed: int = 77, steps: int = STEPS) -> Paths:
         for start, forward in ((noise, False), (data, True))
         for part in torch.split(start, _CHUNK)
     ]
-    times = _times(nodes)[::2].float()
+    times = _times(nodes)[::2].float()[:, None].expand(-1, n)
     return Paths(times, torch.cat([s for s, _ in found], 1), torch.cat([d for _, d in found], 1), own)
 
 
@@ -120,9 +201,9 @@ def _solved(teacher: Any, x: Tensor, nodes: Tensor, generator: torch.Generator) 
     states, divergences = [], []
     for k in range(0, len(nodes), 2):
         probes = torch.randint(0, 2, (1, *x.shape), generator=generator).float() * 2 - 1
-        velocity, divergence = velocity_and_divergence(teacher, x, at(k), probes.to(x.device))
+        velocity, products = velocity_and_products(teacher, x, at(k), probes.to(x.device))
         states.append(x.cpu())
-        divergences.append(divergence.cpu().double() * rates[k])
+        divergences.append(products[0].cpu().double() * rates[k])
         if k == len(nodes) - 1:
             break
         k1 = velocity * float(rates[k])

@@ -23,6 +23,10 @@ class Batch:
     divergence: Tensor | None = None
     direct: Tensor | None = None
 
+    def known(self) -> tuple[Tensor, ...]:
+        """Velocity and, where the batch has it, divergence: targets on the diagonal."""
+        return (self.velocity,) if self.divergence is None else (self.velocity, self.divergence)
+
     def moving(self) -> Tensor:
         """Indices of the rows whose target lacks the derivative term: s differs from t and no average is known."""
         moving = self.s != self.t
