@@ -19,6 +19,7 @@ from flowlik.frechet import frechet_distance, frechet_with_error
 from flowlik.records import COLUMNS, read_arrays
 from flowlik_estimators import get, parse_spec
 from flowlik_models import zoo
+from flowlik_models.checkpoints import save_checkpoint
 from flowlik_models.synthetic import closed_form
 
 SMALL = Options(n_items=50, batch_size=20, rounds=0)
@@ -245,6 +246,25 @@ def test_a_missing_checkpoint_is_skipped_with_its_cure(
     row = run(cell(task="gmm-2d", model="meanflow-f2d2"))
     assert row["status"] == "skipped"
     assert "flowlik train gmm-2d meanflow-f2d2" in row["reason"]
+
+
+def test_checkpoints_of_ones_own_come_before_the_shipped_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shipped, _ = runner.load("gmm-2d", "meanflow", "cpu", "float32")
+    with torch.no_grad():
+        shipped.shift.bias += 1
+    save_checkpoint(
+        tmp_path / "gmm-2d" / "meanflow.safetensors", shipped, {"task": "gmm-2d", "model": "meanflow"}
+    )
+    save_checkpoint(tmp_path / "gmm-2d" / "esd.safetensors", shipped, {"task": "gmm-2d", "model": "esd"})
+    assert "esd" not in zoo.available_models("gmm-2d")
+    monkeypatch.setenv(zoo.CHECKPOINTS_VARIABLE, str(tmp_path))
+    runner.load.cache_clear()
+    own, _ = runner.load("gmm-2d", "meanflow", "cpu", "float32")
+    assert torch.equal(own.shift.bias, shipped.shift.bias)
+    assert {"meanflow", "meanflow-f2d2", "esd"} <= set(zoo.available_models("gmm-2d"))
+    runner.load.cache_clear()
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_file(

@@ -7,6 +7,7 @@ line says what, and what would be right). Live progress on a terminal, plain lin
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -39,6 +40,13 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write i
 ShipOption = Annotated[bool, typer.Option("--ship", help="Copy the result into the source tree.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoints",
+        help="Folder of models of your own, such as runs/train; they come before the shipped ones.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 
 
@@ -60,6 +68,17 @@ def bad_usage() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise fail(" ".join(str(error).split())) from None
+
+
+def use_checkpoints(folder: Path | None) -> None:
+    """Look for models in this folder first, in this process and in those it starts; ValueError where it is none."""
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such folder of checkpoints; `flowlik train TASK MODEL --out {folder}` makes it"
+        )
+    os.environ["FLOWLIK_CHECKPOINTS"] = str(folder.resolve())
 
 
 # --- flowlik run --------------------------------------------------------------------------------------------
@@ -85,9 +104,11 @@ def run(
     executor: Annotated[str, typer.Option(help="How cells are run: serial.")] = "serial",
     timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
     report: Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")] = True,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
     with bad_usage():
+        use_checkpoints(checkpoints)
         from flowlik.runner import EXECUTORS
         from flowlik.tasks import unknown
 
@@ -175,10 +196,13 @@ def limited(cell: Cell, limit: int) -> Cell:
 def supported(cells: Sequence[Cell]) -> list[Cell]:
     """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
     from flowlik.runner import load
+    from flowlik.tasks import UnavailableError
 
     def fits(cell: Cell) -> bool:
         try:
             model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+        except UnavailableError:
+            return False  # not trained: one of many that could be
         except Exception:
             return True  # the run says what is wrong with the model
         return cell.estimator.supports(model) is None
@@ -386,7 +410,16 @@ def _listed(kind: str) -> dict[str, str]:
 
     if kind == "tasks":
         return {name: task.description for name, task in registry().items()}
-    return {name: ", ".join(task.models) for name, task in registry().items()}
+    return {name: _models_of(name, task.models) for name, task in registry().items()}
+
+
+def _models_of(task: str, models: Sequence[str]) -> str:
+    """Models that can be run, then those that can be trained first."""
+    from flowlik_models.zoo import TASK_MODELS, available_models
+
+    there = available_models(task) if task in TASK_MODELS else tuple(models)
+    missing = [model for model in models if model not in there]
+    return ", ".join(there) + (f"; to train: {', '.join(missing)}" if missing else "")
 
 
 def _first_line(kind: type) -> str:

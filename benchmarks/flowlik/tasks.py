@@ -156,7 +156,7 @@ class Task(ABC):
 
         check_names(self.id, model)
         if model != CLOSED_FORM and not checkpoint_path(self.id, model).is_file():
-            cure = f"make it with: flowlik train {self.id} {model} --ship"
+            cure = f"make it with `flowlik train {self.id} {model}` and run with `--checkpoints runs/train`"
             raise UnavailableError(f"the checkpoint of {model} on {self.id} is not there; {cure}")
         return load_model(self.id, model, device=device), model_hash(self.id, model)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STEPS = (1, 2, 4, 8)
 JUDGED_ITEMS = 1000
+WATCHED_ITEMS = 256  # while training goes on
 PLAIN_LINE_EVERY = 30.0  # seconds
 
 
@@ -79,6 +80,7 @@ def train_model(
             resume=resume,
             progress=progress,
             validate=lambda network: accuracy(found, network, device),
+            quick_validate=lambda network: likelihood_error(found, network, device),
             commit=commit()[0],
         )
     return _placed(path, shipped)
@@ -109,7 +111,7 @@ def progress_of(title: str) -> Iterator[Callable[[Progress], None]]:
             if progress.step == progress.steps or progress.seconds - last[0] >= PLAIN_LINE_EVERY:
                 last[0] = progress.seconds
                 step = f"step {progress.step}/{progress.steps}"
-                text = f"{title}: {step}  loss {progress.loss:.4g}  {progress.seconds:.0f}s"
+                text = f"{title}: {step}  {_state(progress)}  {progress.seconds:.0f}s"
                 console.print(text, soft_wrap=True, highlight=False)
 
         yield line
@@ -121,8 +123,30 @@ def progress_of(title: str) -> Iterator[Callable[[Progress], None]]:
             row,
             completed=progress.step,
             total=progress.steps,
-            description=f"{title}  loss {progress.loss:.4g}",
+            description=f"{title}  {_state(progress)}",
         )
+
+
+def _state(progress: Progress) -> str:
+    """Loss, error of the likelihood where it is known, and skipped steps where there are any."""
+    text = f"loss {progress.loss:.4g}"
+    if progress.validation is not None:
+        text += f"  error {progress.validation:.3g} bits/dim"
+    return text + (f"  {progress.skipped} skipped" if progress.skipped else "")
+
+
+def likelihood_error(task: Task, network: Any, device: str) -> float | None:
+    """Mean |error| of the one-step likelihood in bits/dim on a part of the test items; None for a model without one."""
+    from flowlik_estimators import get
+
+    if not hasattr(network, "joint"):
+        return None
+    try:
+        return _judged(task, network, get("f2d2", steps=1), "test", device, items=WATCHED_ITEMS).get(
+            "bpd_mae"
+        )
+    except UnavailableError:
+        return None
 
 
 def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
@@ -150,7 +174,9 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     return report
 
 
-def _judged(task: Task, network: Any, estimator: Any, split: str, device: str) -> dict[str, float]:
+def _judged(
+    task: Task, network: Any, estimator: Any, split: str, device: str, items: int = JUDGED_ITEMS
+) -> dict[str, float]:
     from flowlik.evaluation import evaluate
 
     cell = Cell(
@@ -158,14 +184,14 @@ def _judged(task: Task, network: Any, estimator: Any, split: str, device: str) -
         model="",
         estimator=estimator,
         device=device,
-        options=Options(split=split, n_items=JUDGED_ITEMS, batch_size=500),
+        options=Options(split=split, n_items=items, batch_size=500),
     )
-    items = task.items(split, JUDGED_ITEMS)
-    items = replace(items, x=items.x.float())
-    out = evaluate(cell, network, items.x, items.ids)
-    shape = (items.draws, items.n)
+    points = task.items(split, items)
+    points = replace(points, x=points.x.float())
+    out = evaluate(cell, network, points.x, points.ids)
+    shape = (points.draws, points.n)
     try:
-        truth = task.reference(split, items, estimator.data_end(network)).log_prob
+        truth = task.reference(split, points, estimator.data_end(network)).log_prob
     except (UnavailableError, ValueError):
         truth = np.full(shape, np.nan)
     levels = None if split == "teacher-samples" else task.levels

@@ -79,8 +79,9 @@ def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if not recipe.pool:
         return DigitsSource(teacher)
     weights = model_hash(task, recipe.teacher, path=path)
-    cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}.safetensors"
-    return DigitsSource(teacher, stored_paths(cache, lambda: solve(teacher, recipe.pool)))
+    cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}-{recipe.pool_probes}.safetensors"
+    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, probes=recipe.pool_probes))
+    return DigitsSource(teacher, paths)
 
 
 def _closed_form_source(task: str, recipe: Recipe, out: Path) -> Source:

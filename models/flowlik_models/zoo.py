@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .recipes import RECIPES, Recipe
 from .synthetic import CLOSED_FORM_TASKS, closed_form, constants_hash
 
 CLOSED_FORM = "closed-form"
+CHECKPOINTS_VARIABLE = "FLOWLIK_CHECKPOINTS"
 TASK_MODELS: dict[str, tuple[str, ...]] = {
     task: ((CLOSED_FORM,) if task in CLOSED_FORM_TASKS else ()) + tuple(RECIPES.get(task, {}))
     for task in (*CLOSED_FORM_TASKS, "digits")
@@ -69,8 +71,18 @@ def build(task: str, recipe: Recipe) -> nn.Module:
 
 
 def checkpoint_path(task: str, model: str) -> Path:
-    """Where the shipped checkpoint of a model lies."""
-    return SHIPPED / task / f"{model}.safetensors"
+    """Where the checkpoint of a model lies: in the folder ``$FLOWLIK_CHECKPOINTS`` where it is there, else shipped."""
+    name = Path(task) / f"{model}.safetensors"
+    own = os.environ.get(CHECKPOINTS_VARIABLE)
+    if own and (Path(own) / name).is_file():
+        return Path(own) / name
+    return SHIPPED / name
+
+
+def available_models(task: str) -> tuple[str, ...]:
+    """Models of a task that can be loaded: the closed form, and those whose checkpoint is there."""
+    models = TASK_MODELS.get(task, ())
+    return tuple(m for m in models if m == CLOSED_FORM or checkpoint_path(task, m).is_file())
 
 
 def _existing(task: str, model: str, path: Path | None) -> Path:
