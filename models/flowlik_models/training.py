@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint, save_tensors
 from .data import data_hash
+from .networks.vector import VectorFlowMap
 from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
 from .objectives.batch import Batch
 from .recipes import DATA_TEACHER, Recipe, smallest_step
@@ -35,6 +36,7 @@ from .zoo import build, checkpoint_path, load_model, model_hash, recipe_for
 _WARM_UP = 200
 _SAVE_EVERY = 30.0  # seconds
 _POOL_SEED = 77
+_FITTED = 20_000  # points that clusters are fitted to
 _VALIDATE_EVERY = 60.0  # seconds
 _BAD_STEPS = 50  # consecutive non-finite losses after which training stops
 
@@ -256,6 +258,9 @@ def train(
         recipe = dataclasses.replace(recipe, steps=steps)
     torch.manual_seed(seed)
     network = build(task, recipe)
+    if isinstance(network, VectorFlowMap) and network.clusters is not None:
+        generator = torch.Generator().manual_seed(_POOL_SEED)
+        network.clusters.fit(closed_form(task).sample(_FITTED, generator=generator))
     _start(network, task, recipe, out)
     source = _source(task, recipe, out, device)
     run = _Run(

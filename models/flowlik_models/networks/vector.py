@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from flowlik_models.gaussian import gaussian_map_coefficients
 
+from .clusters import ClusterMap
 from .embedding import TimeFeatures
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped: the tails extrapolate
@@ -33,9 +34,10 @@ class VectorFlowMap(nn.Module):
     ``preconditioned`` off the network is a plain MLP on x without Gaussian part or gates. With ``divergence`` off there
     is no ``joint``: the map alone.
 
-    ``waves`` random Fourier features of y (scale ``wave_scale`` radians per standard
-    deviation) let a small network follow the steep places between modes of low-dimensional data.
-    ``eps``: the data end lies at t = 1 - eps; ``delta``: the smallest 1 - t resolved.
+    ``clusters``: Gaussians of a mixture whose map takes the place of the one Gaussian's (0: none); ``clusters.fit``
+    fits them to data, and their responsibilities join the network's input. ``waves`` random Fourier features of y
+    (scale ``wave_scale`` radians per standard deviation) let a small network follow the steep places between modes of
+    low-dimensional data. ``eps``: the data end lies at t = 1 - eps; ``delta``: the smallest 1 - t resolved.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class VectorFlowMap(nn.Module):
         preconditioned: bool = True,
         waves: int = 0,
         wave_scale: float = 1.0,
+        clusters: int = 0,
         divergence: bool = True,
         eps: float = 0.0,
         delta: float = 5e-3,
@@ -64,7 +67,8 @@ class VectorFlowMap(nn.Module):
         self.register_buffer("eigenvectors", eigenvectors.float())
         self.time = TimeFeatures(delta=delta)
         self.register_buffer("wave_vectors", wave_scale * torch.randn(d, waves))
-        self.first = nn.Linear(d + 2 * waves + 2 * self.time.size, hidden)
+        self.clusters = ClusterMap(clusters, d) if clusters else None
+        self.first = nn.Linear(d + 2 * waves + 2 * self.time.size + clusters, hidden)
         self.blocks = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.shift = _zero_linear(hidden, d)
         if preconditioned:
@@ -83,22 +87,28 @@ class VectorFlowMap(nn.Module):
     wave_vectors: Tensor
 
     def _forward(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
+        inputs = [self.time(t), self.time(s)]
         if self.preconditioned:
-            c, divergence = gaussian_map_coefficients(self.eigenvalues, t, s)
             z = (x - t[:, None] * self.mean) @ self.eigenvectors
             w = (1 - t[:, None]).square() + t[:, None].square() * self.eigenvalues
             y = z / w.sqrt()
+            if self.clusters is None:
+                c, divergence = gaussian_map_coefficients(self.eigenvalues, t, s)
+                base = (c * z) @ self.eigenvectors.T + self.mean
+            else:
+                base, divergence, share = self.clusters(x, t, s)
+                inputs.append(share)
         else:
             y = x
         near = _CLIP * torch.tanh(y / _CLIP)
         phase = near @ self.wave_vectors
-        h = F.silu(self.first(torch.cat((near, phase.sin(), phase.cos(), self.time(t), self.time(s)), 1)))
+        h = F.silu(self.first(torch.cat((near, phase.sin(), phase.cos(), *inputs), 1)))
         for block in self.blocks:
             h = h + F.silu(block(h))
         u = self.shift(h)
         if not self.preconditioned:
             return u, None if self.head is None else x.shape[1] * self.head(h).squeeze(1)
-        u = u + (c * z + self.gain(h) * y) @ self.eigenvectors.T + self.mean
+        u = u + base + (self.gain(h) * y) @ self.eigenvectors.T
         u = u + self.gate_out(self.gate(h) * self.gate_in(y))
         if self.head is None:
             return u, None
