@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowlik_models import training
+from flowlik_models import training, zoo
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.objectives import adaptive, total_derivative
@@ -44,6 +44,13 @@ def test_interrupted_training_resumes_to_the_same_result(
     expected, found = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not list((tmp_path / "cut").rglob("*.state.safetensors"))
+
+
+@pytest.mark.parametrize("model", ["shortcut", "shortcut-distill", "lsd", "esd", "meanflow"])
+def test_every_objective_trains_a_map_and_its_divergence(model: str, tmp_path: Path) -> None:
+    train("gmm-2d", model, out=tmp_path, steps=2)
+    made = train("gmm-2d", f"{model}-f2d2", out=tmp_path, steps=2)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(made).values())
 
 
 def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +103,17 @@ def test_difference_derivative_agrees_with_the_exact_one(task: str) -> None:
 def test_a_loss_takes_one_error_a_sample() -> None:
     with pytest.raises(ValueError, match="one error a sample"):
         adaptive(torch.ones(3, 1), 1.0)
+
+
+def test_missing_models_come_after_those_they_build_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zoo, "SHIPPED", tmp_path)
+    assert zoo.missing_models([("digits", "lsd-f2d2"), ("gmm-2d", "closed-form"), ("digits", "teacher")]) == [
+        ("digits", "teacher"),
+        ("digits", "lsd"),
+        ("digits", "lsd-f2d2"),
+    ]
 
 
 @pytest.fixture

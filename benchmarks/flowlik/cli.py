@@ -34,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 LISTS = ("estimators", "tasks", "models", "suites")
+TRAINED = Path("runs/train")
 FORMATS = ("md", "latex", "csv")
 
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
@@ -81,6 +82,20 @@ def use_checkpoints(folder: Path | None) -> None:
     os.environ["FLOWLIK_CHECKPOINTS"] = str(folder.resolve())
 
 
+def train_missing(cells: Sequence[Cell], out: Path, device: str) -> None:
+    """Train the models of the cells whose checkpoint is not there, each after those it builds on; exit 1 on failure."""
+    from flowlik.training import train_model
+    from flowlik_models.training import TrainingError
+    from flowlik_models.zoo import missing_models
+
+    pairs = dict.fromkeys((cell.task, cell.model) for cell in cells if not cell.is_control)
+    for task, model in missing_models(pairs):
+        try:
+            train_model(task, model, out=out, device=device)
+        except TrainingError as error:
+            raise fail(f"{task} {model}: {error}", status=1) from None
+
+
 # --- flowlik run --------------------------------------------------------------------------------------------
 
 
@@ -105,10 +120,17 @@ def run(
     timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
     report: Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")] = True,
     checkpoints: CheckpointsOption = None,
+    train_first: Annotated[
+        bool,
+        typer.Option("--train", help="Train models of the suite that are not there, into --checkpoints."),
+    ] = False,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
     with bad_usage():
-        use_checkpoints(checkpoints)
+        own = checkpoints or (TRAINED if train_first else None)
+        if train_first and own is not None:
+            own.mkdir(parents=True, exist_ok=True)
+        use_checkpoints(own)
         from flowlik.runner import EXECUTORS
         from flowlik.tasks import unknown
 
@@ -124,6 +146,8 @@ def run(
             typer.echo(cell.title)
         typer.echo(f"{len(cells)} cells")
         return
+    if train_first and own is not None:
+        train_missing(cells, own, pick_device(device))
     folder = run_folder(out, resume)
     failed = run_plan(cells, folder, suite or "quick", resume=resume, timeout=seconds)
     drawn = draw(folder) if report else True
@@ -444,7 +468,7 @@ def train(
 
     with bad_usage():
         chosen = pick_device(device)
-        folder = out or Path("runs") / "train"
+        folder = out or TRAINED
         options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
         try:
             path = train_model(task, model, out=folder, device=chosen, **options)

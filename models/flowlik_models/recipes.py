@@ -163,8 +163,10 @@ _BASES = ("meanflow", "shortcut", "shortcut-distill", "lsd", "esd")
 
 def _base(model: str, recipe: Recipe) -> Recipe:
     """The recipe with the objective and the teacher that a model id stands for."""
-    kind = "shortcut" if model == "shortcut-distill" else model
-    recipe = replace(recipe, objective=kind)  # type: ignore[arg-type]
+    if model.startswith("shortcut"):  # whatever it knows of long steps comes from the diagonal
+        recipe = replace(recipe, objective="shortcut", diagonal=0.5)
+    else:
+        recipe = replace(recipe, objective=model)  # type: ignore[arg-type]
     if model != "shortcut":
         return recipe
     # without a teacher: conditional velocities, and the divergence of the map's own diagonal
@@ -172,15 +174,11 @@ def _base(model: str, recipe: Recipe) -> Recipe:
 
 
 def _maps(alone: Recipe, joint: Recipe) -> dict[str, Recipe]:
-    """Every way to learn a map, alone and then with a divergence head that starts from it.
-
-    MeanFlow's learn the longest steps last and get twice the training.
-    """
+    """Every way to learn a map, alone and then with a divergence head that starts from it."""
     made: dict[str, Recipe] = {}
     for model in _BASES:
-        steps = joint.steps if model == "meanflow" else joint.steps // 2
         made[model] = _base(model, alone)
-        made[f"{model}-f2d2"] = replace(_base(model, joint), divergence=True, start_from=model, steps=steps)
+        made[f"{model}-f2d2"] = replace(_base(model, joint), divergence=True, start_from=model)
     return made
 
 

@@ -100,8 +100,9 @@ class ClosedFormSource:
         return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))
 
     def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
-        """The exact field and its divergence."""
-        return lambda x, t: tuple(self.truth.velocity_and_divergence(x, t))
+        """The exact field and, where the recipe wants it, its divergence."""
+        parts = 2 if recipe.divergence else 1
+        return lambda x, t: tuple(self.truth.velocity_and_divergence(x, t))[:parts]
 
 
 def _split(recipe: Recipe) -> tuple[int, int]:

@@ -85,6 +85,25 @@ def available_models(task: str) -> tuple[str, ...]:
     return tuple(m for m in models if m == CLOSED_FORM or checkpoint_path(task, m).is_file())
 
 
+def missing_models(wanted: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(task, model) of those wanted, and of those they build on, that have no checkpoint, in the order to train
+    them."""
+    order: dict[tuple[str, str], None] = {}
+
+    def visit(task: str, model: str) -> None:
+        if model in available_models(task) or model not in RECIPES.get(task, {}):
+            return
+        recipe = RECIPES[task][model]
+        for other in (recipe.teacher, recipe.start_from):
+            if other is not None:
+                visit(task, other)
+        order[task, model] = None
+
+    for task, model in wanted:
+        visit(task, model)
+    return list(order)
+
+
 def _existing(task: str, model: str, path: Path | None) -> Path:
     file = path or checkpoint_path(task, model)
     if not file.is_file():

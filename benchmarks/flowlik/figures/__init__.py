@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from flowlik import view
 from flowlik.figures.accuracy import bpd_against_nfe, error_against_cost
+from flowlik.figures.family import joint_maps
 from flowlik.figures.images import density_maps, sample_grids
 from flowlik.figures.overview import error_overview
 from flowlik.figures.probes import noise_of_probes
@@ -72,6 +73,14 @@ KINDS: Final[dict[str, Kind]] = {
         "The estimators' own mean standard error against the derivative products they spend, pilots included. Grey "
         "lines fall like one over the square root of the products: a choice on a lower line is quieter at equal cost. "
         "Whether the bars can be trusted stands in the tables, as coverage.",
+    ),
+    "joint-maps": Kind(
+        joint_maps,
+        "Joint flow maps",
+        "Every trained joint map read by the same estimator. Left: the mean error, whose zero is the grey line; "
+        "middle: the mean absolute error item by item, with the controls; right: how far the order of the items is "
+        "from the reference's (down is better). A map that is near zero on the left and high in the middle has the "
+        "right mean and the wrong samples. Bars: 95 % bootstrap intervals.",
     ),
     "scatter": Kind(
         estimated_against_reference,
