@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,29 @@ def test_every_objective_trains_a_map_and_its_divergence(model: str, tmp_path: P
     train("gmm-2d", model, out=tmp_path, steps=2)
     made = train("gmm-2d", f"{model}-f2d2", out=tmp_path, steps=2)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(made).values())
+
+
+def test_weights_of_another_task_are_refused_as_a_start(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "thin-2d").mkdir()
+    for file in (checkpoint, checkpoint.with_suffix(".json")):
+        file.rename(tmp_path / "thin-2d" / file.name)
+    with pytest.raises(CheckpointError, match="expected meanflow on thin-2d, found meanflow on gmm-2d"):
+        train("thin-2d", "meanflow-f2d2", out=tmp_path, steps=2)
+
+
+def test_mixed_precision_trains_and_keeps_the_closed_form_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(recipe_for("gmm-2d", "direct-f2d2"), precision="bfloat16", pool=64, batch=64)
+    monkeypatch.setitem(RECIPES["gmm-2d"], "direct-f2d2", recipe)
+    made = train("gmm-2d", "direct-f2d2", out=tmp_path, steps=3)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(made).values())
+    untrained = build("gmm-2d", recipe)
+    x, t, s = torch.randn(50, 2), torch.rand(50), torch.rand(50)
+    exact = untrained.joint(x, t, s)  # type: ignore[operator]
+    with torch.autocast("cpu", torch.bfloat16):
+        for mixed, expected in zip(untrained.joint(x, t, s), exact, strict=True):  # type: ignore[operator]
+            torch.testing.assert_close(mixed.float(), expected)
 
 
 def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,12 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
     if recipe.start_from is None:
         return
     path = _trained(task, recipe.start_from, out)
-    tensors, _ = read_checkpoint(path)
+    tensors, card = read_checkpoint(path)
+    found = (card.get("task", task), card.get("model", recipe.start_from))
+    if found != (task, recipe.start_from):
+        raise CheckpointError(
+            f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
+        )
     expected = network.state_dict()
     unknown = [
         name for name in tensors if name not in expected or tensors[name].shape != expected[name].shape

@@ -190,7 +190,8 @@ class UNet(nn.Module):
     def _evaluate(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u, shaped like x; D_gauss (batch,); and both hidden layers, for a divergence head."""
         t, s = t.clamp(0, 1), s.clamp(0, 1)  # an adaptive solver may step past the end and interpolate
-        base, scale, base_divergence = self._gaussian(x, t, s)
+        with torch.autocast(x.device.type, enabled=False):  # the closed form stays exact in mixed precision
+            base, scale, base_divergence = self._gaussian(x, t, s)
         inputs, whitened = self._inputs(x, t)
         hidden, bottom = self._hidden(inputs, F.silu(self._embedding(t, s)))
         out = self.head(hidden).unflatten(1, (_TAPS + 1, self.event_shape[0]))

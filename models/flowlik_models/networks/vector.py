@@ -88,18 +88,13 @@ class VectorFlowMap(nn.Module):
 
     def _forward(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
         inputs = [self.time(t), self.time(s)]
+        y = x
         if self.preconditioned:
-            z = (x - t[:, None] * self.mean) @ self.eigenvectors
-            w = (1 - t[:, None]).square() + t[:, None].square() * self.eigenvalues
-            y = z / w.sqrt()
-            if self.clusters is None:
-                c, divergence = gaussian_map_coefficients(self.eigenvalues, t, s)
-                base = (c * z) @ self.eigenvectors.T + self.mean
-            else:
-                base, divergence, share = self.clusters(x, t, s)
-                inputs.append(share)
-        else:
-            y = x
+            with torch.autocast(
+                x.device.type, enabled=False
+            ):  # the closed form stays exact in mixed precision
+                base, divergence, y, share = self._closed_form(x, t, s)
+            inputs += share
         near = _CLIP * torch.tanh(y / _CLIP)
         phase = near @ self.wave_vectors
         h = F.silu(self.first(torch.cat((near, phase.sin(), phase.cos(), *inputs), 1)))
@@ -115,6 +110,16 @@ class VectorFlowMap(nn.Module):
         read = self.head(h)
         residual = x.shape[1] * read[:, 0] + (read[:, 1:] * near.square()).sum(1)
         return u, divergence + residual
+
+    def _closed_form(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Average velocity and divergence of the closed-form part, the whitened x, and responsibilities if any."""
+        z = (x - t[:, None] * self.mean) @ self.eigenvectors
+        y = z / ((1 - t[:, None]).square() + t[:, None].square() * self.eigenvalues).sqrt()
+        if self.clusters is not None:
+            base, divergence, share = self.clusters(x, t, s)
+            return base, divergence, y, [share]
+        c, divergence = gaussian_map_coefficients(self.eigenvalues, t, s)
+        return (c * z) @ self.eigenvectors.T + self.mean, divergence, y, []
 
     def _joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Average velocity (batch, d) and average divergence (batch,) from t to s."""
