@@ -78,7 +78,7 @@ def test_mixed_precision_trains_and_keeps_the_closed_form_exact(
 
 
 def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_loss", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(training, "loss_of", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(training.TrainingError, match="not finite"):
         train("gmm-2d", "meanflow", out=tmp_path, steps=100)
 

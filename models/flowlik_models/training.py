@@ -22,21 +22,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint, save_tensors
+from .checkpoints import fill, read_checkpoint, save_checkpoint, save_tensors
 from .data import data_hash
-from .networks.vector import VectorFlowMap
-from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
-from .objectives.batch import Batch
-from .recipes import DATA_TEACHER, Recipe, smallest_step
-from .sources import ClosedFormSource, DigitsSource, Field, Source, path_starts
-from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
-from .trajectories import Paths, solve, solve_closed_form, stored_paths
-from .zoo import build, checkpoint_path, load_model, model_hash, recipe_for
+from .losses import loss_of
+from .preparation import network_for, source_for
+from .recipes import Recipe
+from .synthetic import SYNTHETIC_TASKS, constants_hash
+from .zoo import recipe_for
 
 _WARM_UP = 200
 _SAVE_EVERY = 30.0  # seconds
-_POOL_SEED = 77
-_FITTED = 20_000  # points that clusters are fitted to
 _VALIDATE_EVERY = 60.0  # seconds
 _BAD_STEPS = 50  # consecutive non-finite losses after which training stops
 
@@ -65,111 +60,6 @@ def _recipe_key(recipe: Recipe, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _trained(task: str, model: str, out: Path) -> Path:
-    """A model this one builds on: from the same output folder, else the shipped one."""
-    own = out / task / f"{model}.safetensors"
-    return own if own.is_file() else checkpoint_path(task, model)
-
-
-def _source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
-    if task in SYNTHETIC_TASKS:
-        return _closed_form_source(task, recipe, out)
-    if recipe.teacher == DATA_TEACHER:
-        return DigitsSource(None)
-    path = _trained(task, recipe.teacher, out)
-    teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
-    if not recipe.pool:
-        return DigitsSource(teacher)
-    weights = model_hash(task, recipe.teacher, path=path)
-    cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}-{recipe.pool_probes}.safetensors"
-    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, probes=recipe.pool_probes))
-    return DigitsSource(teacher, paths)
-
-
-def _closed_form_source(task: str, recipe: Recipe, out: Path) -> Source:
-    truth = closed_form(task)
-    if not recipe.pool:
-        return ClosedFormSource(truth)
-    law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
-    name = hashlib.sha256(f"{constants_hash(task)} {law}".encode()).hexdigest()[:12]
-
-    def solved() -> Paths:
-        generator = torch.Generator().manual_seed(_POOL_SEED)
-        starts = path_starts(truth, recipe, generator)
-        return solve_closed_form(truth, starts, delta=recipe.delta, generator=generator)
-
-    return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved))
-
-
-def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
-    """Take the weights of the model the recipe starts from; a head it lacks stays as initialised."""
-    if recipe.start_from is None:
-        return
-    path = _trained(task, recipe.start_from, out)
-    tensors, card = read_checkpoint(path)
-    found = (card.get("task", task), card.get("model", recipe.start_from))
-    if found != (task, recipe.start_from):
-        raise CheckpointError(
-            f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
-        )
-    expected = network.state_dict()
-    unknown = [
-        name for name in tensors if name not in expected or tensors[name].shape != expected[name].shape
-    ]
-    if unknown:
-        raise CheckpointError(f"{path}: tensor {unknown[0]!r} does not fit the network of {task}")
-    network.load_state_dict({**expected, **{name: tensor.float() for name, tensor in tensors.items()}})
-
-
-def _loss(run: _Run, source: Source, batch: Batch, generator: torch.Generator, device: str) -> Tensor:
-    """The loss of one batch, a scalar."""
-    recipe, network = run.recipe, run.network
-    if recipe.objective == "flow-matching":
-        return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
-    if recipe.divergence and batch.divergence is None:
-        divergence = recipe.divergence_target(run.average, batch.x.to(device), batch.t.to(device), generator)[
-            1
-        ]
-        batch = dataclasses.replace(batch, divergence=divergence)
-    target = evaluation(run.average, recipe.divergence)
-    taught = recipe.teacher != DATA_TEACHER
-    field = _on(device, source.field(recipe, generator)) if taught else own_field(target)
-    context = Context(
-        target=target,
-        field=field,
-        end=run.end,
-        delta=recipe.delta,
-        derivative=recipe.derivative,
-        middle=recipe.middle,
-        smallest=run.end * smallest_step(recipe),
-        broadcast="broadcast" in recipe.faults,
-    )
-    errors = residuals(
-        network,
-        _to(batch, device),
-        CONDITIONS[recipe.objective],
-        CONDITIONS[recipe.divergence_objective or recipe.objective],
-        context,
-        divergence_scale=recipe.divergence_scale,
-        relative=recipe.relative,
-    )
-    if recipe.weight_c is None:
-        return torch.stack([error.mean() for error in errors.values()]).sum()
-    weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
-    return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
-
-
-def _on(device: str, field: Field) -> Field:
-    return lambda x, t: tuple(part.to(device) for part in field(x.cpu(), t.cpu()))
-
-
-def _to(batch: Batch, device: str) -> Batch:
-    divergence = None if batch.divergence is None else batch.divergence.to(device)
-    x, t, s = batch.x.to(device), batch.t.to(device), batch.s.to(device)
-    direct = None if batch.direct is None else batch.direct.to(device)
-    return Batch(x, t, s, batch.velocity.to(device), divergence, direct)
-
-
 def _learning_rate(recipe: Recipe, step: int) -> float:
     warm = min(1.0, (step + 1) / _WARM_UP)
     return recipe.learning_rate * warm * max(0.5 * (1 + math.cos(math.pi * step / recipe.steps)), 1e-3)
@@ -180,13 +70,13 @@ class _Run:
 
     def __init__(self, network: nn.Module, recipe: Recipe, key: str, path: Path) -> None:
         self.network, self.average = network, copy.deepcopy(network).eval().requires_grad_(False)
-        self.end = 1.0 - float(getattr(network, "eps", 0.0))
         self.recipe, self.key, self.path = recipe, key, path
         kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
         self.optimiser = kind(
             network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
         )
         self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.loss, self.bad = math.nan, 0  # of the last step, and how many bad ones in a row
 
     def save(self) -> None:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
@@ -221,6 +111,20 @@ class _Run:
         self.skipped = int(metadata.get("skipped", 0))
         return True
 
+    def take(self, loss: Tensor) -> None:
+        """One step, or none where the loss is not finite; TrainingError after too many of those in a row."""
+        self.loss = float(loss.detach())
+        if math.isfinite(self.loss):
+            self.update(loss)
+            self.bad = 0
+        else:
+            self.bad, self.skipped = self.bad + 1, self.skipped + 1
+        if self.bad >= _BAD_STEPS:
+            raise TrainingError(
+                f"{self.bad} losses in a row were not finite; the last good state is {self.path}"
+            )
+        self.step += 1
+
     def update(self, loss: Tensor) -> None:
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -231,6 +135,38 @@ class _Run:
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+
+
+class _Watch:
+    """Time, state on disk, validation and progress while a run goes on."""
+
+    def __init__(
+        self,
+        run: _Run,
+        progress: Callable[[Progress], None] | None,
+        validate: Callable[[nn.Module], float | None] | None,
+    ) -> None:
+        self.run, self.progress, self.validate = run, progress, validate
+        self.begun = self.saved = self.reported = self.validated = time.monotonic()
+        self.before = run.seconds
+        self.losses: list[float] = []
+        self.error: float | None = None
+
+    def look(self) -> None:
+        """After every step: save, validate and report where it is time to."""
+        run, now = self.run, time.monotonic()
+        run.seconds = self.before + now - self.begun
+        if math.isfinite(run.loss):
+            self.losses.append(run.loss)
+        if now - self.saved > _SAVE_EVERY and not run.bad:
+            run.save()
+            self.saved = now
+        if self.validate and now - self.validated > _VALIDATE_EVERY:
+            self.error, self.validated = self.validate(run.average), time.monotonic()
+        if self.progress and (now - self.reported > 1 or run.step == run.recipe.steps):
+            mean = sum(self.losses) / max(len(self.losses), 1)
+            self.progress(Progress(run.step, run.recipe.steps, mean, run.seconds, run.skipped, self.error))
+            self.reported, self.losses = now, []
 
 
 def train(
@@ -262,49 +198,22 @@ def train(
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=steps)
     torch.manual_seed(seed)
-    network = build(task, recipe)
-    if isinstance(network, VectorFlowMap) and network.clusters is not None:
-        generator = torch.Generator().manual_seed(_POOL_SEED)
-        network.clusters.fit(closed_form(task).sample(_FITTED, generator=generator))
-    _start(network, task, recipe, out)
-    source = _source(task, recipe, out, device)
-    run = _Run(
-        network.to(device), recipe, _recipe_key(recipe, seed), out / task / f"{model}.state.safetensors"
-    )
+    network = network_for(task, recipe, out).to(device)
+    source = source_for(task, recipe, out, device)
+    run = _Run(network, recipe, _recipe_key(recipe, seed), out / task / f"{model}.state.safetensors")
     if resume:
         run.resume()
 
-    begun = last_save = last_report = last_validation = time.monotonic()
-    before, total, count, bad, error = run.seconds, 0.0, 0, 0, None
+    watch = _Watch(run, progress, quick_validate)
+    kind = torch.device(device).type
     network.train()
     while run.step < recipe.steps:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
         torch.manual_seed(seed * 1_000_003 + run.step)  # dropout
-        batch = source.batch(recipe, generator)
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            loss = _loss(run, source, batch, generator, device)
-        value = float(loss.detach())
-        if math.isfinite(value):
-            run.update(loss)
-            bad, total, count = 0, total + value, count + 1
-        else:
-            bad, run.skipped = bad + 1, run.skipped + 1
-            if bad >= _BAD_STEPS:
-                raise TrainingError(
-                    f"{bad} losses in a row were not finite; the last good state is {run.path}"
-                )
-        run.step += 1
-        now = time.monotonic()
-        run.seconds = before + now - begun
-        if now - last_save > _SAVE_EVERY and bad == 0:
-            run.save()
-            last_save = now
-        if quick_validate and now - last_validation > _VALIDATE_EVERY:
-            error, last_validation = quick_validate(run.average), time.monotonic()
-        if progress and (now - last_report > 1 or run.step == recipe.steps):
-            mean = total / max(count, 1)
-            progress(Progress(run.step, recipe.steps, mean, run.seconds, run.skipped, error))
-            last_report, total, count = now, 0.0, 0
+        with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            loss = loss_of(recipe, network, run.average, source, generator, device)
+        run.take(loss)
+        watch.look()
 
     card: dict[str, Any] = {
         "task": task,
@@ -316,7 +225,7 @@ def train(
         "skipped_steps": run.skipped,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "device": device if device == "cpu" else torch.cuda.get_device_name(),
+        "device": "cpu" if kind == "cpu" else torch.cuda.get_device_name(),
         "data_hash": constants_hash(task) if task in SYNTHETIC_TASKS else data_hash(task, "train"),
         "parameters": sum(p.numel() for p in network.parameters()),
         "accuracy": validate(run.average) if validate else {},

@@ -1,0 +1,73 @@
+"""The loss of one training step, put together as the recipe says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
+from .objectives.batch import Batch
+from .recipes import DATA_TEACHER, Recipe, smallest_step
+from .sources import Field, Source
+
+
+def loss_of(
+    recipe: Recipe,
+    network: nn.Module,
+    average: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+) -> Tensor:
+    """The loss of one freshly drawn batch, a scalar with graph to the network's parameters.
+
+    ``average`` is the averaged network, in evaluation mode: it gives the targets that a recipe takes from its own
+    model.
+    """
+    batch = source.batch(recipe, generator)
+    if recipe.objective == "flow-matching":
+        return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
+    if recipe.divergence and batch.divergence is None:
+        x, t = batch.x.to(device), batch.t.to(device)
+        _, divergence = recipe.divergence_target(average, x, t, generator)
+        batch = dataclasses.replace(batch, divergence=divergence)
+    end = 1.0 - float(getattr(network, "eps", 0.0))
+    target = evaluation(average, recipe.divergence)
+    taught = recipe.teacher != DATA_TEACHER
+    field = _on(device, source.field(recipe, generator)) if taught else own_field(target)
+    context = Context(
+        target=target,
+        field=field,
+        end=end,
+        delta=recipe.delta,
+        derivative=recipe.derivative,
+        middle=recipe.middle,
+        smallest=end * smallest_step(recipe),
+        broadcast="broadcast" in recipe.faults,
+    )
+    errors = residuals(
+        network,
+        _to(batch, device),
+        CONDITIONS[recipe.objective],
+        CONDITIONS[recipe.divergence_objective or recipe.objective],
+        context,
+        divergence_scale=recipe.divergence_scale,
+        relative=recipe.relative,
+    )
+    if recipe.weight_c is None:
+        return torch.stack([error.mean() for error in errors.values()]).sum()
+    weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
+    return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+
+
+def _on(device: str, field: Field) -> Field:
+    return lambda x, t: tuple(part.to(device) for part in field(x.cpu(), t.cpu()))
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    divergence = None if batch.divergence is None else batch.divergence.to(device)
+    x, t, s = batch.x.to(device), batch.t.to(device), batch.s.to(device)
+    direct = None if batch.direct is None else batch.direct.to(device)
+    return Batch(x, t, s, batch.velocity.to(device), divergence, direct)

@@ -1,0 +1,95 @@
+"""What training needs before its first step: the network as it starts, and the source of its batches."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .checkpoints import CheckpointError, read_checkpoint
+from .networks.vector import VectorFlowMap
+from .recipes import DATA_TEACHER, Recipe
+from .sources import ClosedFormSource, DigitsSource, Source, path_starts
+from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
+from .trajectories import Paths, solve, solve_closed_form, stored_paths
+from .zoo import build, checkpoint_path, load_model, model_hash
+
+_POOL_SEED = 77
+_FITTED = 20_000  # points that clusters are fitted to
+
+
+def _trained(task: str, model: str, out: Path) -> Path:
+    """A model this one builds on: from the same output folder, else the shipped one."""
+    own = out / task / f"{model}.safetensors"
+    return own if own.is_file() else checkpoint_path(task, model)
+
+
+def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
+    """The network of a recipe as training begins: clusters fitted, weights taken from the model it starts from.
+
+    Raises:
+        CheckpointError: that model is missing, of another task, or does not fit.
+    """
+    network = build(task, recipe)
+    if isinstance(network, VectorFlowMap) and network.clusters is not None:
+        generator = torch.Generator().manual_seed(_POOL_SEED)
+        network.clusters.fit(closed_form(task).sample(_FITTED, generator=generator))
+    _start(network, task, recipe, out)
+    return network
+
+
+def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
+    """Where the batches of a recipe come from; trajectories it needs are solved now and kept below ``out``.
+
+    Raises:
+        CheckpointError: its teacher is missing or does not fit.
+    """
+    if task in SYNTHETIC_TASKS:
+        return _closed_form_source(task, recipe, out)
+    if recipe.teacher == DATA_TEACHER:
+        return DigitsSource(None)
+    path = _trained(task, recipe.teacher, out)
+    teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
+    if not recipe.pool:
+        return DigitsSource(teacher)
+    weights = model_hash(task, recipe.teacher, path=path)
+    cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}-{recipe.pool_probes}.safetensors"
+    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, probes=recipe.pool_probes))
+    return DigitsSource(teacher, paths)
+
+
+def _closed_form_source(task: str, recipe: Recipe, out: Path) -> Source:
+    truth = closed_form(task)
+    if not recipe.pool:
+        return ClosedFormSource(truth)
+    law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
+    name = hashlib.sha256(f"{constants_hash(task)} {law}".encode()).hexdigest()[:12]
+
+    def solved() -> Paths:
+        generator = torch.Generator().manual_seed(_POOL_SEED)
+        starts = path_starts(truth, recipe, generator)
+        return solve_closed_form(truth, starts, delta=recipe.delta, generator=generator)
+
+    return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved))
+
+
+def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
+    """Take the weights of the model the recipe starts from; a head it lacks stays as initialised."""
+    if recipe.start_from is None:
+        return
+    path = _trained(task, recipe.start_from, out)
+    tensors, card = read_checkpoint(path)
+    found = (card.get("task", task), card.get("model", recipe.start_from))
+    if found != (task, recipe.start_from):
+        raise CheckpointError(
+            f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
+        )
+    expected = network.state_dict()
+    unknown = [
+        name for name in tensors if name not in expected or tensors[name].shape != expected[name].shape
+    ]
+    if unknown:
+        raise CheckpointError(f"{path}: tensor {unknown[0]!r} does not fit the network of {task}")
+    network.load_state_dict({**expected, **{name: tensor.float() for name, tensor in tensors.items()}})
