@@ -231,14 +231,22 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         direct={**_DIRECT, "steps": 12_000},
     ),
     "checkerboard-2d": _vectors(
-        replace(_PLANE, steps=5_000), replace(_BOARD, steps=20_000), direct={**_DIRECT, "steps": 20_000}
+        replace(_PLANE, steps=5_000),
+        replace(_BOARD, steps=20_000),
+        # at the squares' edges most of the error is the divergence's
+        direct={
+            **_DIRECT,
+            "steps": 24_000,
+            "weight_c": (0.3, 0.03),
+            "network": {**_BOARD.network, "hidden": 224},
+        },
     ),
     "thin-2d": _vectors(
         replace(_PLANE, steps=4_000), replace(_PLANE, steps=8_000), direct={**_DIRECT, "steps": 12_000}
     ),
     "gmm-64d": _vectors(
         replace(_SPACE, steps=1_500),
-        replace(_SPACE, steps=5_000),
+        replace(_SPACE, steps=10_000),
         direct={**_DIRECT, "steps": 12_000},
         own=DivergenceTarget(control="gaussian"),
     ),
