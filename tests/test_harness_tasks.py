@@ -99,7 +99,7 @@ def test_gaussian_log_density_agrees_with_torch() -> None:
     covariance, mean = a @ a.T + torch.eye(3), torch.arange(3.0, dtype=torch.float64)
     x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     expected = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x)
-    found = gaussian_log_density(x.numpy(), mean.numpy(), covariance.numpy())
+    found = gaussian_log_density(mean.numpy(), covariance.numpy())(x.numpy())
     assert found == pytest.approx(expected.numpy(), abs=1e-12)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from flowlik.measures import bits_per_dim
+from flowlik.points import whole
 from flowlik.tasks import get_task
 from flowlik_estimators import Estimate, parse_spec
 from flowlik_models.zoo import load_model
@@ -45,7 +46,7 @@ class Likelihood:
         if exact and self.task.dim > EXACT_DIM:
             raise NotImplementedError("the exact trace is left out above eight dimensions")
         self.items = self.task.items("test", ITEMS)
-        self.x = self.items.x.float()
+        self.x = whole(self.items.x).float()
         if torch.cuda.is_available():
             self.model, self.x = self.model.cuda(), self.x.cuda()
         self.log_prob()  # warm-up, untimed

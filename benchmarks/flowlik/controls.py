@@ -8,11 +8,15 @@ is evaluated (NFE 0). See docs/math.md section 9.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
+from flowlik.points import pieces
 from flowlik.tasks import Array, Items, Reference, Task
 
+ROWS = 1024
 CONTROLS = ("control-mean", "control-component", "control-gaussian")
 
 
@@ -38,13 +42,18 @@ def control_log_prob(name: str, task: Task, items: Items, reference: Reference) 
         size = np.bincount(items.component)
         total = np.bincount(items.component, weights=truth[0])
         return np.asarray((total / np.maximum(size, 1))[items.component][None])
-    x = items.x.double().flatten(1).numpy()
-    return gaussian_log_density(x, *task.moments()).reshape(truth.shape)
+    density = gaussian_log_density(*task.moments())
+    rows = [density(part.double().flatten(1).numpy()) for part in pieces(items.x, ROWS)]
+    return np.concatenate(rows).reshape(truth.shape)
 
 
-def gaussian_log_density(x: Array, mean: Array, covariance: Array) -> Array:
-    """log N(x; mean, covariance) of (n, d) points, (n,) nats."""
+def gaussian_log_density(mean: Array, covariance: Array) -> Callable[[Array], Array]:
+    """log N(x; mean, covariance) as a function of points (n, d), (n,) nats."""
     factor = np.linalg.cholesky(covariance)
-    whitened = np.linalg.solve(factor, (x - mean).T)
-    log_volume = float(np.log(np.diag(factor)).sum())
-    return np.asarray(-0.5 * (whitened**2).sum(axis=0) - log_volume - 0.5 * len(mean) * math.log(2 * math.pi))
+    log_volume = float(np.log(np.diag(factor)).sum()) + 0.5 * len(mean) * math.log(2 * math.pi)
+
+    def density(x: Array) -> Array:
+        whitened = solve_triangular(factor, (x - mean).T, lower=True)
+        return np.asarray(-0.5 * (whitened**2).sum(axis=0) - log_volume)
+
+    return density

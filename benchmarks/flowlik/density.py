@@ -19,6 +19,7 @@ from torch import Tensor
 from flowlik import measures
 from flowlik.cells import Cell
 from flowlik.evaluation import DivergedError, beside, evaluate, evaluate_plain, sample_with_log_prob
+from flowlik.points import whole
 from flowlik.tasks import Array, Grid, Items, Reference, Task
 
 BROAD = 1.1  # standard deviations of the proposal's Gaussian third, in those of the data
@@ -69,7 +70,7 @@ def importance_mass(
     n = items.n
     estimate, truth = log_prob[0], reference.log_prob[0]
     end = 1.0 - row["eps"]
-    if task.log_density(items.x[:1], end) is None:
+    if task.log_density(whole(items.x[:1]), end) is None:
         known = np.isfinite(truth)
         # only draws of the reference itself are draws of the density that `truth` is
         if cell.options.split == "teacher-samples" and known.sum() > 1:
@@ -96,7 +97,9 @@ def importance_mass(
         joined: Array = np.logaddexp(math.log1p(-share) + exact, math.log(share) - 0.5 * size.sum(1))
         return joined
 
-    row["mass"], row["mass_se"] = _mean_exp([estimate - proposal(items.x[:n]), elsewhere - proposal(points)])
+    row["mass"], row["mass_se"] = _mean_exp(
+        [estimate - proposal(whole(items.x[:n])), elsewhere - proposal(points)]
+    )
 
 
 def _mean_exp(strata: list[Array]) -> tuple[float, float]:

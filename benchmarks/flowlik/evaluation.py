@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.cells import Cell
+from flowlik.points import Points, whole
 from flowlik.tasks import Array
 
 T = TypeVar("T")
@@ -74,8 +75,10 @@ def stream(call: Callable[[slice], T], n: int, batch_size: int) -> tuple[list[T]
     return parts, batch_size
 
 
-def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor, *, all_or_nothing: bool = False) -> Evaluation:
-    """The estimator on all points, in batches.
+def evaluate(
+    cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, *, all_or_nothing: bool = False
+) -> Evaluation:
+    """The estimator on all points, in batches; `Points` are made a batch at a time.
 
     Raises:
         RefusedError: it does not fit the model. DivergedError: `all_or_nothing`, and one batch got no value.
@@ -154,9 +157,9 @@ def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool) -> list[Any]:
     return stream(batch, n, cell.options.batch_size)[0]
 
 
-def on_device(cell: Cell, x: Tensor) -> Tensor:
+def on_device(cell: Cell, x: Tensor | Points) -> Tensor:
     """x on the cell's device, in its dtype."""
-    return x.to(device=cell.device, dtype=getattr(torch, cell.options.dtype))
+    return whole(x).to(device=cell.device, dtype=getattr(torch, cell.options.dtype))
 
 
 def beside(cell: Cell, row: dict[str, Any]) -> Cell:
@@ -174,6 +177,6 @@ def beside(cell: Cell, row: dict[str, Any]) -> Cell:
     )
 
 
-def evaluate_plain(cell: Cell, model: Any, x: Tensor) -> Array:
+def evaluate_plain(cell: Cell, model: Any, x: Tensor | Points) -> Array:
     """Log-densities (batch,) alone; DivergedError where a batch got no value."""
     return evaluate(cell, model, x, torch.arange(len(x)), all_or_nothing=True).log_prob

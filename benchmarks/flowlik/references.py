@@ -25,6 +25,7 @@ from torch import Tensor
 
 from flowlik import measures
 from flowlik.places import need_source_root, results_dir
+from flowlik.points import whole
 from flowlik.records import read_arrays, to_plain, utc_now, write_arrays
 from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_task, tensor_hash
 from flowlik_models.files import write_atomically
@@ -105,7 +106,7 @@ def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference
         raise UnavailableError(f"the reference of {task.id} is of t = {card['t_end']}, not {t}")
     values = np.asarray(found.arrays[f"{split}_log_prob"], dtype=np.float64)
     part = card["splits"][split]
-    if tensor_hash(task.items(split, len(values)).x) != part["x_hash"]:
+    if tensor_hash(whole(task.items(split, len(values)).x)) != part["x_hash"]:
         raise ValueError(f"{found.file}: expected the points of {split} with hash {part['x_hash']}; {again}")
     log_prob = np.full((items.draws, items.n), np.nan)
     known = min(items.n, len(values))
@@ -181,7 +182,7 @@ def _summarise_closed_form(task: ClosedFormTask, folder: Path) -> Path:
         mass = measures.mass(task.log_density(grid.points, end), grid.cell_area)
         checks.append(_check("|mass on the task's grid - 1|", abs(mass - 1.0), 1e-4))
     mean, covariance = task.moments()
-    x = items.x.flatten(1).numpy()
+    x = whole(items.x).flatten(1).numpy()
     spread = np.sqrt(np.diag(covariance) / n)
     checks.append(
         _check("largest |sample mean - mean| in standard errors", _largest(x.mean(0) - mean, spread), 5.0)
@@ -232,7 +233,7 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
         "checks": [],
     }
     for split in task.splits:
-        x = samples[:n] if split == "teacher-samples" else task.items(split, n).x
+        x = samples[:n] if split == "teacher-samples" else whole(task.items(split, n).x)
         values = _in_chunks(model, x, STEPS, end, parts, split, device, progress)
         halved = _in_chunks(model, x[:HALVED_ITEMS], HALVED, end, parts, split, device, progress)
         scale = 1.0 / (task.dim * math.log(2.0))

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowlik.points import Points, pieces, whole
+
 if TYPE_CHECKING:
     from flowlik_models.interfaces import Moments
 
@@ -38,9 +40,12 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, `component` (n,) where known."""
+    """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, `component` (n,) where known.
 
-    x: Tensor
+    `x` may be `Points`, which are made batch by batch.
+    """
+
+    x: Tensor | Points
     ids: Tensor
     n: int
     draws: int = 1
@@ -164,7 +169,7 @@ class Task(ABC):
         """The grid on which densities of a 2-D task are drawn and their mass is taken; None: no such grid."""
         return None
 
-    def log_density(self, x: Tensor, t: float) -> Array | None:
+    def log_density(self, x: Tensor | Points, t: float) -> Array | None:
         """Exact log p_t at any x, (batch,) nats; None where the task has no closed form."""
         return None
 
@@ -172,7 +177,7 @@ class Task(ABC):
         """Real items for the Frechet distance, (n, *event) float32; None where the task has no feature network."""
         return None
 
-    def own_measures(self, x: Tensor, errors: Array, evaluate: Evaluate) -> dict[str, float]:
+    def own_measures(self, x: Tensor | Points, errors: Array, evaluate: Evaluate) -> dict[str, float]:
         """The task's own measures: `x` (n, *event), their `errors` (n,) in bits/dim, `evaluate` the estimator."""
         return {}
 
@@ -198,7 +203,8 @@ def tensor_hash(x: Tensor) -> str:
     return digest(tuple(x.shape), np.ascontiguousarray(x.detach().cpu().numpy().astype("<f4")))
 
 
-def _seed(*parts: Any) -> int:
+def seed_of(*parts: Any) -> int:
+    """A seed named by texts and numbers."""
     return int(digest(*parts), 16)
 
 
@@ -232,7 +238,7 @@ class ClosedFormTask(Task):
         parts, components = [], []
         known = self.has_components
         for block in range(-(-n // self.block)):
-            generator = torch.Generator().manual_seed(_seed(self.id, self.version, split, block))
+            generator = torch.Generator().manual_seed(seed_of(self.id, self.version, split, block))
             options: dict[str, Any] = {"generator": generator, "t": 1.0 - self.eps, "dtype": torch.float64}
             if known:
                 x, component = self.truth.sample_with_component(self.block, **options)
@@ -253,10 +259,10 @@ class ClosedFormTask(Task):
             digest="closed-form",
         )
 
-    def log_density(self, x: Tensor, t: float) -> Array:
+    def log_density(self, x: Tensor | Points, t: float) -> Array:
         """Exact log p_t in float64, in pieces that fit in memory."""
         with torch.no_grad():
-            values = [self.truth.log_prob(part.double().cpu(), t) for part in torch.split(x, BLOCK)]
+            values = [self.truth.log_prob(part.double().cpu(), t) for part in pieces(x, BLOCK)]
         return np.asarray(torch.cat(values).numpy(), dtype=np.float64)
 
     def data_moments(self) -> Moments:
@@ -292,7 +298,7 @@ def _closed_form_moments(task: ClosedFormTask) -> tuple[Array, Array]:
         mean, covariance = _exact_moments(truth)
         identity = torch.eye(task.dim, dtype=covariance.dtype)
         return (t * mean).numpy(), (t**2 * covariance + (1 - t) ** 2 * identity).numpy()
-    x = task.items("train", 200_000).x.numpy()
+    x = whole(task.items("train", 200_000).x).numpy()
     return x.mean(axis=0), np.cov(x, rowvar=False)
 
 
@@ -312,11 +318,11 @@ class CheckerboardTask(ClosedFormTask):
     outside_points: int = 500
     outside_drop: float = 3.0
 
-    def own_measures(self, x: Tensor, errors: Array, evaluate: Evaluate) -> dict[str, float]:
+    def own_measures(self, x: Tensor | Points, errors: Array, evaluate: Evaluate) -> dict[str, float]:
         """`interior_bias` and `interior_mae` (points at least 0.1 from an edge) in bits/dim; `outside_share`: of 500
         points uniform in [-4, 4]^2 at least 0.3 from every filled square, the share at least 3 nats below the inside.
         """
-        inside = errors[self._depth(x) >= self.edge_margin]
+        inside = errors[self._depth(whole(x)) >= self.edge_margin]
         inside = inside[np.isfinite(inside)]
         outside = evaluate(self._outside())
         side = self.truth.side * (1.0 - self.eps)
@@ -342,7 +348,7 @@ class CheckerboardTask(ClosedFormTask):
         return np.asarray(-self._distances(x.double().cpu().numpy()).min(axis=1))
 
     def _outside(self) -> Tensor:
-        generator = np.random.default_rng(_seed(self.id, self.version, "outside"))
+        generator = np.random.default_rng(seed_of(self.id, self.version, "outside"))
         points = generator.uniform(-4.0, 4.0, size=(self.outside_points * 20, 2))
         far = points[self._distances(points).min(axis=1) >= self.outside_margin]
         return torch.from_numpy(far[: self.outside_points])
@@ -398,7 +404,7 @@ class DigitsTask(Task):
     def data_hash(self, split: str) -> str:
         """Names the images and the dequantisation noise; for the teacher's samples, the samples."""
         if split == "teacher-samples":
-            return tensor_hash(self.items(split, 10**9).x)
+            return tensor_hash(whole(self.items(split, 10**9).x))
         from flowlik_models.data import data_hash
 
         return digest(data_hash(self.id, split), self.version, self.key, split)
@@ -416,6 +422,7 @@ class DigitsTask(Task):
 
 
 def _builtin() -> dict[str, Task]:
+    from flowlik.image_tasks import image_tasks
     from flowlik_models.synthetic import SCALING_DIMS
 
     def mixture(
@@ -460,7 +467,7 @@ def _builtin() -> dict[str, Task]:
         )
         for name, dim in SCALING_DIMS.items()
     )
-    return {task.id: task for task in (*tasks, *scaling)}
+    return {task.id: task for task in (*tasks, *image_tasks(), *scaling)}
 
 
 @cache

@@ -20,6 +20,7 @@ from flowlik import measures
 from flowlik.cells import Cell, Options
 from flowlik.environment import commit
 from flowlik.places import need_source_root
+from flowlik.points import whole
 from flowlik.tasks import Task, UnavailableError, get_task
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _judged(
         options=Options(split=split, n_items=items, batch_size=500),
     )
     points = task.items(split, items)
-    points = replace(points, x=points.x.float())
+    points = replace(points, x=points.x.to(torch.float32))
     out = evaluate(cell, network, points.x, points.ids)
     shape = (points.draws, points.n)
     try:
@@ -206,6 +207,6 @@ def _cycle(task: Task, network: Any, steps: int, device: str) -> float:
     from flowlik.density import cycle_error
     from flowlik_estimators import get
 
-    x = task.items("test", JUDGED_ITEMS).x.to(device=device, dtype=torch.float32)
+    x = whole(task.items("test", JUDGED_ITEMS).x).to(device=device, dtype=torch.float32)
     error = cycle_error(get("meanflow", steps=steps), network, x)
     return float("nan") if error is None else float(f"{error:.4g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -21,3 +22,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def no_room(path: Path, error: OSError, size: int | None = None) -> str:
+    """One line for a file that could not be written: what is full or closed, and how much room it needs."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: cannot be written ({error.strerror or error})"
+    needs = "" if size is None else f", needs {size / 1e6:,.0f} MB"
+    return f"{path}: no space left on the device{needs}; free some room and try again"

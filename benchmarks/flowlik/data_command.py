@@ -1,0 +1,95 @@
+"""`flowlik data`: which data is where, and how to get what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowlik_models.images.download import Progress
+
+
+def listing(root: Path | None) -> dict[str, dict[str, str]]:
+    """Every task's data: state, place and what to do about it."""
+    from flowlik.tasks import registry
+    from flowlik_models.image_mixtures import IMAGES_OF
+    from flowlik_models.images.inventory import inventory
+
+    found = {entry.name: {key: value for key, value in asdict(entry).items() if key != "name"}
+             for entry in inventory(root)}  # fmt: skip
+    for name in registry():
+        if name in found:
+            continue
+        source = IMAGES_OF.get(name)
+        if source in found:
+            found[name] = {"state": found[source]["state"], "where": "", "detail": f"fitted to {source}"}
+        elif name == "digits" or source == "digits":
+            found[name] = {"state": "verified", "where": "", "detail": "comes with scikit-learn"}
+        else:
+            found[name] = {"state": "verified", "where": "", "detail": "closed form, comes with the package"}
+    return found
+
+
+def print_listing(found: dict[str, dict[str, str]], root: Path | None) -> None:
+    """The listing as a table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("data", "state", "where", ""):
+        table.add_column(column, overflow="fold", no_wrap=column in ("data", "state"))
+    for name, entry in found.items():
+        table.add_row(name, entry["state"], escape(entry["where"]), escape(entry["detail"]))
+    console.print(f"data folder: {root or 'none'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+
+
+def get(name: str, root: Path | None) -> Path:
+    """Fetch a data set into the data folder, with a progress bar; its folder.
+
+    Raises:
+        ValueError: no such data set, no data folder, or a download that failed; one line says why.
+    """
+    from flowlik.tasks import unknown
+    from flowlik_models.images import CATALOG
+    from flowlik_models.images.download import fetch
+
+    if name not in CATALOG:
+        raise ValueError(unknown("data set", name, tuple(CATALOG)))
+    if root is None:
+        raise ValueError("no data folder: give --data-dir or set FLOWLIK_DATA")
+    with _bars() as progress:
+        files = fetch(CATALOG[name], root, progress=progress)
+    return files[0].parent
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    """One progress bar a file on a terminal; a line as each file ends otherwise."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console()
+    if not console.is_terminal:
+
+        def line(name: str, have: int, size: int) -> None:
+            if have >= size:
+                console.print(f"{name}: {have:,} bytes", markup=False, highlight=False, soft_wrap=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console) as shown:
+        bars: dict[str, Any] = {}
+
+        def update(name: str, have: int, size: int) -> None:
+            if name not in bars:
+                bars[name] = shown.add_task(name, total=size)
+            shown.update(bars[name], completed=have)
+
+        yield update
