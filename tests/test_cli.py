@@ -131,9 +131,9 @@ def test_list_prints_what_there_is(kind: str) -> None:
 def test_data_says_what_is_where(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     found = json.loads(call("data", "--data-dir", str(tmp_path), "--json").output)
-    assert found["mnist"].startswith("found")
-    assert found["cifar10"].startswith("missing")
-    assert "scikit-learn" in found["digits"]
+    assert found["mnist"]["state"] == "missing"
+    assert found["cifar10"]["state"] == "missing"
+    assert "scikit-learn" in found["digits"]["detail"]
 
 
 def test_sysinfo_names_versions_and_no_path_of_the_machine() -> None:

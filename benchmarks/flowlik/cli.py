@@ -48,6 +48,9 @@ CheckpointsOption = Annotated[
         help="Folder of models of your own, such as runs/train; they come before the shipped ones.",
     ),
 ]
+DataOption = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="FLOWLIK_DATA", help="Folder of the image data sets.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 
 
@@ -80,6 +83,17 @@ def use_checkpoints(folder: Path | None) -> None:
             f"{folder}: no such folder of checkpoints; `flowlik train TASK MODEL --out {folder}` makes it"
         )
     os.environ["FLOWLIK_CHECKPOINTS"] = str(folder.resolve())
+
+
+def use_data(folder: Path | None) -> None:
+    """Look for image files in this folder, in this process and in those it starts; ValueError where it is none."""
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such data folder; `flowlik data get NAME --data-dir {folder}` makes it"
+        )
+    os.environ["FLOWLIK_DATA"] = str(folder.expanduser().resolve())
 
 
 def train_missing(cells: Sequence[Cell], out: Path, device: str) -> None:
@@ -124,6 +138,7 @@ def run(
         bool,
         typer.Option("--train", help="Train models of the suite that are not there, into --checkpoints."),
     ] = False,
+    data_dir: DataOption = None,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
     with bad_usage():
@@ -131,6 +146,7 @@ def run(
         if train_first and own is not None:
             own.mkdir(parents=True, exist_ok=True)
         use_checkpoints(own)
+        use_data(data_dir)
         from flowlik.runner import EXECUTORS
         from flowlik.tasks import unknown
 
@@ -192,13 +208,19 @@ def plan_cells(
         if models:
             check_models(models, sorted({cell.task for cell in cells}))
             cells = [cell for cell in cells if cell.model in models or cell.is_control]
-    if not [cell for cell in cells if not cell.is_control]:
-        raise ValueError(
-            f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
-        )
+    if not [cell for cell in cells if specs or not cell.is_control]:
+        raise ValueError(_nothing_left(suite, tasks))
     if limit:
         cells = suites.unique([limited(cell, limit) for cell in cells])
     return cells
+
+
+def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
+    from flowlik.tasks import get_task
+
+    if without := [name for name in tasks or () if not get_task(name).models]:
+        return f"no model of {', '.join(without)} is there yet; control rows run without: -e control-gaussian"
+    return f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
 
 
 def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
@@ -443,6 +465,8 @@ def _models_of(task: str, models: Sequence[str]) -> str:
 
     there = available_models(task) if task in TASK_MODELS else tuple(models)
     missing = [model for model in models if model not in there]
+    if not models:
+        return "none yet"
     return ", ".join(there) + (f"; to train: {', '.join(missing)}" if missing else "")
 
 
@@ -461,12 +485,14 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Number of steps instead of the recipe's.", min=1)] = None,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted training.")] = True,
+    data_dir: DataOption = None,
 ) -> None:
     """Train a model from nothing, or go on where an interrupted training stopped."""
     from flowlik.training import train_model
     from flowlik_models.training import TrainingError
 
     with bad_usage():
+        use_data(data_dir)
         chosen = pick_device(device)
         folder = out or TRAINED
         options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
@@ -484,12 +510,14 @@ def reference(
     ship: ShipOption = False,
     device: DeviceOption = "auto",
     limit: Annotated[int | None, typer.Option(help="Items a split (default 256).", min=2)] = None,
+    data_dir: DataOption = None,
 ) -> None:
     """Compute the task's converged likelihoods and the checks they passed."""
     from flowlik.references import make_reference, ship_reference
     from flowlik.tasks import UnavailableError, get_task
 
     with bad_usage():
+        use_data(data_dir)
         chosen = pick_device(device)
         get_task(task)
     folder = out or Path("runs") / "references"
@@ -611,43 +639,36 @@ def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Ve
 
 @app.command()
 def data(
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", envvar="FLOWLIK_DATA", help="Where image files lie.")
-    ] = None,
+    action: Annotated[str | None, typer.Argument(metavar="[get]", help="get: fetch NAME.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A data set of images.")] = None,
+    data_dir: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which data is there and where it comes from."""
-    found = _data(data_dir)
+    """Say which data is where and whether it is as published, or get a data set from its official address."""
+    from flowlik import data_command
+    from flowlik.tasks import unknown
+
+    with bad_usage():
+        if action not in (None, "get"):
+            raise ValueError(unknown("action", str(action), ("get",)))
+        if action == "get" and name is None:
+            raise ValueError("flowlik data get needs a name: flowlik data lists them")
+        if name is not None:
+            data_command.check_get(name, data_dir)
+    if name is not None and data_dir is not None:
+        try:
+            folder = data_command.get(name, data_dir)
+        except ValueError as error:
+            raise fail(" ".join(str(error).split()), 1) from None
+        except KeyboardInterrupt:
+            raise fail(f"interrupted; the same command goes on: flowlik data get {name}", 130) from None
+        typer.echo(f"{name}: {folder}")
+        return
+    found = data_command.listing(data_dir)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    for name, text in found.items():
-        typer.echo(f"{name:<20} {text}")
-
-
-FOLDERS = {
-    "mnist": ("mnist",),
-    "fashion-mnist": ("fashion-mnist",),
-    "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
-    "imagenet64": ("imagenet64",),
-}
-
-
-def _data(folder: Path | None) -> dict[str, str]:
-    from flowlik.tasks import registry
-
-    found = {
-        name: "comes with scikit-learn" if name == "digits" else "closed form, comes with the package"
-        for name in registry()
-        if name not in FOLDERS
-    }
-    for name, candidates in FOLDERS.items():
-        if folder is None:
-            found[name] = "not looked for; give --data-dir or set FLOWLIK_DATA"
-            continue
-        there = [candidate for candidate in candidates if (folder / candidate).is_dir()]
-        found[name] = f"found: {there[0]}/" if there else f"missing: put its files into {candidates[0]}/"
-    return found
+    data_command.print_listing(found, data_dir)
 
 
 @app.command()

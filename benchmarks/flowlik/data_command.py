@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,17 @@ def listing(root: Path | None) -> dict[str, dict[str, str]]:
     from flowlik_models.image_mixtures import IMAGES_OF
     from flowlik_models.images.inventory import inventory
 
-    found = {entry.name: {key: value for key, value in asdict(entry).items() if key != "name"}
-             for entry in inventory(root)}  # fmt: skip
+    found = {}
+    for entry in inventory(root):
+        found[entry.name] = {"state": entry.state, "where": entry.where, "detail": entry.detail}
     for name in registry():
-        if name in found:
-            continue
         source = IMAGES_OF.get(name)
         if source in found:
             found[name] = {"state": found[source]["state"], "where": "", "detail": f"fitted to {source}"}
         elif name == "digits" or source == "digits":
-            found[name] = {"state": "verified", "where": "", "detail": "comes with scikit-learn"}
-        else:
-            found[name] = {"state": "verified", "where": "", "detail": "closed form, comes with the package"}
+            found[name] = {"state": "included", "where": "", "detail": "from scikit-learn"}
+        elif name not in found:
+            found[name] = {"state": "included", "where": "", "detail": "closed form"}
     return found
 
 
@@ -49,20 +47,26 @@ def print_listing(found: dict[str, dict[str, str]], root: Path | None) -> None:
     console.print(table)
 
 
-def get(name: str, root: Path | None) -> Path:
-    """Fetch a data set into the data folder, with a progress bar; its folder.
-
-    Raises:
-        ValueError: no such data set, no data folder, or a download that failed; one line says why.
-    """
+def check_get(name: str, root: Path | None) -> None:
+    """Raise ValueError where there is no such data set, or no folder to put it."""
     from flowlik.tasks import unknown
     from flowlik_models.images import CATALOG
-    from flowlik_models.images.download import fetch
 
     if name not in CATALOG:
         raise ValueError(unknown("data set", name, tuple(CATALOG)))
     if root is None:
         raise ValueError("no data folder: give --data-dir or set FLOWLIK_DATA")
+
+
+def get(name: str, root: Path) -> Path:
+    """Fetch a data set into the data folder, with a progress bar; its folder.
+
+    Raises:
+        ValueError: a download that failed; one line says why.
+    """
+    from flowlik_models.images import CATALOG
+    from flowlik_models.images.download import fetch
+
     with _bars() as progress:
         files = fetch(CATALOG[name], root, progress=progress)
     return files[0].parent

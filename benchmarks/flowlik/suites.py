@@ -23,7 +23,7 @@ from typing import Any
 
 from flowlik.cells import DTYPES, Cell, Options
 from flowlik.controls import CONTROLS
-from flowlik.tasks import get_task, unknown
+from flowlik.tasks import Task, get_task, unknown
 
 FOLDER = Path(__file__).with_name("suites")
 _OPTIONS = tuple(field.name for field in fields(Options))
@@ -111,10 +111,13 @@ def expand(
     Raises:
         ValueError: unknown task, model, split or estimator.
     """
-    estimators = [estimator for spec in specs for estimator in parse(spec)]
+    parsed = [estimator for spec in specs for estimator in parse(spec)]
+    estimators = [estimator for estimator in parsed if not isinstance(estimator, str)]
+    controls = [estimator for estimator in parsed if isinstance(estimator, str)]
     cells = []
     for name in tasks:
         task = get_task(name)
+        cells += _controls(task, controls, splits or (options.split,), options)
         for model in task.models if models is None else models:
             if model not in task.models:
                 raise ValueError(unknown(f"model of task {name!r}", model, task.models))
@@ -131,6 +134,17 @@ def expand(
                     for estimator in estimators
                     for seed in seeds or (options.seed,)
                 ]
+    return cells
+
+
+def _controls(task: Task, controls: Sequence[str], splits: Sequence[str], options: Options) -> list[Cell]:
+    """Control rows, which no model enters, in the options that `control_cells` gives them."""
+    cells = []
+    for split in splits if controls else ():
+        task.check_split(split)
+        shared = {name: getattr(options, name) for name in ("n_items", "dtype", "draws")}
+        own = replace(Options(), split=split, **shared)
+        cells += [Cell(task=task.id, model=task.reference_model, estimator=c, options=own) for c in controls]
     return cells
 
 

@@ -1,7 +1,7 @@
 """Official files from their official addresses: resumed where they stopped, checked, then moved into place.
 
-A download grows as ``NAME.part`` beside its target. It is continued by a range request where the server allows one, begun
-anew where it does not or where the finished file has another checksum, and renamed once the checksum is right, so
+A download grows as ``NAME.part`` beside its target. It is continued by a range request where the server allows one,
+begun anew where it does not or where the finished file has another checksum, and renamed once the checksum is right, so
 that a file of the right name is whole. Of an archive the members that are needed are unpacked in the same way.
 """
 
