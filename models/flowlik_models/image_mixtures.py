@@ -23,7 +23,7 @@ from . import data
 from .checkpoints import CheckpointError, read_checkpoint, save_tensors
 from .files import no_room
 from .gaussian import LOG_2PI
-from .image_moments import ROWS, Chunks, Say, as_rows, image_moments, noise_variance
+from .image_moments import ROWS, Chunks, Say, Voice, as_rows, image_moments, noise_variance
 from .images import cache_dir, open_images
 from .interfaces import Moments
 from .shared_basis import SharedBasisMixture
@@ -134,7 +134,7 @@ def image_mixture(task: str, *, say: Say = lambda _: None) -> tuple[SharedBasisM
     Raises:
         ValueError: no such mixture. MissingDataError, DataError: the images are not there, or not as published.
     """
-    return _mixture(task, mixture_hash(task), say)
+    return _mixture(task, mixture_hash(task), Voice(say))
 
 
 def mixture_hash(task: str) -> str:
@@ -153,7 +153,7 @@ def mixture_hash(task: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _mixture(task: str, name: str, say: Say) -> tuple[SharedBasisMixture, Moments]:
+def _mixture(task: str, name: str, voice: Voice) -> tuple[SharedBasisMixture, Moments]:
     source = IMAGES_OF[task]
     if source == "digits":
         levels, labels = data.digits("train")
@@ -162,9 +162,9 @@ def _mixture(task: str, name: str, say: Say) -> tuple[SharedBasisMixture, Moment
         found = fit(lambda: [levels.numpy()], labels, data.DIGITS_LEVELS, moments)
     else:
         shape = open_images(source, "train").event_shape
-        kept = image_moments(source, say=lambda line: say(f"{task}, once: {line}"))
+        kept = image_moments(source, say=lambda line: voice.say(f"{task}, once: {line}"))
         moments = Moments(kept.mean, kept.eigenvalues, kept.eigenvectors, name)
-        found = _of_files(task, name, moments, say)
+        found = _of_files(task, name, moments, voice.say)
     basis = torch.from_numpy(moments.eigenvectors)
     means = torch.from_numpy(moments.mean) + found.offsets @ basis.T
     return SharedBasisMixture(found.weights, means, found.spectra, basis, shape), moments

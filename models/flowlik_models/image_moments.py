@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +29,13 @@ Say = Callable[[str], None]
 Chunks = Callable[[], Iterable[NDArray[np.uint8]]]
 
 
+@dataclass(frozen=True)
+class Voice:
+    """Where lines about the progress go: no part of what a cache is keyed by."""
+
+    say: Say = field(compare=False)
+
+
 def image_moments(data_set: str, *, say: Say = lambda _: None) -> Moments:
     """Moments of the training images of a data set of the catalogue, eigenvalues ascending.
 
@@ -45,18 +53,18 @@ def image_moments(data_set: str, *, say: Say = lambda _: None) -> Moments:
         raise ValueError(
             f"moments of {data_set}: {dim} dimensions, whole covariances are kept up to {FULL_LIMIT}"
         )
-    return _moments(data_set, images.identity, say)
+    return _moments(data_set, images.identity, Voice(say))
 
 
 @lru_cache(maxsize=2)
-def _moments(data_set: str, identity: str, say: Say) -> Moments:
+def _moments(data_set: str, identity: str, voice: Voice) -> Moments:
     file = cache_dir() / "moments" / f"{data_set}-{identity}.safetensors"
     images = open_images(data_set, "train")
     try:
         return load(file, images.event_shape, identity)
     except CheckpointError:
         pass  # none yet, or a damaged one: made again
-    found = moments_of(lambda: images.chunks(ROWS), images.data_set.levels, identity, say=say)
+    found = moments_of(lambda: images.chunks(ROWS), images.data_set.levels, identity, say=voice.say)
     try:
         save(file, found)
     except OSError as error:
