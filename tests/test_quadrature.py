@@ -56,6 +56,19 @@ def test_error_estimate_is_rarely_below_the_error_and_much_below_the_difference_
     assert float(estimate.mean()) < 0.5 * float((fine.log_prob - coarse.log_prob).abs().mean())
 
 
+@pytest.mark.parametrize("dim", [2, 7])
+def test_nodes_taken_together_are_counted_and_valued_as_one_by_one(
+    dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Field(lambda x, t: torch.sin(3 * x) * t[:, None], dim)
+    estimator = get("ode", rtol=1e-8, atol=1e-8, divergence="quadrature", tol=1e-6)
+    together = estimator.log_prob(model, points(6, dim))
+    monkeypatch.setattr("flowlik_estimators.ode.STACKED_NUMBERS", 1)
+    apart = estimator.log_prob(model, points(6, dim))
+    assert together.cost == apart.cost
+    torch.testing.assert_close(together.log_prob, apart.log_prob, rtol=0, atol=1e-11)
+
+
 def test_tolerance_is_met_item_by_item_with_the_nodes_each_item_needs() -> None:
     model = closed_form("gmm-64d")
     x = model.sample(80, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -155,7 +168,7 @@ def test_model_is_asked_between_noise_and_its_own_data_end() -> None:
     field = Field(lambda x, t: 0.1 * x, eps=0.125)
     out = get("ode", rtol=1e-8, atol=1e-8, divergence="quadrature", nodes=17).log_prob(field, points(4, 2))
     assert bool(out.valid.all())
-    seen = torch.stack([t for _, t in field.seen])
+    seen = torch.cat([t for _, t in field.seen])
     assert (float(seen.min()), float(seen.max())) == (0.0, 0.875)
     torch.testing.assert_close(
         out.log_prob,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from toy_flows import points, spd, stable_matrix
 
 from flowlik_estimators import get
 from flowlik_estimators.base import PROBE_STREAM
-from flowlik_estimators.trace import exact, hutchinson
+from flowlik_estimators.trace import exact, hutchinson, jacobian_rows, with_graph
 from flowlik_models import random
 from flowlik_models.gaussian import Gaussian
 
@@ -33,6 +35,30 @@ def test_linear_field_has_divergence_tr_a(batch: int, event: list[int], double: 
     assert divergence.shape == (batch, 1)
     assert value.dtype == divergence.dtype == dtype
     torch.testing.assert_close(divergence[:, 0], matrix.trace().expand(batch))
+
+
+class Unbatched(torch.autograd.Function):
+    """Squares, with a backward pass that no batch of cotangents goes through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2.0 * ctx.saved_tensors[0] * torch.from_numpy(grads[0].numpy())
+
+
+@pytest.mark.parametrize("batch", [1, 40, 65])
+@pytest.mark.parametrize("square", [torch.square, Unbatched.apply], ids=["batched", "loop"])
+def test_rows_of_the_jacobian_are_the_same_by_groups_and_one_by_one(
+    batch: int, square: Callable[[Tensor], Tensor]
+) -> None:
+    matrix, x = stable_matrix(20), points(batch, 20)
+    leaf, value = with_graph(lambda y: square(y) @ matrix.T, x, differentiable=False)
+    rows = torch.stack(list(jacobian_rows(value, leaf, differentiable=False)), 1)
+    torch.testing.assert_close(rows, 2.0 * matrix * x[:, None, :])
 
 
 def test_hutchinson_column_is_the_quadratic_form_of_its_probe() -> None:

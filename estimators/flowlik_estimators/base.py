@@ -110,6 +110,11 @@ class Run:
         cond = None if self.cond is None else self.cond[index]
         return replace(self, batch=len(index), items=self.items[index.to(self.items.device)], cond=cond)
 
+    def repeated(self, times: int) -> Run:
+        """The same call on ``times`` copies of its items, one copy after the other; costs add up in the same counts."""
+        cond = None if self.cond is None else torch.cat([self.cond] * times)
+        return replace(self, batch=times * self.batch, items=self.items.repeat(times), cond=cond)
+
     def probes(self, count: int, noise: Noise, *, stream: int = PROBE_STREAM) -> Tensor:
         """Probe vectors with E[e e^T] = I, (batch, count, *event), keyed by item and stream."""
         draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[noise]

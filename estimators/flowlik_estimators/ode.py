@@ -54,6 +54,13 @@ _GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
 NODE_STREAM = 2**16
 """Stream of the fresh probes of a node: this plus its index in the finest rule."""
 
+FEW_DIMENSIONS = 5
+"""Up to here the d products of 17 nodes cost less than the 96 evaluations of as many steps of dopri5 that end there."""
+
+STACKED_NUMBERS = 16_384
+"""Nodes are evaluated together up to so many rows x dimensions: a batch of fewer costs a CPU its calls, not its
+arithmetic (two dimensions, time a row at 500 / 2,000 / 8,000 rows: 3.2 / 1.6 / 1.1 microseconds)."""
+
 _ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4}
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -271,10 +278,16 @@ class ODE(Traced):
         """x at all times (nodes, batch, *event), the first being x itself."""
         dtype = run.dtype if self.adaptive else torch.float64
         step = len(times) - 1
-        if not self.stochastic:  # beside the probes' noise the interpolation's error is nothing
+        if not self._interpolates(run):
             step = max(1, step // (STEP_ENDS - 1))
         path: Tensor = self._integrate(_plain(model, run), run, (x.to(dtype),), times, times[step::step])[0]
         return path
+
+    def _interpolates(self, run: Run) -> bool:
+        """Whether an adaptive solve of x may pass over the nodes and interpolate there, to its own tolerance."""
+        if self.stochastic:  # beside the probes' noise the interpolation's error is nothing
+            return True
+        return self.trace == "exact" and math.prod(run.event_shape) <= FEW_DIMENSIONS
 
     def _integral(self, model: Any, path: Tensor, run: Run) -> Estimate:
         """The integral of div v over [0, data end] along states at the node times."""
@@ -293,12 +306,13 @@ class ODE(Traced):
             [self.nodes] if self.nodes else [n for n in quadrature.LEVELS if n >= quadrature.FIRST_JUDGED]
         ):
             stride = quadrature.stride(level, len(times))
+            fresh = sorted(set(range(0, len(times), stride)) - seen)
             part = run.rows(active)
-            evaluate = self._deterministic(model, part)
-            for j in sorted(set(range(0, len(times), stride)) - seen):
-                _, div = evaluate(path[j][active].to(run.dtype), part.at(times[j]))
-                values[active, j] = div[:, 0].double()
-                seen.add(j)
+            together = max(1, STACKED_NUMBERS // (part.batch * math.prod(run.event_shape)))
+            for js in torch.split(torch.tensor(fresh, device=run.device), together):
+                states = path[js] if part.batch == run.batch else path[js][:, active]
+                values[active[:, None], js] = self._divergences(model, states, times[js], part)
+            seen.update(fresh)
             have = values[active][:, ::stride]
             total = total.index_copy(0, active, quadrature.integral(have, run.data_end))
             found = quadrature.error_estimate(have, run.data_end)
@@ -309,6 +323,14 @@ class ODE(Traced):
             if len(active) == 0:
                 break
         return Estimate(log_prob=total, extra={"nodes": nodes, "quadrature_error": error})
+
+    def _divergences(self, model: Any, states: Tensor, times: Tensor, run: Run) -> Tensor:
+        """Divergences (batch, nodes) at states (nodes, batch, *event), all in one evaluation."""
+        every = run.repeated(len(states))
+        evaluate = self._deterministic(model, every)
+        at = times.repeat_interleave(run.batch)
+        _, divergences = evaluate(states.flatten(0, 1).to(run.dtype), every.at(at))
+        return divergences[:, 0].double().view(len(states), run.batch).T
 
     def _plan(self, model: Any, run: Run) -> list[Node]:
         """Law and number of the probes of every node."""

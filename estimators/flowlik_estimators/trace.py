@@ -1,7 +1,9 @@
 r"""The divergence of a field, div v = tr dv/dx, by derivative products.
 
-- `exact`: d vector-Jacobian products that share one forward, in a plain loop: smallest and fastest on a CPU.
-  The graph is kept only for the next product, and is itself differentiable only if asked.
+- `exact`: d vector-Jacobian products that share one forward: one after the other, which is smallest and fastest on a
+  CPU from about 128 rows on, or for fewer rows in batches of `GROUPED_ROWS` rows of cotangents, because there the
+  calls cost more than the arithmetic. The graph is kept only for the next product, and is itself differentiable only
+  if asked.
 - `hutchinson`: ``e^T J e`` for k probes with E[e e^T] = I, unbiased (Hutchinson 1990; for flows arXiv
   1810.01367), one forward and k products. The probes of a sample are the same at every time of a solve,
   adaptive or fixed-step: then each column is the divergence of one fixed quadratic form, which an error
@@ -22,6 +24,13 @@ from torch import Tensor
 
 from flowlik_estimators.base import Estimator, Noise, Run
 
+GROUPED_ROWS, SMALLEST_GROUP = 512, 8
+"""So many rows of cotangents share a backward pass; groups of fewer products do not pay.
+
+Measured on a CPU, d = 64, time over that of the loop at 1 / 4 / 16 / 64 rows: closed-form mixture 0.10 / 0.34 / 0.55 /
+0.83, MLP 0.12 / 0.20 / 0.41 / 0.81, U-Net 0.47 / 0.62 / 0.89 / 0.96. At d = 2 there is nothing to gain.
+"""
+
 Field = Callable[[Tensor], Tensor]
 """x (batch, *event) -> v (batch, *event), at a time that is fixed inside."""
 
@@ -39,11 +48,39 @@ def exact(field: Field, x: Tensor, *, differentiable: bool = False) -> tuple[Ten
 def jacobian_rows(value: Tensor, x: Tensor, differentiable: bool) -> Iterator[Tensor]:
     """Row i of every Jacobian dvalue/dx, (batch, d), for i = 0 ... d - 1: one vjp each, zero where no graph leads."""
     size = x[0].numel()
-    for i in range(size):
-        unit = torch.zeros(size, dtype=x.dtype, device=x.device)
-        unit[i] = 1.0
+    group = min(size, GROUPED_ROWS // len(x))
+    start = 0
+    if group >= SMALLEST_GROUP and not differentiable and value.requires_grad:
+        for start in range(0, size, group):
+            block = _grouped(value, x, range(start, min(start + group, size)))
+            if block is None:
+                break
+            yield from block.flatten(2)
+        else:
+            return
+    for i in range(start, size):
         last = i == size - 1
-        yield _vjp(value, x, unit.view_as(x[0]).expand_as(x), differentiable, last=last).flatten(1)
+        yield _vjp(value, x, _units(x, range(i, i + 1))[0], differentiable, last=last).flatten(1)
+
+
+def _units(x: Tensor, which: range) -> Tensor:
+    """Unit vectors of one event for the whole batch, (len(which), batch, *event), views of one small tensor."""
+    units = torch.zeros(len(which), x[0].numel(), dtype=x.dtype, device=x.device)
+    units[:, which.start : which.stop].fill_diagonal_(1.0)
+    return units.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+
+
+def _grouped(value: Tensor, x: Tensor, which: range) -> Tensor | None:
+    """Those rows of every Jacobian, (len(which), batch, *event); None where the network cannot be batched over."""
+    try:
+        (block,) = torch.autograd.grad(
+            value, x, _units(x, which), retain_graph=True, is_grads_batched=True, allow_unused=True
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an operation of the network has no rule for a batch of cotangents
+        return None
+    return x.new_zeros(len(which), *x.shape) if block is None else block
 
 
 def hutchinson(
