@@ -141,12 +141,16 @@ class Task(ABC):
 
     def data_moments(self) -> Moments:
         """Moments of the data themselves, at t = 1, as models carry them for whitening and control variates."""
-        from flowlik_models.moments import from_covariance
+        from flowlik_models.moments import cached, from_covariance
 
-        t = 1.0 - self.eps
-        mean, covariance = self.moments()
-        covariance = (covariance - (1 - t) ** 2 * np.eye(self.dim)) / t**2
-        return from_covariance(mean / t, covariance, self.data_hash("train"))
+        data_hash, t = self.data_hash("train"), 1.0 - self.eps
+
+        def find() -> Moments:
+            mean, covariance = self.moments()
+            covariance = (covariance - (1 - t) ** 2 * np.eye(self.dim)) / t**2
+            return from_covariance(mean / t, covariance, data_hash)
+
+        return cached(self.id, self.event_shape, data_hash, find)
 
     def load_model(self, model: str, device: str) -> tuple[Any, str]:
         """A model of this task in evaluation mode, and twelve hexadecimal digits that name its weights.
@@ -415,10 +419,10 @@ class DigitsTask(Task):
 
     def moments(self) -> tuple[Array, Array]:
         """Moments of the training images with the dequantisation noise added exactly."""
-        from flowlik_models.data import moments
+        from flowlik_models.data import mean_and_covariance
 
-        mean, values, vectors = moments(self.images("train"), 17)
-        return mean.numpy(), (vectors * values @ vectors.T).numpy()
+        mean, covariance = mean_and_covariance(self.images("train"), 17)
+        return mean.numpy(), covariance.numpy()
 
 
 def _builtin() -> dict[str, Task]:

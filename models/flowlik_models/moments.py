@@ -7,8 +7,11 @@ Up to `FULL_LIMIT` dimensions the covariance is kept whole, as its eigenvalues a
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +25,23 @@ from torch import Tensor
 from .checkpoints import CheckpointError, read_checkpoint, save_tensors
 from .interfaces import Moments
 
-__all__ = ["FULL_LIMIT", "attach", "check", "estimate", "from_covariance", "load", "save"]
+__all__ = [
+    "FULL_LIMIT",
+    "attach",
+    "cache_folder",
+    "cached",
+    "check",
+    "estimate",
+    "from_covariance",
+    "load",
+    "save",
+]
 
 FULL_LIMIT = 3072
 """The largest number of dimensions whose covariance is kept whole: 32 x 32 pixels in three colours."""
+
+CACHED_FROM = 256
+"""Below so many dimensions the eigenvectors are found faster than a file is read."""
 
 Array = NDArray[np.float64]
 Model = TypeVar("Model")
@@ -99,23 +115,26 @@ def save(path: Path, moments: Moments) -> None:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     if moments.rest is not None:
         tensors["rest"] = torch.tensor(moments.rest, dtype=torch.float64)
-    save_tensors(path, tensors, {"data_hash": moments.data_hash})
+    save_tensors(path, tensors, {"data_hash": moments.data_hash, "digest": _digest(tensors)})
 
 
 def load(path: Path, event_shape: Sequence[int] | None = None, data_hash: str | None = None) -> Moments:
     """Moments read from ``path``, of that event shape and that split where they are given.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no file of moments, or not the moments asked for; the message
-            names it.
+        CheckpointError: the file is missing, damaged, altered, no file of moments, or not the moments asked for; the
+            message names it.
     """
     tensors, _ = read_checkpoint(path)
     missing = {"mean", "eigenvalues", "eigenvectors"} - set(tensors)
     with safe_open(path, "np") as file:
-        found = (file.metadata() or {}).get("data_hash")
+        metadata = file.metadata() or {}
+    found = metadata.get("data_hash")
     if missing or found is None:
         what = f"tensor {min(missing)!r}" if missing else "data hash"
         raise CheckpointError(f"{path}: expected a file of moments, found no {what}")
+    if metadata.get("digest") != _digest(tensors):
+        raise CheckpointError(f"{path}: altered since it was written")
     arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     rest = float(arrays["rest"]) if "rest" in arrays else None
     moments = Moments(arrays["mean"], arrays["eigenvalues"], arrays["eigenvectors"], found, rest)
@@ -123,6 +142,30 @@ def load(path: Path, event_shape: Sequence[int] | None = None, data_hash: str | 
         check(moments, event_shape, data_hash)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    return moments
+
+
+def cache_folder() -> Path:
+    """Where found moments are kept: ``$FLOWLIK_CACHE``, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FLOWLIK_CACHE") or Path(base) / "flowlik") / "moments"
+
+
+def cached(task: str, event_shape: Sequence[int], data_hash: str, find: Callable[[], Moments]) -> Moments:
+    """Moments of a task's training split, found once: at 3,072 dimensions that takes a minute.
+
+    A file that is damaged, altered or of other data is not used but replaced. Where the folder cannot be written the
+    moments are found again each time; so they are below `CACHED_FROM` dimensions.
+    """
+    if math.prod(event_shape) < CACHED_FROM:
+        return find()
+    path = cache_folder() / f"{task}-{data_hash}.safetensors"
+    with contextlib.suppress(CheckpointError):
+        return load(path, event_shape, data_hash)
+    moments = find()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, moments)
     return moments
 
 
@@ -165,6 +208,15 @@ def attach(model: Model, moments: Moments) -> Model:
     held: Any = model
     held.moments = moments
     return model
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes and bytes."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        state.update(tensor.contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def _check_rank(rank: int | None, dim: int) -> None:

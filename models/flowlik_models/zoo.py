@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
-from .data import DIGITS_LEVELS, digits, moments
+from .data import DIGITS_LEVELS, digits, mean_and_covariance
 from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
 from .networks.vector import VectorFlowMap
 from .recipes import RECIPES, Recipe
@@ -55,7 +55,8 @@ def build(task: str, recipe: Recipe) -> nn.Module:
     if task == "digits":
         kind = UNet if recipe.objective == "flow-matching" else FlowMapUNet
         kind = JointFlowMapUNet if recipe.divergence else kind
-        return kind((1, 8, 8), moments=moments(digits("train")[0], DIGITS_LEVELS), **recipe.network)
+        mean, covariance = mean_and_covariance(digits("train")[0], DIGITS_LEVELS)
+        return kind((1, 8, 8), moments=(mean, *torch.linalg.eigh(covariance)), **recipe.network)
     truth = closed_form(task)
     mean, covariance = truth.mean_and_covariance()
     values, vectors = torch.linalg.eigh(covariance)
