@@ -19,17 +19,19 @@ ESTIMATOR_COLUMNS = ("steps", "solver", "rtol", "atol", "trace", "probes", "nois
 class Options:
     """What a suite sets besides task, model and estimator; every field may stand in its TOML file.
 
-    `n_items` items in batches of `batch_size`; `draws` dequantisation draws of discrete data; `density` also evaluates
-    the task's 2-D grid; `samples` also draws that many and takes the Frechet distance; `rounds` of timing on
-    `timing_batch` items (0: no timing).
+    `n_items` items in batches of `batch_size`, a number or auto (`flowlik.memory`); `compile` the network
+    (`flowlik.speed`); `draws` dequantisation draws of discrete data; `density` also evaluates the task's 2-D grid;
+    `samples` also draws that many and takes the Frechet distance; `rounds` of timing on `timing_batch` items (0: no
+    timing).
     """
 
     split: str = "test"
     n_items: int = 1000
-    batch_size: int = 1000
+    batch_size: int | str = 1000
     dtype: str = "float32"
     seed: int = 0
     repeat: int = 0
+    compile: bool = False
     draws: int = 1
     density: bool = False
     samples: int = 0
@@ -77,6 +79,8 @@ def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str) -> str:
     reference hashes, split, number of items, batch size, dtype, kind of device, seed, repeat, and what is evaluated.
     """
     options = {name: value for name, value in asdict(cell.options).items() if name not in _NOT_IN_THE_ANSWER}
+    if not options["compile"]:
+        del options["compile"]  # as it was before there was that option
     parts = {
         "schema": SCHEMA_VERSION,
         "task": cell.task,

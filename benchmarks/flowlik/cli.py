@@ -132,6 +132,12 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
     executor: Annotated[str, typer.Option(help="How cells are run: serial.")] = "serial",
     timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
+    ] = False,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Items a batch instead of the suite's: a number, or auto.")
+    ] = None,
     report: Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")] = True,
     checkpoints: CheckpointsOption = None,
     train_first: Annotated[
@@ -157,6 +163,7 @@ def run(
         cells = plan_cells(
             suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=pick_device(device)
         )
+        cells = with_run_options(cells, compile_, batch_size)
     if dry_run:
         for cell in cells:
             typer.echo(cell.title)
@@ -386,6 +393,22 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise ValueError(f"--seeds {text!r}: expected seeds such as 0-4 or 0,3,7")
         seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(seeds))
+
+
+def with_run_options(cells: list[Cell], compile_: bool, batch_size: str | None) -> list[Cell]:
+    """The cells with the options that a run may overrule; controls have no network and no batches.
+
+    Raises:
+        ValueError: a batch size that is neither a number above 0 nor auto.
+    """
+    from flowlik.memory import AUTO
+
+    changes: dict[str, Any] = {"compile": True} if compile_ else {}
+    if batch_size is not None:
+        if batch_size != AUTO and not (batch_size.isdecimal() and int(batch_size) > 0):
+            raise ValueError(f"--batch-size {batch_size!r}: expected a number above 0, or {AUTO}")
+        changes["batch_size"] = AUTO if batch_size == AUTO else int(batch_size)
+    return [cell if cell.is_control else cell.with_options(**changes) for cell in cells]
 
 
 def parse_duration(text: str) -> float:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowlik import memory
 from flowlik.cells import Cell
 from flowlik.points import Points, whole
 from flowlik.tasks import Array
@@ -95,7 +96,7 @@ def evaluate(
             raise DivergedError(out.reason or "a batch got no value")
         return out, len(points)
 
-    parts, batch_size = stream(batch, len(x), cell.options.batch_size)
+    parts, batch_size = stream(batch, len(x), starting_batch(cell, batch, len(x)))
     outs = [out for out, _ in parts]
     errors = [out.stderr for out in outs]
     return Evaluation(
@@ -154,7 +155,13 @@ def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool) -> list[Any]:
             model, len(ids), generator=generator, items=ids, dtype=dtype, log_prob=log_prob
         )
 
-    return stream(batch, n, cell.options.batch_size)[0]
+    return stream(batch, n, starting_batch(cell, batch, n))[0]
+
+
+def starting_batch(cell: Cell, batch: Callable[[slice], Any], n: int) -> int:
+    """The batch size that the cell asks for; for auto the one that fits into memory by a measured trial."""
+    asked = cell.options.batch_size
+    return memory.fitting_batch(batch, n, torch.device(cell.device)) if isinstance(asked, str) else asked
 
 
 def on_device(cell: Cell, x: Tensor | Points) -> Tensor:
@@ -172,9 +179,9 @@ def beside(cell: Cell, row: dict[str, Any]) -> Cell:
     if estimator.params().get("max_nfe") is not None:
         bound = min(estimator.max_nfe, max(100, int(BESIDE_NFE * row["nfe_max"])))
         estimator = replace(estimator, max_nfe=bound)
-    return replace(cell, estimator=estimator).with_options(
-        batch_size=max(cell.options.batch_size, BESIDE_BATCH)
-    )
+    asked = cell.options.batch_size
+    batch_size = asked if isinstance(asked, str) else max(asked, BESIDE_BATCH)
+    return replace(cell, estimator=estimator).with_options(batch_size=batch_size)
 
 
 def evaluate_plain(cell: Cell, model: Any, x: Tensor | Points) -> Array:

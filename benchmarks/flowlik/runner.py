@@ -6,6 +6,7 @@ it), refused (the estimator does not fit the model), timeout, oom (even one item
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowlik import density, environment, measures, timing
+from flowlik import density, environment, measures, speed, timing
 from flowlik.cells import Cell, cell_id, estimator_columns
 from flowlik.controls import control_log_prob, why_not
 from flowlik.evaluation import (
@@ -35,6 +36,7 @@ from flowlik.evaluation import (
     on_device,
     sample,
 )
+from flowlik.memory import AUTO
 from flowlik.records import (
     COLUMNS,
     SCHEMA_VERSION,
@@ -71,6 +73,7 @@ class Prepared:
     reference: Reference | None = None
     status: str = "ok"
     reason: str | None = None
+    not_compiled: str | None = None
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -88,8 +91,15 @@ def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     found = get_task(task)
     loaded, weights = found.load_model(model, device)
     # Networks hold float32 parameters; closed forms hold float64 ones and compute in x's dtype.
-    loaded = loaded.double() if dtype == "float64" else loaded
+    loaded = speed.laid_out(loaded.double() if dtype == "float64" else loaded, device)
     return attach(loaded, found.data_moments()), weights
+
+
+@lru_cache(maxsize=1)
+def load_compiled(task: str, model: str, device: str, dtype: str) -> tuple[Any, str | None]:
+    """The model with its network compiled, once for all its cells; or as it is, and one line why."""
+    twin = copy.copy(load(task, model, device, dtype)[0])
+    return twin, speed.compiled(twin, device, getattr(torch, dtype))
 
 
 # --- preparing ----------------------------------------------------------------------------------------------
@@ -103,7 +113,10 @@ def prepare(cell: Cell) -> Prepared:
         if not cell.is_control:
             if (why := cell.estimator.unavailable()) is not None:
                 raise UnavailableError(why)
-            known["model"], known["model_hash"] = load(cell.task, cell.model, cell.device, cell.options.dtype)
+            which = (cell.task, cell.model, cell.device, cell.options.dtype)
+            known["model"], known["model_hash"] = load(*which)
+            if cell.options.compile:
+                known["model"], known["not_compiled"] = load_compiled(*which)
         known["data_hash"] = task.data_hash(cell.options.split)
         known["items"] = items = _items(task, cell)
         known["reference"] = _reference(task, cell, items, known.get("model"))
@@ -180,11 +193,11 @@ def blank_row(prepared: Prepared, run_id: str, env_id: str | None) -> Row:
         "split": cell.options.split,
         "n_items": items.n if items else cell.options.n_items,
         "dim": prepared.task.dim,
-        "batch_size": cell.options.batch_size,
+        "batch_size": None if cell.options.batch_size == AUTO else cell.options.batch_size,
         "dtype": cell.options.dtype,
         "device": cell.device,
         "seed": cell.options.seed,
-        "compiled": False,
+        "compiled": cell.options.compile and prepared.model is not None and prepared.not_compiled is None,
         "dequant_draws": cell.options.draws if prepared.task.levels else None,
         "status": prepared.status,
         "reason": prepared.reason,
@@ -230,8 +243,12 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     out = evaluate(cell, prepared.model, items.x, items.ids)
     row["eps"] = 1.0 - float(cell.estimator.data_end(prepared.model))
     _fill_cost(row, out)
-    if out.batch_size != cell.options.batch_size:
+    if cell.options.batch_size == AUTO:
+        row["batch_size"], row["extra"]["batch_size_asked"] = out.batch_size, AUTO
+    elif out.batch_size != cell.options.batch_size:
         row["extra"]["batch_size_used"] = out.batch_size
+    if prepared.not_compiled:
+        row["extra"]["not_compiled"] = prepared.not_compiled
     shape = (items.draws, items.n)
     log_prob, valid = out.log_prob.reshape(shape), out.valid.reshape(shape)
     stderr = None if out.stderr is None else out.stderr.reshape(shape)

@@ -23,6 +23,7 @@ from typing import Any
 
 from flowlik.cells import DTYPES, Cell, Options
 from flowlik.controls import CONTROLS
+from flowlik.memory import AUTO
 from flowlik.tasks import Task, get_task, unknown
 
 FOLDER = Path(__file__).with_name("suites")
@@ -85,13 +86,15 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
     """
     changes = {name: table[name] for name in _OPTIONS if name in table}
     for name, value in changes.items():
+        if name == "batch_size" and value == AUTO:
+            continue
         if type(value) is not type(getattr(base, name)):
             raise ValueError(f"{name} = {value!r}: expected {type(getattr(base, name)).__name__}")
     options = replace(base, **changes)
     if options.dtype not in DTYPES:
         raise ValueError(unknown("dtype", options.dtype, DTYPES))
     for name in ("n_items", "batch_size", "draws", "timing_batch"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) != AUTO and getattr(options, name) < 1:
             raise ValueError(f"{name} = {getattr(options, name)}: expected at least 1")
     return options
 

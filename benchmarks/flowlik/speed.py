@@ -1,0 +1,67 @@
+"""What makes a network faster without changing its answer: its memory format, and compilation where it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowlik_estimators.counting import inner_networks
+
+COMPILED = ("velocity", "average_velocity", "joint", "generate")
+"""Methods that are replaced by compiled ones; closed forms of a divergence stay as they are."""
+
+
+def laid_out(model: Any, device: str) -> Any:
+    """Convolutional networks in channels-last order on a CPU, anything else as it is.
+
+    Measured on the digits U-Net at 16, 64 and 256 images, one thread: forwards take 0.88 to 0.92 of the time, forwards
+    with one product 0.87 to 0.89. The choice is fixed and not timed at load, so that the same seed gives the same
+    bits; on a GPU nothing has been measured and nothing is changed.
+    """
+    if device != "cpu" or not isinstance(model, nn.Module):
+        return model
+    if not any(isinstance(part, nn.Conv2d) for part in model.modules()):
+        return model
+    return model.to(memory_format=torch.channels_last)
+
+
+def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "inductor") -> str | None:
+    """Replace the network's methods by compiled ones; None, or in one line why that is not possible here.
+
+    One evaluation with two vector-Jacobian products is tried, as estimators take them. Compiled methods have no
+    forward-mode and no second derivatives. Evaluations are counted outside of them, so counts do not change.
+    """
+    import torch._functorch.config as functorch_config
+
+    names = [name for name in COMPILED if hasattr(model, name)]
+    if inner_networks(model):
+        return "a model of several networks is counted network by network, and is not compiled"
+    if not names:
+        return "the model has no network to compile"
+    own = {name: model.__dict__[name] for name in names if name in getattr(model, "__dict__", {})}
+    x = torch.zeros(2, *model.event_shape, device=device, dtype=dtype)
+    # buffers that the backward pass may overwrite would allow one product a forward only
+    functorch_config.donated_buffer = False  # type: ignore[attr-defined]
+    try:
+        for name in names:
+            setattr(model, name, torch.compile(getattr(model, name), backend=backend))
+            _try(getattr(model, name), x, times={"velocity": 1, "generate": 0}.get(name, 2))
+    except Exception as error:
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(own)
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"torch.compile failed: {type(error).__name__}: {first}"[:300]
+    return None
+
+
+def _try(method: Any, x: torch.Tensor, times: int) -> None:
+    point = x.clone().requires_grad_()
+    t = torch.full((len(x),), 0.5, dtype=x.dtype, device=x.device)
+    with torch.enable_grad():
+        value = method(point, *[t] * times)
+        value = value[0] if isinstance(value, tuple) else value
+        for keep in (True, False):
+            torch.autograd.grad(value, point, torch.ones_like(value), retain_graph=keep)
