@@ -13,7 +13,7 @@ from torch import Tensor
 from toy_flows import Field, LinearWithDivergence, points, spd, stable_matrix
 
 from flowlik_estimators import get, parse_spec
-from flowlik_estimators.quadrature import LEVELS, allocate, angle_rule, choose, error_estimate, integral
+from flowlik_estimators.quadrature import LEVELS, allocate, angle_rule, error_estimate, integral
 from flowlik_models.gaussian import Gaussian
 from flowlik_models.synthetic import closed_form
 
@@ -112,22 +112,6 @@ def test_allocation_is_the_best_of_all() -> None:
     assert variance(found) == pytest.approx(min(map(variance, every)))
     assert allocate(weights, budget, most=3) == [3, 2, 1, 3]
     assert allocate([0.0, 0.0], 2) == [1, 1]
-
-
-def test_choice_is_of_the_quieter_basis_and_of_a_control_that_helps() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(3, 64, 2, 2, dtype=torch.float64, generator=generator)
-    scale = torch.tensor([[1.0, 3.0], [1.0, 3.0], [4.0, 1.0]], dtype=torch.float64)
-    columns = 7.0 + noise * scale[:, None, :, None]
-    basis, coefficient, variance = choose(columns, None, "none")
-    assert basis.tolist()[0] == 0
-    assert basis.tolist()[2] == 1
-    assert not coefficient.any()
-    assert float(variance[0]) == pytest.approx(1.0, rel=0.6)
-    other = torch.randn(3, 64, 2, 2, dtype=torch.float64, generator=generator)
-    _, fitted, left = choose(columns + 10 * other, other, "auto")
-    torch.testing.assert_close(fitted, torch.full((3,), 10.0).double(), rtol=0.1, atol=0)
-    assert bool((left < 30).all())
 
 
 # --- the estimator ---

@@ -24,7 +24,7 @@ def laid_out(model: Any, device: str) -> Any:
         return model
     if not any(isinstance(part, nn.Conv2d) for part in model.modules()):
         return model
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "inductor") -> str | None:

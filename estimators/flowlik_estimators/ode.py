@@ -80,7 +80,7 @@ class ODE(Traced):
 
     ``trace``: exact, hutchinson, or closed, the model's own divergence. Hutchinson takes ``probes`` (1; with the
     quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal) in a ``basis`` (pixel, dct, pca) with a
-    ``control`` (none, gaussian); see `flowlik_estimators.probes`. The choice auto is made by a pilot: 16 draws of the
+    ``control`` (none, gaussian); see `flowlik_estimators.probes`. The choice auto is made by a pilot: 8 draws of the
     model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional
     model would need conditions, so there the options must be named.
 

@@ -1,7 +1,7 @@
 """Which probes a trace is worth: the law of the probes at a node, and the pilot that chooses it.
 
-A pilot measures the quadratic forms of every candidate on a few draws of the model itself. The draws are the same for
-every call, so that what is chosen does not depend on the batch.
+A pilot takes two products for every candidate basis on a few draws of the model itself; `flowlik_estimators.spread`
+says what follows from them. The draws are the same for every call: what is chosen does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators import probes as laws
-from flowlik_estimators import quadrature
+from flowlik_estimators import quadrature, spread
 from flowlik_estimators.base import Run
 from flowlik_estimators.probes import Basis, GaussianControl, Noise
-from flowlik_estimators.trace import hutchinson
+from flowlik_estimators.spread import Forms, Known
+from flowlik_estimators.trace import hutchinson, products
 
 if TYPE_CHECKING:
     from flowlik_estimators.ode import ODE
@@ -26,7 +27,8 @@ STEP_ENDS = 17
 """Without probes, the adaptive solve of x ends a step at the nodes of this rule; it interpolates between its steps."""
 
 PILOT_STREAM = 2**17
-PILOT_ITEMS = 16
+PILOT_ITEMS = 8
+"""Two probes on each give d squares of noise, so that few are enough; the cost is shared by all items of a call."""
 PILOT_PROBES = 2
 PILOT_TOLERANCE = 1e-3
 
@@ -123,52 +125,90 @@ class Pilot:
                 atol=max(estimator.atol or 0.0, PILOT_TOLERANCE),
             )
         path = loose.states(self.model, run.source(), run, times.to(run.device))
-        candidates = [Law(estimator, self.model, run, basis) for basis in self.bases]
-        drawn = [law.draw(run, PILOT_PROBES, PILOT_STREAM) for law in candidates]
-        probes = torch.cat(drawn, 1)
-        control, squares = candidates[0].control, candidates[0].squares(probes)  # the same in every basis
-        columns: dict[int, Tensor] = {}
-        excess: dict[int, Tensor] = {}
+        self._draw()
+        probes = torch.cat(
+            [law.rotation.apply(signs) for law, signs in zip(self.laws, self.signs, strict=True)], 1
+        )
+        shaped = probes.reshape(run.batch, probes.shape[1], *run.event_shape)
+        found: dict[int, Tensor] = {}
         judged = [n for n in quadrature.LEVELS if quadrature.FIRST_JUDGED <= n <= finest]
         for level in [nodes] if nodes else judged:
             stride = quadrature.stride(level, finest)
             for j in range(0, finest, stride):
-                if j in columns:
-                    continue
-                at = run.at(times[j])
-                _, forms = hutchinson(
-                    lambda y, at=at: run.velocity(self.model, y, at),  # type: ignore[misc]
-                    path[j].to(run.dtype),
-                    probes,
-                )
-                columns[j] = forms.double()
-                if control is not None and squares is not None:
-                    excess[j] = control.excess(squares, at[:1]).double()
+                if j not in found:
+                    at = run.at(times[j])
+                    found[j] = products(
+                        lambda y, at=at: run.velocity(self.model, y, at),  # type: ignore[misc]
+                        path[j].to(run.dtype),
+                        shaped,
+                    )
             order = range(0, finest, stride)
-            self.columns = torch.stack([columns[j] for j in order])
-            self.excess = torch.stack([excess[j] for j in order]) if excess else None
+            self.products = torch.stack([found[j] for j in order])
             # fixed probes along the path: their forms are smooth in time, as fresh ones are not
-            errors = quadrature.error_estimate(self.columns.mean(2).T, run.data_end)
+            forms = (self.products * probes).sum(3).mean(2).double()
+            errors = quadrature.error_estimate(forms.T, run.data_end)
             self.error = float(errors.square().mean().sqrt())
             if estimator.tol is not None and self.error <= estimator.tol:
                 break
+        self.probes, self.times = probes, [float(times[j]) for j in order]
+
+    def _draw(self) -> None:
+        """Signs (items, 2, size) for every candidate; orthogonal probes differ from free signs by 1/d only."""
+        run = self.run
+        noise: Noise = "gaussian" if self.estimator.noise == "gaussian" else "rademacher"
+        self.laws = [Law(self.estimator, self.model, run, basis) for basis in self.bases]
+        self.signs = [
+            laws.coordinates(
+                noise,
+                run.key,
+                run.items,
+                PILOT_PROBES,
+                law.rotation.size,
+                stream=PILOT_STREAM,
+                dtype=run.dtype,
+                device=run.device,
+            )
+            for law in self.laws
+        ]
+
+    def _forms(self, index: int) -> Forms:
+        """What the two probes in one basis gave."""
+        where = slice(PILOT_PROBES * index, PILOT_PROBES * (index + 1))
+        probes, w = self.probes[:, where], self.products[:, :, where]
+        pairs = (w[:, :, 0] * probes[:, 1]).sum(2) - (w[:, :, 1] * probes[:, 0]).sum(2)
+        back = self.laws[index].rotation.back
+        diagonal = self.estimator.noise != "gaussian"
+        return Forms(self.signs[index], back(probes), back(w), pairs, diagonal)
+
+    def _known(self, index: int) -> Known | None:
+        """The control in one basis, None where there is none."""
+        law = self.laws[index]
+        if law.control is None:
+            return None
+        spectrum = torch.stack([law.control.spectrum(torch.tensor([t])) for t in self.times])
+        axes = law.rotation.back(law.control.vectors.T)
+        return Known(axes, spectrum)
 
     def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best law for each combination (combinations, nodes) of the nodes."""
-
-        def combined(forms: Tensor | None) -> Tensor | None:
-            if forms is None:
-                return None
-            shaped = forms.reshape(len(forms), PILOT_ITEMS, len(self.bases), PILOT_PROBES)
-            return torch.einsum("cn,nibp->cibp", weights.to(shaped), shaped)
-
-        columns = combined(self.columns)
-        assert columns is not None
-        return quadrature.choose(columns, combined(self.excess), self.control)
+        variances, coefficients = [], []
+        for index in range(len(self.bases)):
+            forms = self._forms(index).combined(weights)
+            coefficient = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
+            known = None if self.control == "none" else self._known(index)
+            if known is not None:
+                known = known.combined(weights)
+                coefficient = (
+                    coefficient + 1.0 if self.control == "gaussian" else spread.coefficient(forms, known)
+                )
+                forms = spread.less(forms, known, coefficient)
+            variances.append(spread.variance(forms))
+            coefficients.append(coefficient)
+        return spread.choose(torch.stack(variances), torch.stack(coefficients))
 
     def of_the_whole_path(self) -> tuple[Basis, float]:
         """One basis and coefficient for a probe that is kept along the path."""
-        weights = quadrature.angle_rule(len(self.columns), self.run.data_end)[1]
+        weights = quadrature.angle_rule(len(self.products), self.run.data_end)[1]
         basis, coefficient, _ = self._choose(weights[None, :])
         return self.bases[int(basis)], float(coefficient)
 
@@ -176,7 +216,7 @@ class Pilot:
         """Law and number of probes of every node."""
         estimator = self.estimator
         assert estimator.probes is not None
-        count = len(self.columns)
+        count = len(self.products)
         basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
         weights = quadrature.angle_rule(count, self.run.data_end)[1].abs().tolist()
         probes = [estimator.probes] * count

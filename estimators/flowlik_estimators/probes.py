@@ -42,10 +42,11 @@ _ORDER_STREAM = 2**20
 
 @dataclass(frozen=True)
 class Rotation:
-    """``apply`` turns coordinates (..., size) into probe vectors (..., d)."""
+    """``apply`` turns coordinates (..., size) into vectors (..., d), ``back`` vectors into products with the rows."""
 
     size: int
     apply: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
 
 
 def rotation(
@@ -54,7 +55,7 @@ def rotation(
     """The basis for events of that shape; `refusal` says beforehand whether it fits."""
     d = math.prod(event_shape)
     if basis == "pixel":
-        return Rotation(d, lambda s: s)
+        return Rotation(d, lambda s: s, lambda v: v)
     if basis == "dct":
         channels, rows, columns = event_shape
         colour = (_opponent() if channels == 3 else torch.ones(1, 1, dtype=torch.float64)).to(device, dtype)
@@ -65,17 +66,26 @@ def rotation(
             planes = (down.T @ planes @ across).flatten(-2)
             return (colour.T @ planes).reshape(*s.shape[:-1], d)
 
-        return Rotation(d, image)
+        def waves(v: Tensor) -> Tensor:
+            planes = v.reshape(*v.shape[:-1], *event_shape)
+            planes = (down @ planes @ across.T).flatten(-2)
+            return (colour @ planes).reshape(*v.shape[:-1], d)
+
+        return Rotation(d, image, waves)
     vectors = torch.as_tensor(moments.eigenvectors).to(device, dtype)
     rank = vectors.shape[1]
     if rank == d:
-        return Rotation(d, lambda s: s @ vectors.T)
+        return Rotation(d, lambda s: s @ vectors.T, lambda v: v @ vectors)
 
     def split(s: Tensor) -> Tensor:
         inside, outside = s[..., :rank], s[..., rank:]
         return outside + (inside - outside @ vectors) @ vectors.T
 
-    return Rotation(rank + d, split)
+    def both(v: Tensor) -> Tensor:
+        inside = v @ vectors
+        return torch.cat([inside, v - inside @ vectors.T], -1)
+
+    return Rotation(rank + d, split, both)
 
 
 def coordinates(
@@ -125,13 +135,18 @@ class GaussianControl:
 
     def excess(self, squares: Tensor, t: Tensor) -> Tensor:
         """``e^T J_G e - tr J_G`` at the time t (a tensor of one element), (batch, k), of mean zero."""
-        at = t.reshape(1).double()
-        c = gaussian_map_coefficients(self.eigenvalues, at, at)[0][0]
+        c = self.spectrum(t)
         once = torch.ones_like(c)
         if self.left_over:
             once[-1] = self.left_over
         excess: Tensor = squares @ c.to(squares) - (c * once).sum().to(squares)
         return excess
+
+    def spectrum(self, t: Tensor) -> Tensor:
+        """Eigenvalues of J_G at the time t (a tensor of one element), float64; the last for the rest, if any."""
+        at = t.reshape(1).double()
+        spectrum: Tensor = gaussian_map_coefficients(self.eigenvalues, at, at)[0][0]
+        return spectrum
 
 
 def refusal(

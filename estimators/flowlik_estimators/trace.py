@@ -97,6 +97,14 @@ def hutchinson(
     return _released(value, differentiable), torch.stack(columns, 1)
 
 
+def products(field: Field, x: Tensor, probes: Tensor) -> Tensor:
+    """``J^T e`` of each probe, (batch, k, d), probes (batch, k, *event): 1 forward and k vjps per sample."""
+    x, value = with_graph(field, x, differentiable=False)
+    count = probes.shape[1]
+    found = [_vjp(value, x, probes[:, k], False, last=k == count - 1) for k in range(count)]
+    return torch.stack(found, 1).flatten(2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traced(Estimator):
     """Options of the families that take a trace by derivative products."""
