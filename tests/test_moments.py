@@ -14,7 +14,7 @@ from toy_flows import Field, points, spd
 
 from flowlik_models.checkpoints import CheckpointError, save_tensors
 from flowlik_models.interfaces import HasMoments, Moments
-from flowlik_models.moments import FULL_LIMIT, attach, cached, check, estimate, from_covariance, load, save
+from flowlik_models.moments import FULL_LIMIT, attach, check, estimate, from_covariance, load, save
 
 
 def covariance(moments: Moments) -> np.ndarray:
@@ -168,37 +168,10 @@ def test_moments_are_attached_to_a_model_of_their_shape() -> None:
         attach(Field(lambda x, t: x, d=2), moments)
 
 
-def test_moments_are_found_once_and_a_file_that_is_not_theirs_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLOWLIK_CACHE", str(tmp_path))
-    calls = []
-
-    def find(seed: int) -> Moments:
-        calls.append(seed)
-        return estimate(points(4, 256, seed=seed), "abc", floor=1.0)
-
-    first = cached("faces", (256,), "abc", lambda: find(1))
-    assert cached("faces", (256,), "abc", lambda: find(2)).mean.tolist() == first.mean.tolist()
-    assert calls == [1]
-    (path,) = tmp_path.rglob("*.safetensors")
-    other = estimate(points(4, 256, seed=3), "xyz", floor=1.0)
-    for spoil in (lambda: save(path, other), lambda: path.write_bytes(flipped(path.read_bytes()))):
-        spoil()
-        assert cached("faces", (256,), "abc", lambda: find(1)).mean.tolist() == first.mean.tolist()
-        assert load(path, (256,), "abc").mean.tolist() == first.mean.tolist()
-    assert calls == [1, 1, 1]
-
-
-def flipped(content: bytes) -> bytes:
-    """One bit of the last number changed."""
-    return content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
-
-
-def test_moments_are_found_again_where_the_cache_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("FLOWLIK_CACHE", str(tmp_path / "file"))
-    found = estimate(points(4, 256), "abc", floor=1.0)
-    assert cached("faces", (256,), "abc", lambda: found) is found
+def test_file_that_was_altered_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "moments.safetensors"
+    save(path, estimate(points(20, 4), "abc"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    with pytest.raises(CheckpointError, match=r"moments\.safetensors: altered since it was written"):
+        load(path)

@@ -157,8 +157,9 @@ def _mixture(task: str, name: str, voice: Voice) -> tuple[SharedBasisMixture, Mo
     source = IMAGES_OF[task]
     if source == "digits":
         levels, labels = data.digits("train")
-        mean, values, vectors = (part.numpy() for part in data.moments(levels, data.DIGITS_LEVELS))
-        moments, shape = Moments(mean, values, vectors, name), _DIGITS
+        mean, covariance = data.mean_and_covariance(levels, data.DIGITS_LEVELS)
+        values, vectors = torch.linalg.eigh(covariance)
+        moments, shape = Moments(mean.numpy(), values.numpy(), vectors.numpy(), name), _DIGITS
         found = fit(lambda: [levels.numpy()], labels, data.DIGITS_LEVELS, moments)
     else:
         shape = open_images(source, "train").event_shape

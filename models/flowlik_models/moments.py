@@ -7,11 +7,9 @@ Up to `FULL_LIMIT` dimensions the covariance is kept whole, as its eigenvalues a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,23 +23,10 @@ from torch import Tensor
 from .checkpoints import CheckpointError, read_checkpoint, save_tensors
 from .interfaces import Moments
 
-__all__ = [
-    "FULL_LIMIT",
-    "attach",
-    "cache_folder",
-    "cached",
-    "check",
-    "estimate",
-    "from_covariance",
-    "load",
-    "save",
-]
+__all__ = ["FULL_LIMIT", "attach", "check", "estimate", "from_covariance", "load", "save"]
 
 FULL_LIMIT = 3072
 """The largest number of dimensions whose covariance is kept whole: 32 x 32 pixels in three colours."""
-
-CACHED_FROM = 256
-"""Below so many dimensions the eigenvectors are found faster than a file is read."""
 
 Array = NDArray[np.float64]
 Model = TypeVar("Model")
@@ -142,30 +127,6 @@ def load(path: Path, event_shape: Sequence[int] | None = None, data_hash: str | 
         check(moments, event_shape, data_hash)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return moments
-
-
-def cache_folder() -> Path:
-    """Where found moments are kept: ``$FLOWLIK_CACHE``, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FLOWLIK_CACHE") or Path(base) / "flowlik") / "moments"
-
-
-def cached(task: str, event_shape: Sequence[int], data_hash: str, find: Callable[[], Moments]) -> Moments:
-    """Moments of a task's training split, found once: at 3,072 dimensions that takes a minute.
-
-    A file that is damaged, altered or of other data is not used but replaced. Where the folder cannot be written the
-    moments are found again each time; so they are below `CACHED_FROM` dimensions.
-    """
-    if math.prod(event_shape) < CACHED_FROM:
-        return find()
-    path = cache_folder() / f"{task}-{data_hash}.safetensors"
-    with contextlib.suppress(CheckpointError):
-        return load(path, event_shape, data_hash)
-    moments = find()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, moments)
     return moments
 
 
