@@ -20,8 +20,9 @@ class Options:
     """What a suite sets besides task, model and estimator; every field may stand in its TOML file.
 
     `n_items` items in batches of `batch_size`; `draws` dequantisation draws of discrete data; `density` also evaluates
-    the task's 2-D grid; `samples` also draws that many and takes the Frechet distance; `rounds` of timing on
-    `timing_batch` items (0: no timing).
+    the task's 2-D grid; `samples` also draws that many and judges them; `rounds` of timing on `timing_batch` items (0:
+    no timing). `likelihood` false leaves out everything but the samples, whose cost is then the cell's. `uses` names
+    what the likelihood is tried at besides (`flowlik.uses`).
     """
 
     split: str = "test"
@@ -33,6 +34,8 @@ class Options:
     draws: int = 1
     density: bool = False
     samples: int = 0
+    likelihood: bool = True
+    uses: tuple[str, ...] = ()
     rounds: int = 3
     timing_batch: int = 128
 
