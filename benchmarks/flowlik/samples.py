@@ -21,7 +21,7 @@ from flowlik.measures import bits_per_dim
 from flowlik.precision_recall import kernel_distance, precision_recall
 from flowlik.tasks import Array, Task
 
-SCORED = 256
+SCORED = 128
 ENERGY_POINTS = 2048
 SCORE = "whitened-ode[solver=rk4,steps=8,clock=stretched,trace=hutchinson]"
 """32 evaluations in the stretched clock: on the digits the solve is within 0.001 bits/dim of the converged value."""
