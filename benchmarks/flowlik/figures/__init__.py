@@ -111,9 +111,9 @@ KINDS: Final[dict[str, Kind]] = {
         "Self-guidance",
         "Few-step samples from noise that was moved towards a higher predicted likelihood, against the step size of "
         "the move. Left: distance to real samples, lower is better. Middle: precision (are the samples like real ones) "
-        "and recall (are all real ones covered). Right: bits/dim of the samples under the exact density or the converged "
-        "teacher; lower is likelier, not better. Guidance is worth something where its curve leaves those of the "
-        "controls. Bars and bands: 95 % intervals.",
+        "and recall (are all real ones covered). Right: bits/dim of the samples under the exact density or the "
+        "converged teacher; lower is likelier, not better. Guidance is worth something where its curve leaves those of "
+        "the controls. Bars and bands: 95 % intervals.",
     ),
     "comparison": Kind(
         model_comparison,
