@@ -73,9 +73,10 @@ def _slope(model: Any, x: Tensor, run: Run) -> Tensor:
         _, divergence = model.joint(point, run.at(0.0), run.at(run.data_end), cond=run.cond)
         total = run.data_end * run.scalar(divergence, "average divergence").sum()
         if not total.requires_grad:  # the same everywhere, as for one Gaussian
-            return torch.zeros_like(point)
-        slope: Tensor = torch.autograd.grad(total, point)[0]
-    return slope
+            return torch.zeros_like(x)
+        (slope,) = torch.autograd.grad(total, point)
+    found: Tensor = slope
+    return found
 
 
 def _turned(offset: Tensor, run: Run) -> Tensor:

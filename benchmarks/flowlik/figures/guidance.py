@@ -21,7 +21,7 @@ WORDS: Final = {
     "prior": "noise shrunk (control)",
     "random": "as far, anywhere (control)",
 }
-LEVELS: Final = {"unguided": ("#56B4E9", "--"), "teacher": ("#000000", "-.")}
+LEVELS: Final[dict[str, tuple[str, Any]]] = {"unguided": ("#56B4E9", "--"), "teacher": ("#000000", "-.")}
 
 
 def self_guidance(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -88,9 +88,10 @@ def _levels(frame: pd.DataFrame, model: str, steps: float) -> dict[str, dict[str
 def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], name: str) -> None:
     columns = ("precision", "recall") if name == "overlap" else (name,)
     for column in columns:
-        for (direction, updates), line in of_model.groupby(["direction", "updates"], sort=False):
+        for names, line in of_model.groupby(["direction", "updates"], sort=False):
+            direction, updates = (str(name) for name in names)
             line = line.sort_values("step_size")
-            look = _look(str(direction), int(updates), hollow=column == "recall")
+            look = _look(direction, int(updates), hollow=column == "recall")
             bars = None
             if f"{column}_lo" in line:
                 bars = np.abs(

@@ -27,7 +27,7 @@ Panel = tuple[str, pd.Series, pd.Series | None, pd.Series | None, float | None]
 def model_comparison(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Kendall's tau of estimated with exact likelihoods of ten models, a panel per family of models."""
     shown = frame[[bool(extra.get("comparison")) for extra in frame["extra"]]]
-    panels = []
+    panels: list[Panel] = []
     for family, title in FAMILIES.items():
         tau = [view.from_extra(shown, "comparison", family, f"kendall{end}") for end in ("", "_lo", "_hi")]
         if tau[0].notna().any():
@@ -43,11 +43,11 @@ def outlier_detection(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """AUROC of the likelihood against each foreign set."""
     shown = frame[[bool(extra.get("outliers")) for extra in frame["extra"]]]
     sets = dict.fromkeys(name for extra in shown["extra"] for name in extra["outliers"])
-    panels = []
+    panels: list[Panel] = []
     for name in sets:
         ends = [view.from_extra(shown, "outliers", name, f"auroc{end}") for end in ("", "_lo", "_hi")]
         if ends[0].notna().any():
-            panels.append((f"{name} images", *ends, 1.0))
+            panels.append((f"{name} images", ends[0], ends[1], ends[2], 1.0))
     return _drawn(shown, panels, "AUROC of log p", titles=True)
 
 
