@@ -75,8 +75,7 @@ def _slope(model: Any, x: Tensor, run: Run) -> Tensor:
         if not total.requires_grad:  # the same everywhere, as for one Gaussian
             return torch.zeros_like(x)
         (slope,) = torch.autograd.grad(total, point)
-    found: Tensor = slope
-    return found
+    return slope
 
 
 def _turned(offset: Tensor, run: Run) -> Tensor:
@@ -85,4 +84,5 @@ def _turned(offset: Tensor, run: Run) -> Tensor:
         run.key, run.items, run.event_shape, stream=DIRECTION_STREAM, dtype=run.dtype, device=run.device
     ).flatten(1)
     length = offset.flatten(1).norm(dim=1, keepdim=True)
-    return (other * (length / other.norm(dim=1, keepdim=True))).reshape(offset.shape)
+    turned: Tensor = other * (length / other.norm(dim=1, keepdim=True))
+    return turned.reshape(offset.shape)
