@@ -16,9 +16,9 @@ from flowlik import view
 from flowlik.figures import style
 
 FAMILIES: Final = {
-    "rescaled": "ten rescalings of the model",
-    "displaced": "ten displaced mixtures",
-    "rounded": "ten copies with noise on the weights",
+    "rescaled": "rescalings of the model",
+    "displaced": "displaced mixtures",
+    "rounded": "copies with noisy weights",
 }
 Panel = tuple[str, pd.Series, pd.Series | None, pd.Series | None, float | None]
 """Label of the axis, values, lower and upper ends of their intervals, and the value that is right."""
@@ -36,7 +36,7 @@ def model_comparison(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 f"{title}\n{view.number(spread.min(), 2)} to {view.number(spread.max(), 2)} bits/dim apart"
             )
             panels.append((words, tau[0], tau[1], tau[2], 1.0))
-    return _drawn(shown, panels, "order of the models (Kendall's tau)", titles=True)
+    return _drawn(shown, panels, "ten models in order", "Kendall's tau", titles=True)
 
 
 def outlier_detection(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -48,7 +48,7 @@ def outlier_detection(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         ends = [view.from_extra(shown, "outliers", name, f"auroc{end}") for end in ("", "_lo", "_hi")]
         if ends[0].notna().any():
             panels.append((f"{name} images", ends[0], ends[1], ends[2], 1.0))
-    return _drawn(shown, panels, "AUROC of log p", titles=True)
+    return _drawn(shown, panels, "test images against foreign ones", "AUROC of log p", titles=True)
 
 
 def rare_events(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -66,7 +66,7 @@ def rare_events(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         ("error of log P(A), P(A) = 0.001", of("log_p_error"), None, None, 0.0),
         ("error of log odds of A and B", of("log_odds_error"), -noise, noise, 0.0),
     ]
-    return _drawn(shown, panels, "", bands=True)
+    return _drawn(shown, panels, "rare events by importance sampling", bands=True)
 
 
 def gradients(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -81,12 +81,19 @@ def gradients(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         ("relative error of the score", of("error"), None, None, 0.0),
         ("cosine, gradient in the weights", of("weight_cosine"), None, None, 1.0),
     ]
-    return _drawn(shown, panels, "")
+    return _drawn(shown, panels, "gradient of the estimate")
 
 
 def _drawn(
-    shown: pd.DataFrame, panels: Sequence[Panel], ylabel: str, *, titles: bool = False, bands: bool = False
+    shown: pd.DataFrame,
+    panels: Sequence[Panel],
+    title: str,
+    ylabel: str = "",
+    *,
+    titles: bool = False,
+    bands: bool = False,
 ) -> Figure | None:
+    """The panels; their words stand above them (`titles`) or along their axes; an interval as bars or as one band."""
     panels = [panel for panel in panels if panel[1].notna().any()]
     if shown.empty or not panels:
         return None
@@ -95,7 +102,7 @@ def _drawn(
     figure = style.new_figure(style.PAGE, 0.9 + 2.1 * rows)
     axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
     handles: dict[str, Line2D] = {}
-    for ax, (words, value, low, high, right) in zip(axes, panels, strict=False):
+    for k, (ax, (words, value, low, high, right)) in enumerate(zip(axes, panels, strict=False)):
         handles |= (
             _panel(ax, shown.assign(value=value), None if bands else low, None if bands else high) | handles
         )
@@ -104,12 +111,11 @@ def _drawn(
         if right is not None:
             ax.axhline(right, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=1)
         ax.set_title(words if titles else "")
-        ax.set_ylabel(ylabel if titles else words)
+        ax.set_ylabel(words if not titles else ylabel if k % columns == 0 else "")
         ax.set_xlabel("NFE")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    uses = "what the likelihood is worth"
-    figure.suptitle(f"{shown['task'].iloc[0]}: {uses}", fontsize=9)
+    figure.suptitle(f"{shown['task'].iloc[0]}: {title}", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
 
