@@ -20,6 +20,8 @@ FAMILIES: Final = {
     "displaced": "displaced mixtures",
     "rounded": "copies with noisy weights",
 }
+WIDE: Final = 10.0
+"""Errors beyond this have an axis that is linear inside 1 and logarithmic outside."""
 Panel = tuple[str, pd.Series, pd.Series | None, pd.Series | None, float | None]
 """Label of the axis, values, lower and upper ends of their intervals, and the value that is right."""
 
@@ -108,6 +110,10 @@ def _drawn(
         )
         if bands and low is not None and high is not None:
             ax.axhspan(float(low.min()), float(high.max()), color="#e6e6e6", zorder=0)
+        if np.nanmax(np.abs(value)) > WIDE:
+            ax.set_yscale("symlog", linthresh=1.0)
+        if right == 1.0:
+            ax.set_ylim(top=min(ax.get_ylim()[1], 1.05))
         if right is not None:
             ax.axhline(right, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=1)
         ax.set_title(words if titles else "")
