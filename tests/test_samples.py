@@ -12,7 +12,7 @@ import torch
 
 from flowlik import suites
 from flowlik.cells import Cell, Options
-from flowlik.frechet import frechet_interval
+from flowlik.frechet import frechet_resampled
 from flowlik.precision_recall import kernel_distance, precision_recall
 from flowlik.runner import run_cell
 from flowlik.samples import energy_distance
@@ -82,13 +82,8 @@ def test_energy_distance_is_zero_for_equal_laws_and_grows_with_the_shift() -> No
     assert energy_distance(a, b + 50.0) == pytest.approx(100 - 4 / math.sqrt(math.pi), abs=0.2)
 
 
-def test_the_frechet_interval_is_as_wide_as_fresh_samples_scatter() -> None:
+def test_bootstrapped_frechet_distances_scatter_as_fresh_samples_do() -> None:
     real = normal(4000, 4, 0).numpy()
-
-    def distance(samples: np.ndarray) -> float:
-        low, high = frechet_interval(real, samples, 1000.0)
-        assert low + high == pytest.approx(2000.0)
-        return (high - low) / (2 * 1.96)
 
     def exact(samples: np.ndarray) -> float:
         from scipy.linalg import sqrtm
@@ -99,7 +94,15 @@ def test_the_frechet_interval_is_as_wide_as_fresh_samples_scatter() -> None:
 
     drawn = [normal(400, 4, 10 + k).numpy() + 0.5 for k in range(40)]
     scatter = np.std([exact(samples) for samples in drawn], ddof=1)
-    assert distance(drawn[0]) == pytest.approx(scatter, rel=0.35)
+    assert frechet_resampled(real, drawn[0]).std(ddof=1) == pytest.approx(scatter, rel=0.35)
+
+
+def test_a_shared_change_is_seen_through_the_noise_of_the_draw() -> None:
+    real, samples = normal(2000, 4, 0).numpy(), normal(400, 4, 1).numpy() + 0.5
+    nearer = frechet_resampled(real, samples - 0.01)
+    difference = frechet_resampled(real, samples) - nearer
+    assert difference.mean() > 3 * difference.std()
+    assert difference.std() < 0.1 * nearer.std()
 
 
 # --- cells about samples alone ---------------------------------------------------------------------------------

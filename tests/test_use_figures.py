@@ -27,6 +27,7 @@ def sampled(label: str, frechet: float, model: str = "meanflow-f2d2", **known: A
         "samples_bpd": -0.5,
         "samples_bpd_se": 0.01,
     }
+    extra["frechet_resampled"] = [frechet + 0.1 * k for k in range(-3, 4)]
     values = {"precision": 0.8, "recall": 0.7, "kid": 0.02, "frechet_se": 0.2, "extractor": "a classifier"}
     return record(
         estimator=name,
@@ -65,6 +66,7 @@ def test_guided_samples_have_a_figure_and_a_table(tmp_path: Path) -> None:
     text = render(view.load(tmp_path), "md")
     assert "digits: samples" in text
     assert "2.75 \\[2.35, 3.15\\]" in text
+    assert "0.290 \\[0.290, 0.290\\]" in text  # 4.3 - 4.01, and the resamples move together
     assert "−0.500 \\[−0.520, −0.480\\]" in text
     assert "bits/dim by steps" not in text  # no cell has a likelihood of its own
     assert "digits: samples" in write_report(tmp_path).read_text()

@@ -82,12 +82,12 @@ def features_of(extractor: torch.nn.Module, x: Tensor) -> Tensor:
         return torch.cat([extractor(part.float()).double() for part in torch.split(x, BATCH)])
 
 
-def frechet_interval(real: Array, samples: Array, distance: float) -> tuple[float, float]:
-    """A 95 % interval of the distance of `samples` (m, f) from `real` (n, f), both features.
+def frechet_resampled(real: Array, samples: Array) -> Array:
+    """Bootstrap values, (RESAMPLES,), of the distance of `samples` (m, f) from `real` (n, f), both features.
 
-    Resampling with replacement adds to the distance what a finite sample adds, so the bootstrap gives the width alone:
-    1.96 of its standard deviations on both sides of `distance`. The real items are not resampled: all samplers of a
-    task are held against the same ones.
+    Resampling with replacement adds to the distance what a finite sample adds, so these give its scatter, not its
+    place. The real items are not resampled: all samplers of a task are held against the same ones. Sets of equal size
+    share the resamples, so where they were drawn from the same noise, differences are paired.
     """
     mean, covariance = real.mean(0), np.cov(real, rowvar=False)
     values, vectors = np.linalg.eigh(covariance)
@@ -99,8 +99,7 @@ def frechet_interval(real: Array, samples: Array, distance: float) -> tuple[floa
         spread = (offset.T * counts) @ offset / (len(samples) - 1)
         shared = np.sqrt(np.linalg.eigvalsh(root @ spread @ root).clip(0.0)).sum()
         found.append(np.square(centre - mean).sum() + np.trace(spread) + np.trace(covariance) - 2 * shared)
-    half = 1.96 * float(np.std(found, ddof=1))
-    return max(distance - half, 0.0), distance + half
+    return np.array(found)
 
 
 class _Double(torch.nn.Module):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowlik.frechet import PARTS, features_of, frechet_interval, frechet_with_error
+from flowlik.frechet import PARTS, features_of, frechet_resampled, frechet_with_error
 from flowlik.measures import bits_per_dim
 from flowlik.precision_recall import kernel_distance, precision_recall
 from flowlik.tasks import Array, Task
@@ -51,8 +51,13 @@ def _in_features(extractor: Any, real: Tensor, x: Tensor) -> tuple[dict[str, Any
     ours, theirs = features_of(extractor, x), features_of(extractor, real)
     columns["precision"], columns["recall"] = precision_recall(theirs, ours)
     columns["kid"] = kernel_distance(theirs, ours)
-    low, high = frechet_interval(theirs.cpu().numpy(), ours.cpu().numpy(), columns["frechet"])
-    return columns, {"frechet_lo": low, "frechet_hi": high}
+    resampled = frechet_resampled(theirs.cpu().numpy(), ours.cpu().numpy())
+    half = 1.96 * float(resampled.std(ddof=1))
+    return columns, {
+        "frechet_lo": max(columns["frechet"] - half, 0.0),
+        "frechet_hi": columns["frechet"] + half,
+        "frechet_resampled": [round(float(value), 4) for value in resampled],
+    }
 
 
 def _energy(task: Task, x: Tensor) -> dict[str, float]:
