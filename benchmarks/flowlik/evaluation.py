@@ -20,6 +20,7 @@ from flowlik.tasks import Array
 T = TypeVar("T")
 BESIDE_BATCH = 4096
 BESIDE_NFE = 4
+COSTS = ("forwards", "vjps", "jvps")
 
 
 class RefusedError(Exception):
@@ -105,7 +106,7 @@ def evaluate(
         stderr=_joined(errors) if all(error is not None for error in errors) else None,
         cost={
             name: np.concatenate([_per_item(getattr(out.cost, name), size) for out, size in parts])
-            for name in ("forwards", "vjps", "jvps")
+            for name in COSTS
         },
         batch_size=batch_size,
         statuses={out.status for out in outs},
@@ -131,11 +132,20 @@ def _per_item(cost: float | Tensor, size: int) -> Array:
     return np.broadcast_to(values, (size,)).astype(np.float64)
 
 
-def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, float]:
-    """`n` samples by the cell's estimator, in batches, and the forwards each cost."""
+def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, dict[str, Array]]:
+    """`n` samples by the cell's estimator, in batches, and the forwards, vjps and jvps that each cost, (n,).
+
+    Raises:
+        RefusedError: it does not fit the model, or cannot sample.
+    """
     parts = _samples(cell, model, n, log_prob=False)
-    forwards = sum(float(_per_item(out.cost.forwards, len(out.x)).sum()) for out in parts)
-    return torch.cat([out.x.detach() for out in parts]), forwards / n
+    if parts[0].status == "refused":
+        raise RefusedError(parts[0].reason or f"{cell.label} does not sample from this model")
+    cost = {
+        name: np.concatenate([_per_item(getattr(out.cost, name), len(out.x)) for out in parts])
+        for name in COSTS
+    }
+    return torch.cat([out.x.detach() for out in parts]), cost
 
 
 def sample_with_log_prob(cell: Cell, model: Any, n: int) -> tuple[Tensor, Array | None]:

@@ -15,10 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flowlik.measures import resample_counts
+
+Array = NDArray[np.float64]
 PARTS = 4
 BATCH = 512
+RESAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,32 @@ def frechet_with_error(
         error = float(np.std(values, ddof=1) / math.sqrt(parts))
     name = str(getattr(extractor, "name", type(extractor).__name__))
     return Frechet(frechet=whole, frechet_se=error, extractor=name, n_samples=len(samples))
+
+
+def features_of(extractor: torch.nn.Module, x: Tensor) -> Tensor:
+    """Features (n, f) of images (n, *event), float64."""
+    with torch.no_grad():
+        return torch.cat([extractor(part.float()).double() for part in torch.split(x, BATCH)])
+
+
+def frechet_resampled(real: Array, samples: Array) -> Array:
+    """Bootstrap values, (RESAMPLES,), of the distance of `samples` (m, f) from `real` (n, f), both features.
+
+    Resampling with replacement adds to the distance what a finite sample adds, so these give its scatter, not its
+    place. The real items are not resampled: all samplers of a task are held against the same ones. Sets of equal size
+    share the resamples, so where they were drawn from the same noise, differences are paired.
+    """
+    mean, covariance = real.mean(0), np.cov(real, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(values.clip(0.0))) @ vectors.T
+    found = []
+    for counts in resample_counts(len(samples), RESAMPLES):
+        centre = counts @ samples / len(samples)
+        offset = samples - centre
+        spread = (offset.T * counts) @ offset / (len(samples) - 1)
+        shared = np.sqrt(np.linalg.eigvalsh(root @ spread @ root).clip(0.0)).sum()
+        found.append(np.square(centre - mean).sum() + np.trace(spread) + np.trace(covariance) - 2 * shared)
+    return np.array(found)
 
 
 class _Double(torch.nn.Module):

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flowlik import view
 from flowlik.table import MASS_WITHIN, Cell, Table, by_steps, in_detail, mass_cell
+from flowlik.use_tables import use_tables
 
 BUDGETS: Final[tuple[tuple[str, float], ...]] = (("1 NFE", 1.0), ("≤ 8 NFE", 8.0), ("any NFE", math.inf))
 PIXEL: Final = 0.78
@@ -267,7 +268,9 @@ def _parts(usable: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 def _section(run_dir: Path, task: str, usable: pd.DataFrame) -> Section:
     frame = usable[usable["task"] == task]
-    tables = [make(part) for _, _, part in _parts(frame) for make in (by_steps, in_detail)]
+    likelihoods = frame[frame["bpd"].notna()]
+    tables = [make(part) for _, _, part in _parts(likelihoods) for make in (by_steps, in_detail)]
+    tables += [table for _, _, part in _parts(frame) for table in use_tables(part)]
     return Section(
         anchor=f"task-{view.slug(task)}",
         task=task,

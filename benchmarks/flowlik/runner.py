@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowlik import density, environment, measures, speed, timing
+from flowlik import density, environment, measures, samples, speed, timing, uses
 from flowlik.cells import Cell, cell_id, estimator_columns
 from flowlik.controls import control_log_prob, why_not
 from flowlik.evaluation import (
     DivergedError,
-    Evaluation,
     RefusedError,
     beside,
     evaluate,
@@ -216,6 +215,8 @@ def run_prepared(prepared: Prepared, *, timeout: float | None = None) -> tuple[R
         with time_limit(timeout):
             if prepared.cell.is_control:
                 _fill_control(prepared, row, arrays)
+            elif not prepared.cell.options.likelihood:
+                _fill_samples_alone(prepared, row, arrays)
             else:
                 _fill(prepared, row, arrays)
     except Exception as error:
@@ -242,7 +243,7 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     assert reference is not None
     out = evaluate(cell, prepared.model, items.x, items.ids)
     row["eps"] = 1.0 - float(cell.estimator.data_end(prepared.model))
-    _fill_cost(row, out)
+    _fill_cost(row, out.cost)
     if cell.options.batch_size == AUTO:
         row["batch_size"], row["extra"]["batch_size_asked"] = out.batch_size, AUTO
     elif out.batch_size != cell.options.batch_size:
@@ -269,6 +270,9 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     _fill_whole_density(prepared, row, arrays, log_prob)
     if cell.options.samples:
         _fill_samples(prepared, row, arrays)
+    for name in cell.options.uses:
+        row["extra"][name], of_use = uses.USES[name](prepared)
+        arrays |= {f"{name}_{key}": values for key, values in of_use.items()}
     if cell.options.rounds:
         _fill_timing(prepared, row)
 
@@ -300,13 +304,13 @@ def _item_arrays(log_prob: Array, ref: Array, valid: NDArray[np.bool_], stderr: 
     return arrays
 
 
-def _fill_cost(row: Row, out: Evaluation) -> None:
-    work = sum(out.cost.values())
+def _fill_cost(row: Row, cost: dict[str, Array]) -> None:
+    work = sum(cost.values())
     row |= {
-        "nfe_mean": float(out.cost["forwards"].mean()),
-        "nfe_max": float(out.cost["forwards"].max()),
-        "vjp_mean": float(out.cost["vjps"].mean()),
-        "jvp_mean": float(out.cost["jvps"].mean()),
+        "nfe_mean": float(cost["forwards"].mean()),
+        "nfe_max": float(cost["forwards"].max()),
+        "vjp_mean": float(cost["vjps"].mean()),
+        "jvp_mean": float(cost["jvps"].mean()),
         "work": float(np.mean(work)),
     }
 
@@ -349,22 +353,38 @@ def _fill_own(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.b
 
 
 def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays) -> None:
-    from flowlik.frechet import frechet_with_error
-    from flowlik_models.features import load_extractor
+    """Draw samples and judge them; why there are none is noted beside."""
+    try:
+        x, _ = _sampled(prepared, row, arrays)
+    except (RefusedError, DivergedError) as error:
+        row["extra"]["samples"] = f"none: {error}"
+        return
+    columns, extra = samples.judge(prepared.task, x, None)
+    row |= columns
+    row["extra"] |= extra
 
-    cell = prepared.cell
-    x, cost = sample(cell, prepared.model, cell.options.samples)
+
+def _fill_samples_alone(prepared: Prepared, row: Row, arrays: Arrays) -> None:
+    """Samples of a cell that is about nothing else: its cost is theirs, their likelihood that of the reference."""
+    x, cost = _sampled(prepared, row, arrays)
+    _fill_cost(row, cost)
+    columns, extra = samples.judge(prepared.task, x, lambda: _reference_model(prepared))
+    row |= columns
+    row["extra"] |= extra
+
+
+def _sampled(prepared: Prepared, row: Row, arrays: Arrays) -> tuple[torch.Tensor, dict[str, Array]]:
+    x, cost = sample(prepared.cell, prepared.model, prepared.cell.options.samples)
     arrays["samples"] = x[:SHOWN_SAMPLES].float().cpu().numpy()
-    row["n_samples"] = len(x)
-    row["extra"]["sample_nfe"] = cost
-    real = prepared.task.real_samples()
-    extractor = load_extractor(cell.task)
-    if real is None or extractor is None:
-        return
+    row["extra"]["sample_nfe"] = float(cost["forwards"].mean())
     if not bool(torch.isfinite(x).all()):
-        row["extra"]["frechet"] = "samples hold NaN or infinity"
-        return
-    row |= asdict(frechet_with_error(extractor.to(x.device), real.to(x.device), x))
+        raise DivergedError("samples hold NaN or infinity")
+    return x, cost
+
+
+def _reference_model(prepared: Prepared) -> Any:
+    cell = prepared.cell
+    return load(cell.task, prepared.task.reference_model, cell.device, cell.options.dtype)[0]
 
 
 def _fill_timing(prepared: Prepared, row: Row) -> None:

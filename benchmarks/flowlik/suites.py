@@ -15,6 +15,7 @@ Every task and split of a suite also gets the control rows, unless `controls = f
 
 from __future__ import annotations
 
+import fnmatch
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -25,6 +26,7 @@ from flowlik.cells import DTYPES, Cell, Options
 from flowlik.controls import CONTROLS
 from flowlik.memory import AUTO
 from flowlik.tasks import Task, get_task, unknown
+from flowlik.uses import USES
 
 FOLDER = Path(__file__).with_name("suites")
 _OPTIONS = tuple(field.name for field in fields(Options))
@@ -85,6 +87,7 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
         ValueError: a value of the wrong kind or out of range.
     """
     changes = {name: table[name] for name in _OPTIONS if name in table}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     for name, value in changes.items():
         if name == "batch_size" and value == AUTO:
             continue
@@ -93,6 +96,11 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
     options = replace(base, **changes)
     if options.dtype not in DTYPES:
         raise ValueError(unknown("dtype", options.dtype, DTYPES))
+    if not options.likelihood and options.samples < 1:
+        raise ValueError("likelihood = false: expected samples, there is nothing else to judge")
+    for use in options.uses:
+        if use not in USES:
+            raise ValueError(unknown("use", use, tuple(USES)))
     for name in ("n_items", "batch_size", "draws", "timing_batch"):
         if getattr(options, name) != AUTO and getattr(options, name) < 1:
             raise ValueError(f"{name} = {getattr(options, name)}: expected at least 1")
@@ -121,9 +129,7 @@ def expand(
     for name in tasks:
         task = get_task(name)
         cells += _controls(task, controls, splits or (options.split,), options)
-        for model in task.models if models is None else models:
-            if model not in task.models:
-                raise ValueError(unknown(f"model of task {name!r}", model, task.models))
+        for model in _models(task, models):
             for split in splits or (options.split,):
                 task.check_split(split)
                 cells += [
@@ -149,6 +155,22 @@ def _controls(task: Task, controls: Sequence[str], splits: Sequence[str], option
         own = replace(Options(), split=split, **shared)
         cells += [Cell(task=task.id, model=task.reference_model, estimator=c, options=own) for c in controls]
     return cells
+
+
+def _models(task: Task, names: Sequence[str] | None) -> list[str]:
+    """Models of a task by name or by pattern (`*-f2d2`); all of them where there are no names.
+
+    A pattern leaves out models whose checkpoint is not there, a name never: its cell says how to get it.
+    """
+    found: dict[str, None] = {}
+    for name in task.models if names is None else names:
+        if "*" in name:
+            found |= dict.fromkeys(m for m in fnmatch.filter(task.models, name) if task.has_model(m))
+        elif name in task.models:
+            found[name] = None
+        else:
+            raise ValueError(unknown(f"model of task {task.id!r}", name, task.models))
+    return list(found)
 
 
 def parse(spec: str) -> list[Any]:

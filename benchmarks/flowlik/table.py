@@ -70,14 +70,18 @@ class Table:
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
-    """Per task and split the published shape and the detailed one; nothing for a split without results."""
+    """Per task and split the published shape, the detailed one and those of samples and uses, where there are any."""
+    from flowlik.use_tables import use_tables
+
     usable = view.averaged(view.usable(view.prepare(records)))
     found: list[Table] = []
     for task in sorted(usable["task"].unique()):
         of_task = usable[usable["task"] == task]
         for split in view.splits(of_task):
             frame = of_task[of_task["split"] == split]
-            found += [by_steps(frame), in_detail(frame)]
+            likelihoods = frame[frame["bpd"].notna()]
+            found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
+            found += use_tables(frame)
     return found
 
 

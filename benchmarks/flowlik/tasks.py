@@ -165,6 +165,12 @@ class Task(ABC):
             raise UnavailableError(f"the checkpoint of {model} on {self.id} is not there; {cure}")
         return load_model(self.id, model, device=device), model_hash(self.id, model)
 
+    def has_model(self, model: str) -> bool:
+        """Whether the model can be loaded: a closed form, or a checkpoint that is there. Goes with `load_model`."""
+        from flowlik_models.zoo import CLOSED_FORM, checkpoint_path
+
+        return model == CLOSED_FORM or checkpoint_path(self.id, model).is_file()
+
     def grid(self) -> Grid | None:
         """The grid on which densities of a 2-D task are drawn and their mass is taken; None: no such grid."""
         return None

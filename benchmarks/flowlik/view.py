@@ -44,6 +44,9 @@ METHODS: Final[dict[str, Method]] = {
         "Exact map", "#A68A00", "h", "few-step map, exact change of variables of every discrete step"
     ),
     "f2d2": Method("F2D2", "#0072B2", "o", "joint flow map: average velocity and average divergence"),
+    "self-guidance": Method(
+        "Self-guided F2D2", "#661100", "o", "F2D2 sampling from noise moved by its own likelihood"
+    ),
     "f2d2-corrected": Method("F2D2 corrected", "#56B4E9", "P", "F2D2 with a control-variate correction"),
     "pi-flow": Method("pi-Flow", "#882255", "p", "policy flow, network-free substeps"),
     "generator": Method("One-step generator", "#44AA99", "*", "square one-step generator"),
@@ -222,6 +225,17 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
         row["n_seeds"] = float(len(group))
         parts.append(row)
     return _sorted(pd.concat(parts))
+
+
+def from_extra(frame: pd.DataFrame, *path: str) -> pd.Series[float]:
+    """A number out of each row's `extra`, by its path of keys; NaN where there is none."""
+
+    def value(extra: Any) -> float:
+        for key in path:
+            extra = extra.get(key) if isinstance(extra, dict) else None
+        return float(extra) if isinstance(extra, int | float) else math.nan
+
+    return pd.Series([value(extra) for extra in frame["extra"]], index=frame.index, dtype="float64")
 
 
 def usable(frame: pd.DataFrame) -> pd.DataFrame:

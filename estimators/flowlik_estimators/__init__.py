@@ -5,7 +5,16 @@
 'ode[rtol=1e-06,trace=hutchinson]'
 """
 
-from flowlik_estimators import f2d2, f2d2_corrected, flow_map_exact, meanflow, ode, peers, whitened
+from flowlik_estimators import (
+    f2d2,
+    f2d2_corrected,
+    flow_map_exact,
+    meanflow,
+    ode,
+    peers,
+    self_guidance,
+    whitened,
+)
 from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.grids import time_grid
@@ -28,6 +37,7 @@ __all__ = [
     "parse_spec",
     "peers",
     "register",
+    "self_guidance",
     "standard_normal_log_prob",
     "time_grid",
     "whitened",

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from flowlik import view
 from flowlik.figures.accuracy import bpd_against_nfe, error_against_cost
 from flowlik.figures.family import joint_maps
+from flowlik.figures.guidance import self_guidance
 from flowlik.figures.images import density_maps, sample_grids
 from flowlik.figures.overview import error_overview
 from flowlik.figures.probes import noise_of_probes
@@ -26,6 +27,7 @@ from flowlik.figures.samples import frechet_against_steps
 from flowlik.figures.scaling import cost_scaling
 from flowlik.figures.scatter import estimated_against_reference
 from flowlik.figures.style import paper
+from flowlik.figures.uses import gradients, model_comparison, outlier_detection, rare_events
 
 __all__ = ["KINDS", "Kind", "draw_all"]
 
@@ -103,6 +105,43 @@ KINDS: Final[dict[str, Kind]] = {
         "Fréchet distance against steps",
         "Distance between features of generated and of real samples; lower is better. The extractor is named on "
         "the axis, and only the standard Inception network makes the distance an FID.",
+    ),
+    "guidance": Kind(
+        self_guidance,
+        "Self-guidance",
+        "Few-step samples from noise that was moved towards a higher predicted likelihood, against the step size of "
+        "the move. Left: distance to real samples, lower is better. Middle: precision (are the samples like real ones) "
+        "and recall (are all real ones covered). Right: bits/dim of the samples under the exact density or the "
+        "converged teacher; lower is likelier, not better. Guidance is worth something where its curve leaves those of "
+        "the controls. Bars and bands: 95 % intervals.",
+    ),
+    "comparison": Kind(
+        model_comparison,
+        "Ten models ranked by their likelihood",
+        "Rank correlation (Kendall's tau) between estimated and exact mean likelihoods of ten models that differ by "
+        "less than the bias of a few Euler steps: 1 is the exact order, 0 a random one. Bars: 95 % bootstrap intervals "
+        "over the test points. A bias that is the same for all models does no harm here, one that differs does.",
+    ),
+    "outliers": Kind(
+        outlier_detection,
+        "Foreign images",
+        "Probability that a test image gets a higher likelihood than a foreign one: 1 tells them apart, 0.5 is chance, "
+        "less means that the foreign ones look likelier. The estimator with the most evaluations is nearest to what "
+        "the model itself says. Bars: 95 % intervals.",
+    ),
+    "importance": Kind(
+        rare_events,
+        "Rare events by importance sampling",
+        "Points of a known proposal weighed by the estimated density. The dashed lines are the values of the exact "
+        "density at the same points, the grey band is the noise that exact weights would have. A constant bias shows "
+        "in the mass and in P(A); the odds of two rare events need the right ratio between the tails.",
+    ),
+    "gradient": Kind(
+        gradients,
+        "Gradient of the estimate",
+        "The gradient of the estimate against that of the exact likelihood: in x, where 1 is the right direction "
+        "(bars reach down to the 5th percentile), and in the weights of a network, against the converged likelihood of "
+        "its own field. An estimate whose gradient in the weights points elsewhere is no objective for training.",
     ),
     "samples": Kind(
         sample_grids,

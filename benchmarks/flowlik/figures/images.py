@@ -90,9 +90,13 @@ def density_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 def sample_grids(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
-    """Up to 64 sampled images of every cell that kept some, tiled 8 x 8; lines as in `density_maps`."""
+    """Up to 64 sampled images of every cell that kept some, tiled 8 x 8; lines as in `density_maps`.
+
+    Of guided samplers only those with the default options, which differ in steps alone.
+    """
     groups: dict[tuple[str, ...], list[tuple[_Row, NDArray[np.float64]]]] = {}
-    for row in view.as_dicts(frame):
+    guided = frame["estimator"] == "self-guidance"
+    for row in view.as_dicts(frame[~(guided & frame["estimator_label"].str.contains(","))]):
         samples = view.items(run_dir, row["cell_id"]).get("samples")
         if samples is not None and samples.ndim == 4 and len(samples) and samples.shape[1] in (1, 3):
             groups.setdefault(_line_key(row), []).append((row, tiled(samples)))

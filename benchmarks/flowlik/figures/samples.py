@@ -19,7 +19,8 @@ def distance_name(extractor: str) -> str:
 
 def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Fréchet distance against sampling steps, a panel per extractor; adaptive samplers are horizontal lines."""
-    shown = frame[frame["frechet"] > 0]
+    # guided samplers have a figure of their own: a line per step size would bury the maps themselves
+    shown = frame[(frame["frechet"] > 0) & (frame["estimator"] != "self-guidance")]
     if shown.empty:
         return None
     extractors = sorted(shown["extractor"].unique())

@@ -1,0 +1,188 @@
+"""Tables of what is measured beside a likelihood's accuracy: samples, guided or not, and the uses of a likelihood."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flowlik import view
+from flowlik.table import Cell, Table
+
+FAMILIES = ("rescaled", "displaced", "rounded")
+
+
+def use_tables(frame: pd.DataFrame) -> list[Table]:
+    """The tables of one task and split that its records support."""
+    makers = (_samples, _comparison, _outliers, _importance, _gradient)
+    return [table for make in makers if (table := make(frame)) is not None]
+
+
+def _title(frame: pd.DataFrame, words: str) -> str:
+    return f"{frame['task'].iloc[0]}: {words}"
+
+
+def _cell(value: Any, low: Any = math.nan, high: Any = math.nan, digits: int = 3) -> Cell:
+    if value is None or not math.isfinite(value):
+        return Cell("–")
+    text = view.number(float(value), digits)
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        text += f" [{view.number(float(low), digits)}, {view.number(float(high), digits)}]"
+    return Cell(text, float(value))
+
+
+def _head(row: dict[str, Any]) -> tuple[Cell, ...]:
+    return Cell(row["row"]), Cell(row["model"]), _cell(row["nfe_mean"])
+
+
+def _samples(frame: pd.DataFrame) -> Table | None:
+    """Cells that were about their samples alone: they have a cost, samples, and no bits/dim of their own."""
+    shown = frame[(frame["n_samples"] > 0) & frame["bpd"].isna()]
+    if shown.empty:
+        return None
+    rows = []
+    plain = {(row["model"], row["steps"]): row for row in view.as_dicts(shown[shown["estimator"] == "f2d2"])}
+    for row in view.as_dicts(shown):
+        extra = row["extra"]
+        energy, error = extra.get("energy_distance"), extra.get("energy_distance_se") or math.nan
+        bits, spread = extra.get("samples_bpd"), 1.96 * (extra.get("samples_bpd_se") or math.nan)
+        distance = (
+            _cell(row["frechet"], extra.get("frechet_lo"), extra.get("frechet_hi"))
+            if energy is None
+            else _cell(energy, energy - 1.96 * error, energy + 1.96 * error)
+        )
+        rows.append(
+            (
+                *_head(row),
+                _cell(row["vjp_mean"]),
+                distance,
+                _gain(row, plain.get((row["model"], row["steps"]))),
+                *(_cell(row[name]) for name in ("kid", "precision", "recall")),
+                _cell(bits) if bits is None else _cell(bits, bits - spread, bits + spread),
+            )
+        )
+    name = "Fréchet distance" if shown["frechet"].notna().any() else "energy distance"
+    extractor = next((e for e in shown["extractor"] if e), "data space")
+    return _without_empty(
+        Table(
+            _title(frame, "samples"),
+            (
+                *("method", "model", "NFE", "vjps", name, "less than unguided by", "kernel distance"),
+                *("precision", "recall", "bits/dim of the samples"),
+            ),
+            tuple(rows),
+            note=f"{shown['n_samples'].max():.0f} samples a row, {extractor}; brackets: 95 % intervals, of the gain "
+            "over the unguided map paired by noise. Bits/dim of the samples as continuous data, under the exact "
+            "density or the converged teacher.",
+        )
+    )
+
+
+def _gain(row: dict[str, Any], plain: dict[str, Any] | None) -> Cell:
+    """How much nearer guided samples are than those of the same map from the same noise as it was."""
+    if plain is None or row["estimator"] != "self-guidance":
+        return Cell("–")
+    ours, theirs = (np.array(of["extra"].get("frechet_resampled") or [], dtype=float) for of in (row, plain))
+    if not len(ours) or ours.shape != theirs.shape or row["n_samples"] != plain["n_samples"]:
+        return Cell("–")
+    gain, half = plain["frechet"] - row["frechet"], 1.96 * float(np.std(theirs - ours, ddof=1))
+    return _cell(gain, gain - half, gain + half)
+
+
+def _known(frame: pd.DataFrame, use: str) -> list[dict[str, Any]]:
+    return [row for row in view.as_dicts(frame) if row["extra"].get(use)]
+
+
+def _comparison(frame: pd.DataFrame) -> Table | None:
+    rows = _known(frame, "comparison")
+    found = []
+    for row in rows:
+        for family in FAMILIES:
+            of = row["extra"]["comparison"].get(family)
+            if of is None:
+                continue
+            tau = _cell(of.get("kendall"), of.get("kendall_lo"), of.get("kendall_hi"), 2)
+            others = (
+                _cell(of.get(name), digits=2)
+                for name in ("spearman", "regret", "spread", "bias", "bias_spread")
+            )
+            found.append((*_head(row)[:2], Cell(family), _head(row)[2], tau, *others))
+    if not found:
+        return None
+    heads = (
+        *("method", "model", "ten models", "NFE", "Kendall's tau", "Spearman", "regret"),
+        *("spread of the exact values", "bias", "spread of the bias"),
+    )
+    note = "Means over the items; regret, spreads and bias in bits/dim. Brackets: 95 % bootstrap intervals over items."
+    return Table(
+        _title(frame, "ten models ranked by their likelihood"), heads, tuple(found), names=3, note=note
+    )
+
+
+def _outliers(frame: pd.DataFrame) -> Table | None:
+    rows = _known(frame, "outliers")
+    if not rows:
+        return None
+    sets = list(dict.fromkeys(name for row in rows for name in row["extra"]["outliers"]))
+    measured = [n for n in sets if any("auroc" in row["extra"]["outliers"].get(n, {}) for row in rows)]
+    lines = []
+    for row in rows:
+        of = [row["extra"]["outliers"].get(name, {}) for name in measured]
+        lines.append(
+            (*_head(row), *(_cell(o.get("auroc"), o.get("auroc_lo"), o.get("auroc_hi"), 2) for o in of))
+        )
+    missing = [rows[0]["extra"]["outliers"][name]["reason"] for name in sets if name not in measured]
+    note = "AUROC of log p, test images against each foreign set; brackets: 95 % intervals. " + " ".join(
+        f"{reason[0].upper()}{reason[1:]}." for reason in missing
+    )
+    heads = ("method", "model", "NFE", *measured)
+    return Table(_title(frame, "foreign images"), heads, tuple(lines), note=note.strip())
+
+
+def _importance(frame: pd.DataFrame) -> Table | None:
+    rows = _known(frame, "importance")
+    if not rows:
+        return None
+    names = ("ess", "mass", "p", "odds", "log_odds_error", "sample_ess", "sample_log_mass")
+    lines = tuple(
+        (*_head(row), *(_cell(row["extra"]["importance"].get(name)) for name in names)) for row in rows
+    )
+    one = rows[0]["extra"]["importance"]
+    note = (
+        f"Exact weights: effective sample size {view.number(one['ess_exact'])}, P(A) {view.number(one['p_exact'])}, "
+        f"odds {view.number(one['odds_exact'])}, log odds ± {view.number(one['log_odds_se'], 2)} from {one['points']} "
+        "points. The last two weigh the estimator's own samples with the exact density."
+    )
+    heads = (
+        *("method", "model", "NFE", "effective sample size", "mass", "P(A)", "odds of A and B"),
+        *("error of the log odds", "own samples: effective sample size", "own samples: log of mass"),
+    )
+    return _without_empty(Table(_title(frame, "rare events by importance sampling"), heads, lines, note=note))
+
+
+def _gradient(frame: pd.DataFrame) -> Table | None:
+    rows = _known(frame, "gradient")
+    if not rows:
+        return None
+    names = ("cosine", "cosine_p05", "error", "weight_cosine", "weight_error")
+    lines = tuple(
+        (*_head(row), *(_cell(row["extra"]["gradient"].get(name)) for name in names)) for row in rows
+    )
+    heads = (
+        *("method", "model", "NFE", "cosine", "its 5th percentile", "relative error"),
+        *("cosine in the weights", "relative error in the weights"),
+    )
+    note = (
+        "In x against the exact score, means and medians over the items; in the weights against the converged "
+        "likelihood of the network's own field."
+    )
+    return _without_empty(Table(_title(frame, "gradient of the estimate"), heads, lines, note=note))
+
+
+def _without_empty(table: Table) -> Table:
+    """The table without columns that hold nothing."""
+    kept = [k for k in range(len(table.columns)) if any(row[k].text != "–" for row in table.rows)]
+    rows = tuple(tuple(row[k] for k in kept) for row in table.rows)
+    return Table(table.title, tuple(table.columns[k] for k in kept), rows, table.names, table.note)

@@ -1,0 +1,34 @@
+"""What a fast likelihood is for, as measurements: each use is a function of a cell that answers one question with the
+cell's estimator and with the exact likelihood, on the same points.
+
+A suite names them per cell (`uses = ["importance", "gradient"]`); the numbers go into the record's `extra` under the
+use's name, the arrays beside the items. docs/uses.md says what each one asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowlik.uses.comparison import model_comparison
+from flowlik.uses.gradient import gradients
+from flowlik.uses.importance import rare_events
+from flowlik.uses.outliers import outlier_detection
+
+if TYPE_CHECKING:
+    from flowlik.runner import Prepared
+
+__all__ = ["USES"]
+
+Measures = dict[str, Any]
+Arrays = dict[str, NDArray[np.float64]]
+
+USES: dict[str, Callable[[Prepared], tuple[Measures, Arrays]]] = {
+    "comparison": model_comparison,
+    "outliers": outlier_detection,
+    "importance": rare_events,
+    "gradient": gradients,
+}
