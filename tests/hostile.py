@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +67,12 @@ def allocate(estimator: Hostile, x: torch.Tensor) -> None:
 
 
 def creep(estimator: Hostile, x: torch.Tensor) -> None:
-    """`amount` megabytes a point in a process of its own, which no limit inside this one sees."""
-    code = f"x = b'a' * {len(x) * estimator.amount * 10**6}; import time; time.sleep(1.5)"
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-c", code], check=False)
+    """`amount` megabytes a point in a process of its own that lifts the limit on allocations."""
+    lift = "resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))"
+    take = f"x = b'a' * {len(x) * estimator.amount * 10**6}"
+    subprocess.run(
+        [sys.executable, "-c", f"import resource, time; {lift}; {take}; time.sleep(1.5)"], check=False
+    )
 
 
 ACTS = {

@@ -154,7 +154,7 @@ def run(
     from flowlik.launch import command_line, interruptible, parse_memory
 
     with bad_usage(), interruptible() as stopped:
-        from flowlik.executors import Setup, make_executor, new_run_id
+        from flowlik.executors import Setup, is_follower, make_executor, new_run_id
 
         own = checkpoints or (TRAINED if train_first else None)
         if train_first and own is not None:
@@ -171,6 +171,10 @@ def run(
             cores=cores,
         )
         where = make_executor(executor, setup, address)
+        if is_follower():
+            if not dry_run:
+                where.start()
+            return
         try:
             if not dry_run:
                 where.start()  # its libraries load while the cells are planned

@@ -130,9 +130,9 @@ def _per_item(cost: float | Tensor, size: int) -> Array:
     return np.broadcast_to(values, (size,)).astype(np.float64)
 
 
-def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, float]:
-    """`n` samples by the cell's estimator, in batches, and the forwards each cost."""
-    parts = _samples(cell, model, n, log_prob=False)
+def sample(cell: Cell, model: Any, n: int, *, first: int = 0) -> tuple[Tensor, float]:
+    """Samples `first` .. `first + n` by the cell's estimator, in batches, and the forwards each cost."""
+    parts = _samples(cell, model, n, log_prob=False, first=first)
     forwards = sum(float(_per_item(out.cost.forwards, len(out.x)).sum()) for out in parts)
     return torch.cat([out.x.detach() for out in parts]), forwards / n
 
@@ -145,9 +145,9 @@ def sample_with_log_prob(cell: Cell, model: Any, n: int) -> tuple[Tensor, Array 
     return x, _joined(found) if all(part is not None for part in found) else None
 
 
-def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool) -> list[Any]:
+def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool, first: int = 0) -> list[Any]:
     def batch(where: slice) -> Any:
-        ids = torch.arange(where.start, where.stop)
+        ids = torch.arange(first + where.start, first + where.stop)
         generator = torch.Generator().manual_seed(cell.options.seed)
         dtype = getattr(torch, cell.options.dtype)
         return cell.estimator.sample(

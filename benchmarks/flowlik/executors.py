@@ -175,6 +175,11 @@ def make_executor(name: str, setup: Setup, address: str | None = None) -> Execut
     return EXECUTORS[name](setup, address)
 
 
+def is_follower() -> bool:
+    """True in every process of torchrun but the first."""
+    return int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _serial(setup: Setup, address: str | None) -> Executor:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from flowlik.sharding import Sharded

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import flowlik_estimators  # noqa: F401 - loaded before the first cell's time begins
+import scipy.stats  # noqa: F401
+
+import flowlik_estimators  # noqa: F401 - loaded, like the next, before the first cell's time begins
 from flowlik import environment
 from flowlik.cells import Cell
 from flowlik.executors import Result, Setup, Wanted
