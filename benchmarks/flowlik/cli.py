@@ -612,6 +612,44 @@ def compare(
     typer.echo(summary(frame) if len(frame) else "no cell in common")
 
 
+@app.command()
+def reproduce(
+    cell_id: Annotated[str, typer.Argument(metavar="CELL_ID", help="Id of a cell, or how it begins.")],
+    folder: Annotated[
+        Path | None, typer.Option("--in", help="Folder of the run; default: all below runs/.")
+    ] = None,
+) -> None:
+    """Run the cell of a record again and say whether its numbers come again."""
+    with bad_usage():
+        from flowlik import provenance
+
+        folders = provenance.run_folders(Path("runs")) if folder is None else [folder]
+        found = provenance.find(cell_id, folders)
+        typer.echo(provenance.told(found))
+        done = provenance.reproduce(found)
+    for line in done.lines:
+        typer.echo(line)
+    typer.echo(
+        {"rounding": "reproduced, up to rounding", "identical": "reproduced, bit for bit"}.get(
+            done.verdict, "NOT reproduced"
+        )
+    )
+    raise typer.Exit(0 if done.succeeded else 1)
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for all of them.")],
+) -> None:
+    """Join runs of several machines; runs that differ in a model or in data are refused."""
+    with bad_usage():
+        from flowlik.merge import merge_runs
+
+        merged = merge_runs(folders, out)
+    typer.echo(f"{merged.cells} cells in {merged.folder} ({merged.common} of them in several runs)")
+
+
 def _need_records(folder: Path) -> None:
     from flowlik.records import records_file
 
