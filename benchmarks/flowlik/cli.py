@@ -629,11 +629,8 @@ def reproduce(
         done = provenance.reproduce(found)
     for line in done.lines:
         typer.echo(line)
-    typer.echo(
-        {"rounding": "reproduced, up to rounding", "identical": "reproduced, bit for bit"}.get(
-            done.verdict, "NOT reproduced"
-        )
-    )
+    words = {"identical": "reproduced, bit for bit", "rounding": "reproduced, up to rounding"}
+    typer.echo(words.get(done.verdict, "NOT reproduced"))
     raise typer.Exit(0 if done.succeeded else 1)
 
 

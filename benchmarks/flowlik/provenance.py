@@ -24,6 +24,8 @@ from flowlik.runner import run_cell
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
 """Relative differences of log-densities that rounding alone makes on another machine."""
 COUNTED = ("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work")
+STEPS_APART = 0.05
+"""Relative differences of counts that rounding makes: an adaptive solver may take a step more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,12 @@ def find(cell_id: str, folders: list[Path]) -> Found:
     Raises:
         ValueError: there is none, or several cells begin so.
     """
-    found: list[Found] = []
-    for folder in folders:
-        for row in read_rows(folder):
-            if row["cell_id"].startswith(cell_id):
-                found.append(Found(folder=folder, row=row, environment=_environment(folder, row["env_id"])))
+    found = [
+        Found(folder=folder, row=row, environment=_environment(folder, row["env_id"]))
+        for folder in folders
+        for row in read_rows(folder)
+        if row["cell_id"].startswith(cell_id)
+    ]
     names = sorted({one.row["cell_id"] for one in found})
     if not names:
         where = ", ".join(map(str, folders)) or "a run below runs/ (name one with --in)"
@@ -106,11 +109,6 @@ def cell_of(row: Row) -> Cell:
     )
 
 
-def command_of(row: Row, folder: Path) -> str:
-    """The command that runs the cell of a record again and compares."""
-    return f"flowlik reproduce {row['cell_id']} --in {folder}"
-
-
 def reproduce(found: Found) -> Reproduction:
     """Run a record's cell again and compare what does not depend on a clock.
 
@@ -127,7 +125,8 @@ def reproduce(found: Found) -> Reproduction:
         return Reproduction(verdict="different", lines=tuple(lines))
     worst = _largest_difference(found, arrays)
     counted = [name for name in COUNTED if old[name] != row[name]]
-    lines += [f"{name} {old[name]:g} -> {row[name]:g}" for name in counted]
+    lines += [f"{name} {old[name]} -> {row[name]}" for name in counted]
+    near = all(_apart(old[name], row[name]) <= STEPS_APART for name in counted)
     if worst is None:
         same = not counted and old["bpd"] == row["bpd"]
         lines.append("no log-densities were kept beside the record; its columns were compared")
@@ -135,8 +134,12 @@ def reproduce(found: Found) -> Reproduction:
     lines.append(f"largest relative difference of a log-density: {worst:.2g}")
     if worst == 0 and not counted:
         return Reproduction(verdict="identical", lines=tuple(lines))
-    within = worst <= ROUNDING[row["dtype"]]
+    within = worst <= ROUNDING[row["dtype"]] and near
     return Reproduction(verdict="rounding" if within else "different", lines=tuple(lines))
+
+
+def _apart(old: float | None, new: float | None) -> float:
+    return math.inf if old is None or new is None else abs(new - old) / max(abs(old), 1.0)
 
 
 def _changes(found: Found, row: Row) -> list[str]:
@@ -152,10 +155,12 @@ def _changes(found: Found, row: Row) -> list[str]:
     if old["estimator_version"] != row["estimator_version"]:
         lines.append(f"estimator version {old['estimator_version']} -> {row['estimator_version']}")
     now = describe()
-    for name in ("commit", "dirty", "torch", "gpu", "cpu", "threads"):
-        if found.environment and found.environment.get(name) != now[name]:
-            lines.append(f"{name} {found.environment.get(name)} -> {now[name]}")
-    return lines
+    made_in = found.environment
+    return lines + [
+        f"{name} {made_in.get(name)} -> {now[name]}"
+        for name in ("commit", "dirty", "torch", "gpu", "cpu", "threads")
+        if made_in and made_in.get(name) != now[name]
+    ]
 
 
 def _largest_difference(found: Found, arrays: Arrays) -> float | None:
