@@ -137,8 +137,15 @@ def suite(tmp_path: Path) -> Path:
     return tmp_path / "suite.toml"
 
 
-def started(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    """A process that Ctrl-C reaches, also where these tests run in the background of a shell."""
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_records(out: Path, count: int) -> None:
