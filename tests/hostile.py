@@ -61,6 +61,15 @@ def crash_once(estimator: Hostile, x: torch.Tensor) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lose_host_once(estimator: Hostile, x: torch.Tensor) -> None:
+    """Ends the process that keeps this one in its limits: a machine that vanishes."""
+    mark = Path(estimator.mark)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+
 def allocate(estimator: Hostile, x: torch.Tensor) -> None:
     """`amount` megabytes a point, all at once: an allocation that fails."""
     torch.zeros(len(x), estimator.amount * 10**6 // 8, dtype=torch.float64)
@@ -82,6 +91,7 @@ ACTS = {
     "crash": crash,
     "leave": leave,
     "crash_once": crash_once,
+    "lose_host_once": lose_host_once,
     "allocate": allocate,
     "creep": creep,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
 LISTS = ("estimators", "tasks", "models", "suites")
 TRAINED = Path("runs/train")
 FORMATS = ("md", "latex", "csv")
@@ -56,7 +58,14 @@ RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # who stops a program does not wait for its libraries to be put away
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def fail(message: str, status: int = 2) -> typer.Exit:

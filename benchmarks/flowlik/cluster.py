@@ -90,7 +90,7 @@ class RayExecutor:
         self._setup = Setup(**(vars(setup) | {"cores": setup.cores or 1}))
         self._address = address
         self._hosts: list[Any] = []
-        self._started = False
+        self._started = self._ours = False
 
     def start(self) -> None:
         """Join the cluster, or make one.
@@ -100,12 +100,15 @@ class RayExecutor:
         """
         if self._started:
             return
+        self._started = True
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         from flowlik.environment import usable_cpus
 
+        if ray.is_initialized():  # a program that has a cluster keeps it
+            return
         local = {} if self._address else {"num_cpus": usable_cpus(), "include_dashboard": False}
         path = os.pathsep.join(filter(None, sys.path))
         try:
@@ -121,7 +124,6 @@ class RayExecutor:
             raise WorkerStartError(
                 f"no Ray cluster at {self._address or 'this machine'}: {message}"
             ) from None
-        self._started = True
 
     def run(self, cells: Iterable[Cell], wanted: Wanted) -> Iterator[Result]:
         """As `Executor.run`: first, several at a time, the cells that are not timed, then each of the others alone."""
@@ -212,8 +214,9 @@ class RayExecutor:
 
         for host in list(self._hosts):
             self._end(host)
-        ray.shutdown()
-        self._started = False
+        if self._ours:
+            ray.shutdown()
+        self._started = self._ours = False
 
 
 def _answer(ready: Any) -> tuple[Any, bool]:
