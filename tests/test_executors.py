@@ -54,7 +54,7 @@ def cluster() -> Iterator[None]:
     """A local Ray of two workers, which stays between the tests."""
     import ray
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120"}
     path = os.pathsep.join(filter(None, sys.path))
     ray.init(
         num_cpus=WORKERS,

@@ -103,6 +103,7 @@ class RayExecutor:
         self._started = True
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a crowded machine takes its time
         import ray
 
         from flowlik.environment import usable_cpus
@@ -119,11 +120,10 @@ class RayExecutor:
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
                 **local,
             )
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            message = " ".join(str(error).split())
-            raise WorkerStartError(
-                f"no Ray cluster at {self._address or 'this machine'}: {message}"
-            ) from None
+        except Exception as error:  # of whatever kind: Ray raises bare ones
+            where = self._address or "this machine"
+            raise WorkerStartError(f"no Ray cluster at {where}: {_one_line(error)}") from None
+        self._ours = True
 
     def run(self, cells: Iterable[Cell], wanted: Wanted) -> Iterator[Result]:
         """As `Executor.run`: first, several at a time, the cells that are not timed, then each of the others alone."""

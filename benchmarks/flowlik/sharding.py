@@ -143,12 +143,12 @@ def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor) -> Evaluation:
 
 
 def _joined(parts: Sequence[Evaluation]) -> Evaluation:
-    errors = [part.stderr for part in parts]
+    errors = [part.stderr for part in parts if part.stderr is not None]
     return replace(
         parts[0],
         log_prob=np.concatenate([part.log_prob for part in parts]),
         valid=np.concatenate([part.valid for part in parts]),
-        stderr=np.concatenate([e for e in errors if e is not None]) if None not in errors else None,
+        stderr=np.concatenate(errors) if len(errors) == len(parts) else None,
         cost={name: np.concatenate([part.cost[name] for part in parts]) for name in parts[0].cost},
         batch_size=min(part.batch_size for part in parts),
         statuses=set().union(*(part.statuses for part in parts)),
