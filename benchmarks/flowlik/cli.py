@@ -627,9 +627,11 @@ def reproduce(
     folder: Annotated[
         Path | None, typer.Option("--in", help="Folder of the run; default: all below runs/.")
     ] = None,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
     """Run the cell of a record again and say whether its numbers come again."""
     with bad_usage():
+        use_checkpoints(checkpoints)
         from flowlik import provenance
 
         folders = provenance.run_folders(Path("runs")) if folder is None else [folder]
