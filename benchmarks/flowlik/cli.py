@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -463,12 +462,13 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: estimators, tasks, models and suites."""
+    from flowlik.listing import listed
     from flowlik.words import unknown
 
     with bad_usage():
         if kind is not None and kind not in LISTS:
             raise ValueError(unknown("list", kind, LISTS))
-        found = {name: _listed(name) for name in (LISTS if kind is None else (kind,))}
+        found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
     if as_json:
         typer.echo(json.dumps(found if kind is None else found[kind], indent=2))
         return
@@ -477,38 +477,6 @@ def list_(
             typer.echo(f"{name}:")
         for entry, text in entries.items():
             typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
-
-
-def _listed(kind: str) -> dict[str, str]:
-    if kind == "estimators":
-        import flowlik_estimators
-
-        return {name: _first_line(kind) for name, kind in flowlik_estimators.available().items()}
-    if kind == "suites":
-        from flowlik import suites
-
-        return {name: str(suites.read_suite(name).get("description", "")) for name in suites.available()}
-    from flowlik.tasks import registry
-
-    if kind == "tasks":
-        return {name: task.description for name, task in registry().items()}
-    return {name: _models_of(name, task.models) for name, task in registry().items()}
-
-
-def _models_of(task: str, models: Sequence[str]) -> str:
-    """Models that can be run, then those that can be trained first."""
-    from flowlik_models.zoo import TASK_MODELS, available_models
-
-    there = available_models(task) if task in TASK_MODELS else tuple(models)
-    missing = [model for model in models if model not in there]
-    if not models:
-        return "none yet"
-    return ", ".join(there) + (f"; to train: {', '.join(missing)}" if missing else "")
-
-
-def _first_line(kind: type) -> str:
-    parameters = ", ".join(field.name for field in fields(kind))
-    return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
 
 
 @app.command()

@@ -74,9 +74,8 @@ class Serial:
             ran = worker.run(job.batch_size) if job.wish == "run" else None
             return None, finished(job, prepared, ran)
         except WorkerGoneError as gone:
-            prepared = worker.prepared
             self.stop()
-            return again(job, gone), given_up(job, gone, prepared, self._setup)
+            return again(job, gone), given_up(job, gone, worker.prepared, self._setup)
 
     def stop(self) -> None:
         """End the worker."""

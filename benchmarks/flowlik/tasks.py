@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.points import Points, pieces, whole
-from flowlik.words import unknown
+from flowlik.words import unknown as unknown
 
 if TYPE_CHECKING:
     from flowlik_models.interfaces import Moments
