@@ -36,6 +36,7 @@ class Station:
         """The cell's id and its row before it ran."""
         self._prepared = prepare(cell)
         self._row = blank_row(self._prepared, self.run_id, self.environment["env_id"])
+        self._row["extra"]["hardware"] = self.environment["gpu" if cell.device.startswith("cuda") else "cpu"]
         return self._prepared.cell_id, self._row
 
     def prepare_pickled(self, parcel: bytes) -> tuple[str, Row]:
