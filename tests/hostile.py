@@ -34,7 +34,7 @@ class Hostile(Estimator):
 
 def sleep(estimator: Hostile, x: torch.Tensor) -> None:
     """Sleeps, and takes every exception for its own."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 900
     while time.monotonic() < end:
         try:
             time.sleep(end - time.monotonic())

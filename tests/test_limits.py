@@ -47,7 +47,7 @@ def test_a_cell_that_hangs_or_crashes_ends_alone(tmp_path: Path) -> None:
     assert "1 worker lost" in rows[2]["reason"]
     assert "SIGSEGV" in rows[3]["reason"]
     assert "tried again" in rows[3]["reason"]
-    assert time.monotonic() - begun < 55  # the sleeper alone takes a minute
+    assert time.monotonic() - begun < 300  # the sleeper alone takes fifteen minutes
 
 
 def test_memory_that_runs_out_halves_the_batch_and_says_so(tmp_path: Path) -> None:
