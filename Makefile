@@ -1,5 +1,6 @@
 # make bench   the benchmark, from nothing to figures, tables and report.html
 # make test    lint, types, tests and the check of the asv suites, in environments of their own
+# make verify  the full numbers about runs: a hundred kills, a thousand bad inputs, Ray, overheads; half an hour alone
 # make asv     speed, memory, evaluations and accuracy of the current commit into results/asv, pages into results/asv-html
 #
 # PYTHON   the interpreter the environments are made from (3.11 or newer)
@@ -14,7 +15,7 @@ ARGS ?=
 TOX = .tox/bootstrap
 ASV = $(VENV)/bin/asv
 
-.PHONY: bench test asv
+.PHONY: bench test verify asv
 
 bench: $(VENV)/.flowlik-installed
 	$(VENV)/bin/flowlik run $(ARGS)
@@ -22,6 +23,10 @@ bench: $(VENV)/.flowlik-installed
 test: $(TOX)/.installed
 	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \
 	echo "tox run $(ARGS)" && $(TOX)/bin/tox run $(ARGS)
+
+verify: $(TOX)/.installed
+	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \
+	echo "tox run -e verify $(ARGS)" && $(TOX)/bin/tox run -e verify $(ARGS)
 
 asv: $(VENV)/.flowlik-installed $(VENV)/.asv-installed
 	@test -z "$$(git status --porcelain)" || echo "asv: uncommitted changes are recorded under the last commit" >&2

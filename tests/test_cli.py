@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sizes import figure
 from typer.testing import CliRunner
 
 import flowlik
@@ -100,7 +102,11 @@ def test_estimators_on_the_command_line_take_the_models_they_fit() -> None:
         (("run", "--seeds", "4-0"), "0-4"),
         (("run", "--timeout", "soon"), "30m"),
         (("run", "--device", "tpu"), "valid: auto, cpu"),
-        (("run", "--executor", "ray"), "valid: serial"),
+        (("run", "--executor", "rya"), "did you mean 'ray'"),
+        (("run", "--address", "auto"), "add --executor ray"),
+        (("run", "--memory", "8"), "at least 1G"),
+        (("merge", "nowhere", "--out", "elsewhere"), "nowhere"),
+        (("reproduce", "0123", "--in", "nowhere"), "nowhere"),
         (("list", "estimator"), "did you mean 'estimators'"),
         (("train", "gmm-2d", "teacherr"), "valid: "),
         (("train", "gmm-2", "meanflow"), "did you mean 'gmm-2d'"),
@@ -206,3 +212,44 @@ def test_end_to_end_in_a_process_of_its_own(tiny: str, tmp_path: Path) -> None:
     (environment_row,) = [json.loads(line) for line in (out / "environments.jsonl").read_text().splitlines()]
     assert str(tmp_path) not in json.dumps(environment_row)
     assert set(flowlik.read_records(out)["env_id"]) == {environment_row["env_id"]}
+
+
+def test_the_index_of_list_is_what_the_registries_say() -> None:
+    from flowlik import listing
+
+    stored = json.loads(listing.INDEX.read_text())
+    assert stored == listing.registries(), "out of date; write it anew with: python -m flowlik.listing"
+
+
+def test_list_asks_the_registries_where_the_index_may_be_old(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flowlik import listing
+
+    monkeypatch.setattr(listing, "INDEX", tmp_path / "listing.json")
+    for text, age in (("", 0), ("{", 0), ("{}", 10**7)):
+        if text:
+            listing.INDEX.write_text(text)
+            os.utime(listing.INDEX, (0, listing.INDEX.stat().st_mtime - age))
+        assert "f2d2" in listing.listed("estimators")
+
+
+def test_list_and_the_package_are_there_at_once() -> None:
+    def seconds(*arguments: str) -> tuple[float, float, str]:
+        before, begun = os.times(), time.monotonic()
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+        after = os.times()
+        cpu = sum(after[2:4]) - sum(before[2:4])
+        return time.monotonic() - begun, cpu, done.stdout
+
+    wall, cpu, _ = seconds("-c", "import flowlik")
+    figure("import flowlik", f"{wall:.2f} s ({cpu:.2f} s of CPU)", "0.3 s")
+    assert cpu < 0.3
+    wall, cpu, said = seconds(
+        "-c",
+        "import sys; from flowlik.cli import app; app(['list'], standalone_mode=False); print('torch' in sys.modules)",
+    )
+    figure("flowlik list", f"{wall:.2f} s ({cpu:.2f} s of CPU)", "1.5 s")
+    assert "gmm-64d" in said
+    assert said.splitlines()[-1] == "False"
+    assert cpu < 1.5

@@ -15,6 +15,8 @@ from flowlik.figures.accuracy import pareto_front
 from flowlik.figures.images import tiled
 from flowlik.figures.samples import distance_name
 from flowlik.figures.scaling import slope
+from flowlik.records import read_rows
+from flowlik.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +283,30 @@ def test_slope_is_the_exponent() -> None:
 def test_the_same_estimator_on_other_numbers_of_items_is_another_cell(tmp_path: Path) -> None:
     write_rows(tmp_path, [record(cell_id=f"c{n}", n_items=n, bpd=float(n)) for n in (1, 4)])
     assert view.averaged(view.load(tmp_path))["bpd"].tolist() == [1.0, 4.0]
+
+
+def test_times_of_different_hardware_never_share_a_figure_or_a_mean(tmp_path: Path) -> None:
+    write_fake_run(tmp_path, tasks=("gmm-2d",), n=20, steps=(1, 8))
+    rows = read_rows(tmp_path)
+    timed = [row for row in rows if row["wall_s_median"] is not None]
+    twins = [row | {"cell_id": f"twin-{n}", "seed": 1} for n, row in enumerate(timed)]
+    for row, machine in [*((row, "H100") for row in timed), *((row, "A100") for row in twins)]:
+        row["extra"] = {"hardware": machine}
+    write_rows(tmp_path, [*rows, *twins])
+    frame = view.load(tmp_path)
+    assert view.machines(frame) == ["A100", "H100"]
+    averaged = view.averaged(view.usable(frame))
+    assert (averaged["n_seeds"] == 1).all()
+    on_a100 = averaged["series"][averaged["hardware"] == "A100"]
+    assert len(on_a100) > 5
+    assert on_a100.str.endswith("A100").all()
+    names = {path.stem for path in draw_all(tmp_path)}
+    assert {"gmm-2d--error--A100", "gmm-2d--error--H100", "gmm-2d--bpd"} <= names
+    assert "gmm-2d--error" not in names
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "times of A100" in page
+    assert "times of H100" in page
+    write_rows(tmp_path, rows)
+    assert "gmm-2d--error" in {path.stem for path in draw_all(tmp_path)}
+    assert not list((tmp_path / "figures").glob("*A100*"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from flowlik import gates
 from flowlik.contract import contract_verdicts
@@ -109,19 +110,76 @@ def test_every_estimator_keeps_the_contract(name: str) -> None:
     assert not broken
 
 
+def broken_rules(kind: type[Estimator]) -> set[str]:
+    """What the contract has against an estimator that is registered for the moment."""
+    register(kind.__name__.lower())(kind)
+    try:
+        return {v.rule for v in contract_verdicts((kind.__name__.lower(),)) if not v.passed}
+    finally:
+        _REGISTRY.pop(kind.__name__.lower())
+
+
 def test_the_contract_catches_a_careless_plugin() -> None:
-    @register("careless")
     @dataclass(frozen=True, kw_only=True)
     class Careless(Estimator):
-        """Answers in float32 without asking the model."""
+        """Answers without asking the model, by the size of the batch."""
 
         family = "plugin"
 
         def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
             return Estimate(log_prob=x.sum(1).float() * 0 + len(x))
 
-    try:
-        failed = {verdict.rule for verdict in contract_verdicts(("careless",)) if not verdict.passed}
-    finally:
-        _REGISTRY.pop("careless")
-    assert {"cost is counted", "batching changes nothing"} <= failed
+    assert broken_rules(Careless) >= {
+        *("cost is counted", "batching changes nothing", "a broken model is a status"),
+        *("a misshapen model is misuse", "an unsuitable model is a status"),
+    }
+
+
+def test_the_contract_catches_one_that_reads_the_answer_off_the_model() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Cheat(Estimator):
+        """One evaluation for show."""
+
+        family = "plugin"
+        exact_to: ClassVar[float] = 1e-9
+
+        def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
+            model.velocity(x, run.at(0.5))
+            return Estimate(log_prob=model.log_prob(x))
+
+    assert broken_rules(Cheat) >= {"cost is honest"}
+
+
+def test_the_contract_catches_evaluations_that_pass_the_counter() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Hider(Estimator):
+        """Ten evaluations, nine of them past the counter."""
+
+        family = "plugin"
+        exact_to: ClassVar[float] = 1e-3
+
+        def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
+            model.velocity(x, run.at(0.5))
+            for _ in range(9):
+                model._model.velocity(x, run.at(0.5))
+            return Estimate(log_prob=x.double().sum(1))
+
+    assert broken_rules(Hider) >= {"cost is honest", "exact on a Gaussian"}
+
+
+def test_the_contract_catches_draws_that_follow_the_place_in_the_batch() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Placed(Estimator):
+        """Noise by row, and state from call to call."""
+
+        family = "plugin"
+        calls: ClassVar[list[int]] = []
+
+        def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
+            model.velocity(x, run.at(0.5))
+            self.calls.append(1)
+            return Estimate(log_prob=x.double().sum(1) + torch.arange(len(x)) + len(self.calls))
+
+    assert broken_rules(Placed) >= {
+        *("draws follow the items", "batching changes nothing", "same seed, same answer"),
+    }

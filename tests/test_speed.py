@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from toy_flows import Field, points
 
-from flowlik import memory, runner, speed
+from flowlik import memory, preparing, runner, speed
 from flowlik.cells import Cell, Options, cell_id
 from flowlik.cli import with_run_options
 from flowlik.suites import options_of
@@ -64,9 +64,9 @@ def test_network_that_cannot_be_compiled_stays_as_it_is_and_says_why() -> None:
 
 def test_row_says_that_the_network_was_not_compiled_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "compiled", lambda *_: "no compiler")
-    runner.load_compiled.cache_clear()
+    preparing.load_compiled.cache_clear()
     row, _ = runner.run_cell(cell(compile=True, n_items=4, rounds=0))
-    runner.load_compiled.cache_clear()
+    preparing.load_compiled.cache_clear()
     assert row["status"] == "ok"
     assert row["compiled"] is False
     assert row["extra"]["not_compiled"] == "no compiler"

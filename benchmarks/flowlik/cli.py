@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ import typer
 if TYPE_CHECKING:
     from flowlik.cells import Cell
     from flowlik.contract import ContractVerdict
+    from flowlik.executors import Executor, Setup
     from flowlik.gates import Gate, Verdict
     from flowlik.runner import Outcome
 
@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
 LISTS = ("estimators", "tasks", "models", "suites")
 TRAINED = Path("runs/train")
 FORMATS = ("md", "latex", "csv")
@@ -56,7 +57,14 @@ RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # who stops a program does not wait for its libraries to be put away
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def fail(message: str, status: int = 2) -> typer.Exit:
@@ -67,9 +75,14 @@ def fail(message: str, status: int = 2) -> typer.Exit:
 
 @contextmanager
 def bad_usage() -> Iterator[None]:
-    """Turn what is wrong with the input into one line and exit status 2."""
+    """Turn what is wrong with the input into one line and exit status 2; with the disk, 1."""
+    from flowlik.executors import WorkerStartError
+    from flowlik.journal import StorageError
+
     try:
         yield
+    except (StorageError, WorkerStartError) as error:
+        raise fail(str(error), 1) from None
     except (ValueError, FileNotFoundError) as error:
         raise fail(" ".join(str(error).split())) from None
 
@@ -130,8 +143,13 @@ def run(
     out: OutOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cells that DIR has already.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
-    executor: Annotated[str, typer.Option(help="How cells are run: serial.")] = "serial",
+    executor: Annotated[str, typer.Option(help="Where cells are run: serial or ray.")] = "serial",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without it one is made on this machine.")
+    ] = None,
+    cores: Annotated[int | None, typer.Option(help="Processor cores a cell gets (Ray: 1).", min=1)] = None,
     timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Most a cell's process may hold: 8G, 500M.")] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
     ] = False,
@@ -147,33 +165,49 @@ def run(
     data_dir: DataOption = None,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
-    with bad_usage():
+    from flowlik.launch import command_line, interruptible, parse_memory
+
+    with bad_usage(), interruptible() as stopped:
+        from flowlik.executors import Setup, is_follower, make_executor, new_run_id
+
         own = checkpoints or (TRAINED if train_first else None)
         if train_first and own is not None:
             own.mkdir(parents=True, exist_ok=True)
         use_checkpoints(own)
         use_data(data_dir)
-        from flowlik.runner import EXECUTORS
-        from flowlik.tasks import unknown
 
-        if executor not in EXECUTORS:
-            raise ValueError(unknown("executor", executor, EXECUTORS))
-        seconds = None if timeout is None else parse_duration(timeout)
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
-        cells = plan_cells(
-            suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=pick_device(device)
+        setup = Setup(
+            run_id=new_run_id(),
+            argv=command_line(),
+            timeout=None if timeout is None else parse_duration(timeout),
+            memory=None if memory is None else parse_memory(memory),
+            cores=cores,
         )
-        cells = with_run_options(cells, compile_, batch_size)
-    if dry_run:
-        for cell in cells:
-            typer.echo(cell.title)
-        typer.echo(f"{len(cells)} cells")
-        return
-    if train_first and own is not None:
-        train_missing(cells, own, pick_device(device))
-    folder = run_folder(out, resume)
-    failed = run_plan(cells, folder, suite or "quick", resume=resume, timeout=seconds)
-    drawn = draw(folder) if report else True
+        where = make_executor(executor, setup, address)
+        if is_follower():
+            if not dry_run:
+                where.start()
+            return
+        try:
+            if not dry_run:
+                where.start()  # its libraries load while the cells are planned
+            cells = plan_cells(
+                suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=pick_device(device)
+            )
+            cells = with_run_options(cells, compile_, batch_size)
+            if dry_run:
+                for cell in cells:
+                    typer.echo(cell.title)
+                typer.echo(f"{len(cells)} cells")
+                return
+            if train_first and own is not None:
+                train_missing(cells, own, pick_device(device))
+            stopped.folder = folder = run_folder(out or Path("runs") / setup.run_id, resume)
+            failed = run_plan(cells, folder, suite or "quick", setup, where, resume=resume)
+        finally:
+            where.stop()
+        drawn = draw(folder) if report else True
     raise typer.Exit(1 if failed or not drawn else 0)
 
 
@@ -232,7 +266,8 @@ def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
 
 def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
     """Raise ValueError where a name is a model of none of these tasks."""
-    from flowlik.tasks import get_task, unknown
+    from flowlik.tasks import get_task
+    from flowlik.words import unknown
 
     valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
     for model in models:
@@ -265,11 +300,8 @@ def supported(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell in kept or (cell.task, cell.label) not in served]
 
 
-def run_folder(out: Path | None, resume: bool) -> Path:
+def run_folder(folder: Path, resume: bool) -> Path:
     """The folder to write into; exit status 2 where it holds another run's records."""
-    from flowlik.runner import new_run_id
-
-    folder = out or Path("runs") / new_run_id()
     if (folder / "records.jsonl").exists() and not resume:
         raise fail(f"{folder} holds records already: go on with --resume, or give another --out")
     try:
@@ -279,35 +311,33 @@ def run_folder(out: Path | None, resume: bool) -> Path:
     return folder
 
 
-def run_plan(cells: list[Cell], folder: Path, suite: str, *, resume: bool, timeout: float | None) -> bool:
+def run_plan(
+    cells: list[Cell], folder: Path, suite: str, setup: Setup, executor: Executor, *, resume: bool
+) -> bool:
     """Run the cells with progress; True where one failed."""
     from flowlik.environment import plain_argument
+    from flowlik.journal import storage
     from flowlik.records import FAILED, utc_now
-    from flowlik.runner import new_run_id, run_cells
+    from flowlik.runner import run_cells
     from flowlik_models.files import write_atomically
 
-    run_id = new_run_id()
-    argv = ["flowlik", *(plain_argument(argument) for argument in sys.argv[1:])]
     note: dict[str, Any] = {
-        "run_id": run_id,
+        "run_id": setup.run_id,
         "suite": plain_argument(suite),
-        "argv": argv,
+        "argv": setup.argv,
         "started": utc_now(),
         "finished": None,
     }
 
     def write_note() -> None:
-        write_atomically(folder / "run.json", json.dumps(note, indent=2).encode() + b"\n")
+        with storage(folder):
+            write_atomically(folder / "run.json", json.dumps(note, indent=2).encode() + b"\n")
 
     write_note()
     counts: Counter[str] = Counter()
-    outcomes = run_cells(cells, folder, run_id=run_id, resume=resume, timeout=timeout)
-    try:
-        for outcome in with_progress(outcomes, len(cells)):
-            counts[outcome.row["status"] if outcome.row else "done before"] += 1
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; go on with: flowlik run ... --out {folder} --resume", err=True)
-        raise typer.Exit(130) from None
+    outcomes = run_cells(cells, folder, resume=resume, executor=executor)
+    for outcome in with_progress(outcomes, len(cells)):
+        counts[outcome.row["status"] if outcome.row else "done before"] += 1
     note |= {"finished": utc_now(), "cells": dict(counts)}
     write_note()
     typer.echo(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -345,6 +375,12 @@ def one_line(outcome: Outcome) -> str:
     head = f"{row['status']:<8} {outcome.cell.title}"
     if row["status"] != "ok":
         return f"{head}: {row['reason']}"
+    told = (
+        [f"batch {row['extra']['batch_size_used']}: out of memory"]
+        if "batch_size_used" in row["extra"]
+        else []
+    )
+    told += ["tried again: a worker was lost"] if "workers_lost" in row["extra"] else []
     shown = (
         ("bpd", "bpd"),
         ("bpd_mae", "|error|"),
@@ -353,7 +389,7 @@ def one_line(outcome: Outcome) -> str:
         ("frechet", "frechet"),
     )
     values = [f"{label} {row[name]:.4g}" for name, label in shown if row[name] is not None]
-    return "  ".join([head, *values, f"{outcome.seconds:.1f}s"])
+    return "  ".join([head, *values, f"{outcome.seconds:.1f}s", *told])
 
 
 def draw(folder: Path) -> bool:
@@ -432,7 +468,6 @@ def pick_device(name: str) -> str:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, on every device
     if name == "auto":
         return "cuda" if gpus else "cpu"
     valid = ("cpu", *(("cuda",) if gpus else ()), *(f"cuda:{index}" for index in range(gpus)))
@@ -450,12 +485,13 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: estimators, tasks, models and suites."""
-    from flowlik.tasks import unknown
+    from flowlik.listing import listed
+    from flowlik.words import unknown
 
     with bad_usage():
         if kind is not None and kind not in LISTS:
             raise ValueError(unknown("list", kind, LISTS))
-        found = {name: _listed(name) for name in (LISTS if kind is None else (kind,))}
+        found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
     if as_json:
         typer.echo(json.dumps(found if kind is None else found[kind], indent=2))
         return
@@ -464,38 +500,6 @@ def list_(
             typer.echo(f"{name}:")
         for entry, text in entries.items():
             typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
-
-
-def _listed(kind: str) -> dict[str, str]:
-    if kind == "estimators":
-        import flowlik_estimators
-
-        return {name: _first_line(kind) for name, kind in flowlik_estimators.available().items()}
-    if kind == "suites":
-        from flowlik import suites
-
-        return {name: str(suites.read_suite(name).get("description", "")) for name in suites.available()}
-    from flowlik.tasks import registry
-
-    if kind == "tasks":
-        return {name: task.description for name, task in registry().items()}
-    return {name: _models_of(name, task.models) for name, task in registry().items()}
-
-
-def _models_of(task: str, models: Sequence[str]) -> str:
-    """Models that can be run, then those that can be trained first."""
-    from flowlik_models.zoo import TASK_MODELS, available_models
-
-    there = available_models(task) if task in TASK_MODELS else tuple(models)
-    missing = [model for model in models if model not in there]
-    if not models:
-        return "none yet"
-    return ", ".join(there) + (f"; to train: {', '.join(missing)}" if missing else "")
-
-
-def _first_line(kind: type) -> str:
-    parameters = ", ".join(field.name for field in fields(kind))
-    return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
 
 
 @app.command()
@@ -572,7 +576,7 @@ def table(
     format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
 ) -> None:
     """Print a run's table."""
-    from flowlik.tasks import unknown
+    from flowlik.words import unknown
 
     with bad_usage():
         if format_ not in FORMATS:
@@ -606,6 +610,43 @@ def compare(
 
     frame = compare_runs(base, new)
     typer.echo(summary(frame) if len(frame) else "no cell in common")
+
+
+@app.command()
+def reproduce(
+    cell_id: Annotated[str, typer.Argument(metavar="CELL_ID", help="Id of a cell, or how it begins.")],
+    folder: Annotated[
+        Path | None, typer.Option("--in", help="Folder of the run; default: all below runs/.")
+    ] = None,
+    checkpoints: CheckpointsOption = None,
+) -> None:
+    """Run the cell of a record again and say whether its numbers come again."""
+    with bad_usage():
+        use_checkpoints(checkpoints)
+        from flowlik import provenance
+
+        folders = provenance.run_folders(Path("runs")) if folder is None else [folder]
+        found = provenance.find(cell_id, folders)
+        typer.echo(provenance.told(found))
+        done = provenance.reproduce(found)
+    for line in done.lines:
+        typer.echo(line)
+    words = {"identical": "reproduced, bit for bit", "rounding": "reproduced, up to rounding"}
+    typer.echo(words.get(done.verdict, "NOT reproduced"))
+    raise typer.Exit(0 if done.succeeded else 1)
+
+
+@app.command()
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for all of them.")],
+) -> None:
+    """Join runs of several machines; runs that differ in a model or in data are refused."""
+    with bad_usage():
+        from flowlik.merge import merge_runs
+
+        merged = merge_runs(folders, out)
+    typer.echo(f"{merged.cells} cells in {merged.folder} ({merged.common} of them in several runs)")
 
 
 def _need_records(folder: Path) -> None:

@@ -132,13 +132,13 @@ def _per_item(cost: float | Tensor, size: int) -> Array:
     return np.broadcast_to(values, (size,)).astype(np.float64)
 
 
-def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, dict[str, Array]]:
-    """`n` samples by the cell's estimator, in batches, and the forwards, vjps and jvps that each cost, (n,).
+def sample(cell: Cell, model: Any, n: int, *, first: int = 0) -> tuple[Tensor, dict[str, Array]]:
+    """Samples `first` .. `first + n` by the cell's estimator, in batches, and what each cost, (n,) by name.
 
     Raises:
         RefusedError: it does not fit the model, or cannot sample.
     """
-    parts = _samples(cell, model, n, log_prob=False)
+    parts = _samples(cell, model, n, log_prob=False, first=first)
     if parts[0].status == "refused":
         raise RefusedError(parts[0].reason or f"{cell.label} does not sample from this model")
     cost = {
@@ -156,9 +156,9 @@ def sample_with_log_prob(cell: Cell, model: Any, n: int) -> tuple[Tensor, Array 
     return x, _joined(found) if all(part is not None for part in found) else None
 
 
-def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool) -> list[Any]:
+def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool, first: int = 0) -> list[Any]:
     def batch(where: slice) -> Any:
-        ids = torch.arange(where.start, where.stop)
+        ids = torch.arange(first + where.start, first + where.stop)
         generator = torch.Generator().manual_seed(cell.options.seed)
         dtype = getattr(torch, cell.options.dtype)
         return cell.estimator.sample(

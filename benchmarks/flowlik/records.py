@@ -1,29 +1,30 @@
 """Records: append-only JSON Lines, one row per cell, and the one way to read them back.
 
-A row is written by one `write` call and synced to disk before the run goes on, so a run that is killed loses at most
-the row it was writing; a torn last line is left out on reading and set aside (`records.jsonl.torn`) on the next write.
-Per-item arrays lie beside as `items/<cell_id>.npz`, put in place by a rename before their row is written.
+Rows are written and read through `flowlik.journal`: whole or not at all, by any number of runs at a time. Per-item
+arrays lie beside as `items/<cell_id>.npz`, put in place by a rename before their row is written.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowlik import journal
 from flowlik_models.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+Column = np.ndarray[Any, np.dtype[Any]]
 
 COLUMN_GROUPS: dict[str, tuple[str, ...]] = {
     "identity": ("schema_version", "run_id", "cell_id", "created_utc", "repeat"),
@@ -89,6 +90,18 @@ TEXT = frozenset(
     )
 )
 
+_KINDS: tuple[frozenset[type], ...] = tuple(
+    frozenset((str,))
+    if name in ("cell_id", "status")
+    else frozenset((str, type(None)))
+    if name in TEXT
+    else frozenset((dict, type(None)))
+    if name in NESTED
+    else frozenset((bool, type(None)))
+    if name == "compiled"
+    else frozenset((int, float, type(None)))
+    for name in COLUMNS
+)
 STATUSES = ("ok", "skipped", "refused", "timeout", "oom", "diverged", "error")
 FINISHED = frozenset(("ok", "refused", "diverged"))
 """Statuses that another attempt would only repeat: `--resume` leaves these cells alone and tries the others again."""
@@ -138,55 +151,12 @@ def to_line(row: Mapping[str, Any]) -> bytes:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append `row` to the JSON Lines file `path` by one write, and sync it to disk.
+    """Append `row` to the JSON Lines file `path`, whole or not at all, and sync it to disk.
 
-    A torn last line, left by a run that was killed while it wrote, is first moved to `<path>.torn`.
+    Raises:
+        StorageError: the disk is full or cannot be written; the file is as it was before.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    set_torn_line_aside(path)
-    line = to_line(row)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        if os.write(descriptor, line) != len(line):
-            raise OSError(f"{path}: the disk took only a part of a row")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def set_torn_line_aside(path: Path) -> bool:
-    """Move what follows the last newline of `path` to `<path>.torn`; True where there was something to move."""
-    if not path.exists():
-        return False
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return False
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return False
-        file.seek(0)
-        end = file.read().rfind(b"\n") + 1
-        file.seek(end)
-        with path.with_name(path.name + ".torn").open("ab") as aside:
-            aside.write(file.read() + b"\n")
-        file.truncate(end)
-    return True
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole row of a JSON Lines file; a line that is torn or no JSON object is left out with a warning."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            yield row
-        else:
-            warnings.warn(f"{path.name}: line {number} is torn and was left out", stacklevel=2)
+    journal.append(path, to_line(row))
 
 
 def records_file(path: str | Path) -> Path:
@@ -204,19 +174,16 @@ def records_file(path: str | Path) -> Path:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a run as dicts with exactly `COLUMNS`: of a cell tried twice the last row, skipped ones only
-    where nothing better is known of the same cell.
+    where nothing better is known of the same cell. Torn and damaged lines are left out with a warning.
     """
-    latest: dict[str, dict[str, Any]] = {}
-    for row in read_lines(records_file(path)):
-        cell_id = str(row.get("cell_id"))
-        latest.pop(cell_id, None)
-        latest[cell_id] = {name: row.get(name) for name in COLUMNS}
-    known = {_same_cell(row) for row in latest.values() if row["status"] != "skipped"}
-    return [row for row in latest.values() if row["status"] != "skipped" or _same_cell(row) not in known]
+    return latest_rows(journal.read(records_file(path))[0])
 
 
-def _same_cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _SAME_CELL)
+def latest_rows(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """As `read_rows`, of rows that are read already."""
+    rows = [dict(zip(COLUMNS, values, strict=True)) for values in _sound(found)]
+    kept = _latest([row["cell_id"] for row in rows], [row["status"] for row in rows], rows.__getitem__)
+    return [rows[number] for number in kept]
 
 
 def read_records(path: str | Path) -> pd.DataFrame:
@@ -234,16 +201,52 @@ def read_records(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = read_rows(path)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    for name in COLUMNS:
-        if name in NESTED:
-            frame[name] = pd.Series([row[name] or {} for row in rows], dtype=object, index=frame.index)
-        elif name in TEXT:
-            frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
-        elif name != "compiled":
-            frame[name] = pd.to_numeric(frame[name])
-    return frame
+    parts: dict[str, list[Column]] = {name: [_column(name, ())] for name in COLUMNS}
+    for rows in journal.chunks(records_file(path)):
+        for name, values in zip(COLUMNS, zip(*_sound(rows)), strict=False):  # noqa: B905 - no rows, no columns
+            parts[name].append(_column(name, values))
+    columns = {name: np.concatenate(found[1:] or found) for name, found in parts.items()}
+    frame = pd.DataFrame({name: pd.Series(column, dtype=column.dtype) for name, column in columns.items()})
+    kept = _latest(list(frame["cell_id"]), list(frame["status"]), frame.iloc.__getitem__)
+    return frame if len(kept) == len(frame) else frame.iloc[kept].reset_index(drop=True)
+
+
+def _sound(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """The rows as tuples in the order of `COLUMNS`, without those that hold values of the wrong kind."""
+    pick = itemgetter(*COLUMNS)
+    try:
+        rows = list(map(pick, found))
+    except KeyError:  # a row of another version, or of another hand
+        rows = [tuple(row.get(name) for name in COLUMNS) for row in found]
+    if all(set(map(type, column)) <= kinds for column, kinds in zip(zip(*rows), _KINDS)):  # noqa: B905 - as above
+        return rows
+    sound = [row for row in rows if all(type(v) in kinds for v, kinds in zip(row, _KINDS, strict=True))]
+    lost = len(rows) - len(sound)
+    warnings.warn(f"{lost} records hold values of the wrong kind and were left out", stacklevel=4)
+    return sound
+
+
+def _column(name: str, values: Sequence[Any]) -> Column:
+    if name in NESTED or name in TEXT or name == "compiled":
+        column = np.empty(len(values), dtype=object)
+        column[:] = [value or {} for value in values] if name in NESTED else values
+        return column
+    whole = bool(values) and set(map(type, values)) == {int}
+    try:
+        return np.array(values, dtype=np.int64 if whole else np.float64)
+    except OverflowError:  # a whole number beyond any that a run writes
+        return np.full(len(values), np.nan)
+
+
+def _latest(cells: list[str], statuses: list[str], row: Callable[[int], Any]) -> list[int]:
+    """Which rows count: of each cell the last one, skipped ones only where nothing better is known of the cell."""
+    last = {cell: number for number, cell in enumerate(cells)}
+    kept = sorted(last.values())
+    if "skipped" not in statuses:
+        return kept
+    same = {number: tuple(row(number)[name] for name in _SAME_CELL) for number in kept}
+    known = {same[number] for number in kept if statuses[number] != "skipped"}
+    return [number for number in kept if statuses[number] != "skipped" or same[number] not in known]
 
 
 def finished_cells(path: Path) -> set[str]:
@@ -251,8 +254,7 @@ def finished_cells(path: Path) -> set[str]:
     file = path / "records.jsonl"
     if not file.is_file():
         return set()
-    set_torn_line_aside(file)
-    return {str(row["cell_id"]) for row in read_rows(file) if row["status"] in FINISHED}
+    return {row["cell_id"] for row in read_rows(file) if row["status"] in FINISHED}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

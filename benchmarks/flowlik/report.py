@@ -138,7 +138,7 @@ def write_report(run_dir: Path) -> Path:
         total=len(records),
         glance=_glance(usable),
         overview=_overview(run_dir, usable),
-        scaling=_scaling(run_dir),
+        scaling=_scaling(run_dir, usable),
         sections=[_section(run_dir, str(task), usable) for task in sorted(usable["task"].unique())],
         impossible=_impossible(usable),
         failed=_failed(records),
@@ -333,12 +333,14 @@ def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture
 
     for kind, what in KINDS.items():
         for split in [None, *view.splits(frame)] if what.by_split else [None]:
-            tail = "" if split is None else f"--{view.slug(split)}"
-            path = run_dir / "figures" / f"{view.slug(task)}--{kind}{tail}.png"
-            title = what.title + (f", {view.split_title(split)}" if split else "")
-            picture = _picture(path, title, what.how, f"{title}, task {task}. {_alt(kind, frame, split)}")
-            if picture is not None:
-                yield picture
+            for machine in ["", *view.machines(frame)] if what.timed else [""]:
+                tail = "".join(f"--{view.slug(part)}" for part in (split, machine) if part)
+                path = run_dir / "figures" / f"{view.slug(task)}--{kind}{tail}.png"
+                title = what.title + (f", {view.split_title(split)}" if split else "")
+                title += f", times of {machine}" if machine else ""
+                picture = _picture(path, title, what.how, f"{title}, task {task}. {_alt(kind, frame, split)}")
+                if picture is not None:
+                    yield picture
 
 
 def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
@@ -353,14 +355,19 @@ def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     )
 
 
-def _scaling(run_dir: Path) -> Picture | None:
+def _scaling(run_dir: Path, usable: pd.DataFrame) -> list[Picture]:
     how = (
         "CPU seconds of a call against the number of dimensions, items in the batch, probes and steps; in brackets the "
         "fitted slope of each line (1: proportional). The dimensions are those of Gaussians with an image-like "
         "spectrum, whose field costs two d x d products. CPU time varies between machines and hours, slopes less."
     )
     alt = "Four panels of lines on logarithmic axes; the slopes stand in the legends."
-    return _picture(run_dir / "figures" / "scaling.png", "Cost against size", how, alt)
+    folder, title = run_dir / "figures", "Cost against size"
+    found = [_picture(folder / "scaling.png", title, how, alt)]
+    for machine in view.machines(usable):
+        path = folder / f"scaling--{view.slug(machine)}.png"
+        found.append(_picture(path, f"{title}, times of {machine}", how, alt))
+    return [picture for picture in found if picture is not None]
 
 
 def _picture(path: Path, title: str, how: str, alt: str) -> Picture | None:

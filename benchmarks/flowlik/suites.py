@@ -62,17 +62,31 @@ def read_suite(name: str) -> dict[str, Any]:
         suite = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a TOML file ({error})") from error
-    for key in suite:
-        _known(file, key, ("description", "controls", "defaults", "cells"))
+    for key, value in suite.items():
+        _known(file, key, tuple(_TOP))
+        if not isinstance(value, _TOP[key]):
+            raise ValueError(f"{file}: {key} = {value!r}: expected {_TOP[key].__name__}")
     for key in suite.get("defaults", {}):
         _known(file, key, _OPTIONS)
     for entry in suite.get("cells", []):
-        for key in entry:
-            _known(file, key, (*_LISTS, *_OPTIONS))
-        for key in ("tasks", "estimators"):
-            if not entry.get(key):
-                raise ValueError(f"{file}: each [[cells]] needs {key!r}")
+        _check_entry(file, entry)
     return suite
+
+
+_TOP: dict[str, type] = {"description": str, "controls": bool, "defaults": dict, "cells": list}
+
+
+def _check_entry(file: Path, entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{file}: cells = [{entry!r}]: expected tables, [[cells]]")
+    for key, value in entry.items():
+        _known(file, key, (*_LISTS, *_OPTIONS))
+        kind = int if key == "seeds" else str
+        if key in _LISTS and not (isinstance(value, list) and all(type(one) is kind for one in value)):
+            raise ValueError(f"{file}: {key} = {value!r}: expected a list of {kind.__name__}")
+    for key in ("tasks", "estimators"):
+        if not entry.get(key):
+            raise ValueError(f"{file}: each [[cells]] needs {key!r}")
 
 
 def _known(file: Path, key: str, valid: tuple[str, ...]) -> None:

@@ -7,7 +7,6 @@ returning one); nothing here needs an edit.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.points import Points, pieces, whole
+from flowlik.words import unknown as unknown
 
 if TYPE_CHECKING:
     from flowlik_models.interfaces import Moments
@@ -186,13 +186,6 @@ class Task(ABC):
     def own_measures(self, x: Tensor | Points, errors: Array, evaluate: Evaluate) -> dict[str, float]:
         """The task's own measures: `x` (n, *event), their `errors` (n,) in bits/dim, `evaluate` the estimator."""
         return {}
-
-
-def unknown(kind: str, name: str, valid: tuple[str, ...] | list[str]) -> str:
-    """One line for an unknown name: the nearest match and the valid names."""
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{hint} (valid: {', '.join(valid)})"
 
 
 def digest(*parts: Any) -> str:

@@ -91,8 +91,9 @@ CELL: Final[tuple[str, ...]] = (
     "device",
     "batch_size",
     "n_items",
+    "hardware",
 )
-"""What makes two rows the same cell but for seed and repeat."""
+"""What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged."""
 
 SWEPT: Final = frozenset({"steps", "rtol", "atol"})
 """Parameters a line in a figure runs over; all others tell lines apart."""
@@ -133,7 +134,12 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         [frame[named].drop_duplicates(["cell_id", "seed", "repeat"], keep="last"), frame[~named]]
     )
     frame = frame.sort_index()
+    frame["hardware"] = [
+        "" if math.isnan(seconds) else str(extra.get("hardware") or "")
+        for seconds, extra in zip(frame["wall_s_median"], frame["extra"], strict=True)
+    ]
     mixed = [name for name in ("dtype", "device") if len(set(frame[name])) > 1]
+    mixed += ["hardware"] if len(machines(frame)) > 1 else []
     rows = as_dicts(frame)
     frame["method"] = pd.Series([method_of(row) for row in rows], index=frame.index, dtype=object)
     frame["series"] = pd.Series(
@@ -236,6 +242,16 @@ def from_extra(frame: pd.DataFrame, *path: str) -> pd.Series[float]:
         return float(extra) if isinstance(extra, int | float) else math.nan
 
     return pd.Series([value(extra) for extra in frame["extra"]], index=frame.index, dtype="float64")
+
+
+def machines(frame: pd.DataFrame) -> list[str]:
+    """The hardware that the timed rows of a frame were made on."""
+    return sorted(set(frame["hardware"]) - {""})
+
+
+def of_machine(frame: pd.DataFrame, machine: str) -> pd.DataFrame:
+    """The rows that were timed on this hardware, and those that were not timed."""
+    return frame[frame["hardware"].isin(["", machine])]
 
 
 def usable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -42,6 +42,8 @@ class Kind:
     title: str
     how: str
     by_split: bool = False
+    timed: bool = False
+    """Shows times: each hardware of a run then has a figure of its own."""
 
 
 KINDS: Final[dict[str, Kind]] = {
@@ -62,6 +64,7 @@ KINDS: Final[dict[str, Kind]] = {
         "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal lines "
         "are the controls: a curve above control-mean knows less about single samples than a constant (but where "
         "the truth is constant on the items, as on the checkerboard, control-mean is right by construction).",
+        timed=True,
     ),
     "rules": Kind(
         error_of_rules,
@@ -173,7 +176,9 @@ def draw_all(run_dir: Path) -> list[Path]:
             paths += [png, pdf]
     for path in [*folder.glob("*.png"), *folder.glob("*.pdf")]:
         if path not in paths and (
-            path.stem in (OVERVIEW, SCALING) or any(f"--{kind}" in path.stem for kind in KINDS)
+            path.stem == OVERVIEW
+            or path.stem.startswith(SCALING)
+            or any(f"--{kind}" in path.stem for kind in KINDS)
         ):
             path.unlink()
     return paths
@@ -193,15 +198,25 @@ def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure
     figure = error_overview(usable)
     if figure is not None:
         yield OVERVIEW, figure
-    figure = cost_scaling(usable)
-    if figure is not None:
-        yield SCALING, figure
+    for tail, part in _by_machine(usable):
+        figure = cost_scaling(part)
+        if figure is not None:
+            yield SCALING + tail, figure
     for task, of_task in usable.groupby("task", sort=True):
         for kind, what in KINDS.items():
             parts = view.splits(of_task) if what.by_split else [None]
             for split in parts:
                 frame = of_task if split is None else of_task[of_task["split"] == split]
-                drawn = what.draw(frame, run_dir)
-                if drawn is not None:
-                    tail = f"--{view.slug(split)}" if split is not None and len(parts) > 1 else ""
-                    yield f"{view.slug(str(task))}--{kind}{tail}", drawn
+                tail = f"--{view.slug(split)}" if split is not None and len(parts) > 1 else ""
+                for machine, part in _by_machine(frame) if what.timed else [("", frame)]:
+                    drawn = what.draw(part, run_dir)
+                    if drawn is not None:
+                        yield f"{view.slug(str(task))}--{kind}{tail}{machine}", drawn
+
+
+def _by_machine(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The frame, or where its times come from several machines a part for each, with the end of its file's name."""
+    machines = view.machines(frame)
+    if len(machines) < 2:
+        return [("", frame)]
+    return [(f"--{view.slug(machine)}", view.of_machine(frame, machine)) for machine in machines]

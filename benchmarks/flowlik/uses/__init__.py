@@ -19,7 +19,7 @@ from flowlik.uses.importance import rare_events
 from flowlik.uses.outliers import outlier_detection
 
 if TYPE_CHECKING:
-    from flowlik.runner import Prepared
+    from flowlik.preparing import Prepared
 
 __all__ = ["USES"]
 

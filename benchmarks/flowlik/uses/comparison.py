@@ -31,7 +31,7 @@ from flowlik_models import random
 from flowlik_models.mixture import GaussianMixture
 
 if TYPE_CHECKING:
-    from flowlik.runner import Prepared
+    from flowlik.preparing import Prepared
 
 MODELS = 10
 ITEMS, ITEMS_WIDE = 256, 32
@@ -98,7 +98,7 @@ def _known(
     task: str, model: str, device: str, dtype: str, split: str, n: int, end: float
 ) -> dict[str, tuple[list[Variant], Array]]:
     """The variants of a model and their exact log-densities, (models, n), kept for the cells that follow."""
-    from flowlik.runner import load
+    from flowlik.preparing import load
 
     x = whole(get_task(task).items(split, n).x).to(device=device, dtype=getattr(torch, dtype))
     found = {}

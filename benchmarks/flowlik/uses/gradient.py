@@ -20,7 +20,7 @@ from flowlik.points import whole
 from flowlik.tasks import Array, UnavailableError
 
 if TYPE_CHECKING:
-    from flowlik.runner import Prepared
+    from flowlik.preparing import Prepared
 
 ITEMS = 256
 WEIGHT_ITEMS = 64

@@ -23,7 +23,7 @@ from flowlik.tasks import Array, UnavailableError
 from flowlik_models.mixture import GaussianMixture
 
 if TYPE_CHECKING:
-    from flowlik.runner import Prepared
+    from flowlik.preparing import Prepared
 
 POINTS = 2000
 PROBABILITIES = (1e-3, 1e-4)

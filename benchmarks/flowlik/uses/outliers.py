@@ -24,7 +24,7 @@ from flowlik.tasks import Array, DigitsTask, UnavailableError
 from flowlik_models.random import uniform
 
 if TYPE_CHECKING:
-    from flowlik.runner import Prepared
+    from flowlik.preparing import Prepared
 
 _KEY = 4_711
 SHIFT = 2
