@@ -27,6 +27,7 @@ from flowlik.evaluation import (
     on_device,
     sample,
 )
+from flowlik.points import Points
 from flowlik.preparing import Prepared, status_of
 from flowlik.records import COLUMNS, SCHEMA_VERSION, utc_now
 from flowlik.tasks import Array
@@ -41,7 +42,7 @@ SHOWN_SAMPLES = 64
 class Engine:
     """What computes a cell's points and samples: this process, or several that share the items."""
 
-    evaluate: Callable[[Cell, Any, Tensor, Tensor], Evaluation] = evaluate
+    evaluate: Callable[[Cell, Any, Tensor | Points, Tensor], Evaluation] = evaluate
     sample: Callable[[Cell, Any, int], tuple[Tensor, float]] = sample
 
 

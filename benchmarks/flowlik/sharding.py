@@ -23,6 +23,7 @@ from flowlik.cells import Cell
 from flowlik.evaluation import Evaluation
 from flowlik.executors import Job, PreparedCell, Result, Setup, Wanted, finished
 from flowlik.filling import Engine
+from flowlik.points import Points
 from flowlik.preparing import Prepared, prepare
 from flowlik.station import Station, settle_numerics
 
@@ -94,7 +95,7 @@ def _share_of_samples(prepared: Prepared) -> None:
 _SHARES: dict[str, Callable[[Prepared], None]] = {"evaluate": _share_of_points, "sample": _share_of_samples}
 
 
-def _led_evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor) -> Evaluation:
+def _led_evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluation:
     _tell(("evaluate", cell))
     return evaluate(cell, model, x, ids)
 
@@ -134,7 +135,7 @@ def _shared(call: Callable[[slice], T], n: int, batch_size: int) -> list[T]:
     return [parts[number % world][number // world] for number in range(len(slices))]
 
 
-def evaluate(cell: Cell, model: Any, x: Tensor, ids: Tensor) -> Evaluation:
+def evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluation:
     """As `flowlik.evaluation.evaluate`, shared by all processes."""
     parts = _shared(
         lambda part: evaluation.evaluate(cell, model, x[part], ids[part]), len(x), cell.options.batch_size
