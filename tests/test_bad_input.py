@@ -99,14 +99,14 @@ def assert_one_line(result: Any, allowed: tuple[int, ...] = (2,)) -> None:
 
 
 @contextmanager
-def nothing_outside(folder: Path, allowed: Path) -> Iterator[None]:
+def nothing_outside(folder: Path, *allowed: Path) -> Iterator[None]:
     """No file appears or changes below `folder` except below `allowed`."""
 
     def state() -> dict[Path, tuple[int, int]]:
         return {
             path: (path.stat().st_mtime_ns, path.stat().st_size)
             for path in folder.rglob("*")
-            if path.is_file() and not path.is_relative_to(allowed)
+            if path.is_file() and not any(path.is_relative_to(one) for one in allowed)
         }
 
     before = state()
@@ -233,7 +233,7 @@ def test_records(
         "reproduce": ("reproduce", "--in", str(run), "--", cell),
         "report": ("report", str(run)),
     }
-    with warnings.catch_warnings(), nothing_outside(runs, runs / "merged" if which == "merge" else run):
+    with warnings.catch_warnings(), nothing_outside(runs, run, runs / "merged"):
         warnings.simplefilter("ignore")
         assert_one_line(call(*commands[which]), (0, 1, 2) if which == "reproduce" else (0, 2))
 
