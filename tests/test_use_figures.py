@@ -20,6 +20,7 @@ def sampled(label: str, frechet: float, model: str = "meanflow-f2d2", **known: A
     name, _, inside = label.partition("[")
     params = dict(part.split("=") for part in inside.rstrip("]").split(",")) if inside else {}
     numbers: dict[str, Any] = {"steps": 2, "updates": 1, "step_size": 0.05, "direction": "likelihood"}
+    numbers = numbers if name == "self-guidance" else {"steps": 2}
     numbers |= {k: float(v) if k == "step_size" else v for k, v in params.items()}
     extra = {
         "frechet_lo": frechet - 0.4,

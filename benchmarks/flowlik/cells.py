@@ -21,9 +21,9 @@ class Options:
 
     `n_items` items in batches of `batch_size`, a number or auto (`flowlik.memory`); `compile` the network
     (`flowlik.speed`); `draws` dequantisation draws of discrete data; `density` also evaluates the task's 2-D grid;
-    `samples` also draws that many and judges them; `rounds` of timing on `timing_batch` items (0: no timing).
-    `likelihood` false leaves out everything but the samples, whose cost is then the cell's. `uses` names what the
-    likelihood is tried at besides (`flowlik.uses`).
+    `samples` also draws that many and judges them; `likelihood` false leaves out everything but the samples, whose
+    cost is then the cell's; `uses` names what the likelihood is tried at besides (`flowlik.uses`); `rounds` of timing
+    on `timing_batch` items (0: no timing).
     """
 
     split: str = "test"

@@ -37,8 +37,9 @@ def judge(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> tuple[dic
 
     columns: dict[str, Any] = {"n_samples": len(x)}
     extra: dict[str, Any] = {}
-    real, extractor = task.real_samples(), load_extractor(task.id)
-    if real is not None and extractor is not None:
+    extractor = load_extractor(task.id)
+    real = None if extractor is None else task.real_samples()
+    if extractor is not None and real is not None:
         in_features, interval = _in_features(extractor.to(x.device), real.to(x.device), x)
         columns |= in_features
         extra |= interval
@@ -64,7 +65,7 @@ def _in_features(extractor: Any, real: Tensor, x: Tensor) -> tuple[dict[str, Any
 def _energy(task: Task, x: Tensor) -> dict[str, float]:
     """Energy distance of the samples, and a standard error from disjoint parts of them."""
     n = min(len(x), ENERGY_POINTS)
-    real = whole(task.items("train", n).x).double()
+    real = whole(task.items("train", n).x).double().flatten(1)
     x = x[:n].double().flatten(1).cpu()
     size = n // PARTS
     error = math.nan

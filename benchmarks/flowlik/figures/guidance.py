@@ -91,7 +91,7 @@ def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], 
         for names, line in of_model.groupby(["direction", "updates"], sort=False):
             direction, updates = (str(name) for name in names)
             line = line.sort_values("step_size")
-            look = _look(direction, int(updates), hollow=column == "recall")
+            look = _look(direction, float(updates), hollow=column == "recall")
             bars = None
             if f"{column}_lo" in line:
                 bars = np.abs(
@@ -120,7 +120,7 @@ def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], 
     ax.grid(True, zorder=0)
 
 
-def _look(direction: str, updates: int, *, hollow: bool = False) -> dict[str, Any]:
+def _look(direction: str, updates: float, *, hollow: bool = False) -> dict[str, Any]:
     colour = DIRECTIONS.get(direction, "#5E4FA2")
     return {
         "color": colour,
@@ -135,7 +135,7 @@ def _legend(guided: pd.DataFrame, frame: pd.DataFrame) -> list[Line2D]:
     found = []
     for direction, updates in dict.fromkeys(zip(guided["direction"], guided["updates"], strict=True)):
         words = WORDS.get(direction, direction) + (f", {updates:.0f} updates" if updates > 1 else "")
-        found.append(Line2D([], [], label=words, **_look(direction, int(updates))))
+        found.append(Line2D([], [], label=words, **_look(str(direction), float(updates))))
     most = frame.loc[frame["estimator"] == "ode", "nfe_mean"].max()
     words_of = {"unguided": "the same map, not guided"}
     if np.isfinite(most):

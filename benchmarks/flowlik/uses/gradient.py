@@ -40,9 +40,10 @@ def gradients(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Array]]:
     if truth is None:
         raise UnavailableError(f"gradient needs a closed form, and {task.id} has none; choose -t gmm-2d")
     n = min(items.n, ITEMS)
-    x = on_device(cell, items.x[:n])
+    points = whole(items.x[:n])
+    x = on_device(cell, points)
     end = float(cell.estimator.data_end(model))
-    exact = score(truth, whole(items.x[:n]).double(), end)
+    exact = score(truth, points.double(), end)
     found = estimate_score(cell.estimator, model, x, cell.options.seed)
     measured = compared(found, exact)
     if task.dim <= WIDEST and isinstance(model, nn.Module) and any(True for _ in model.parameters()):

@@ -7,16 +7,11 @@ reduced to the digits' size by the digits' own procedure (sums over 4 x 4 blocks
 
 from __future__ import annotations
 
-import gzip
-import os
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.evaluation import evaluate
@@ -87,7 +82,7 @@ def foreign(name: str, levels: Tensor) -> Tensor:
         UnavailableError: its file is not there; the line says where it is looked for.
     """
     if name in FILES:
-        return reduced(_read_images(name)[: len(levels)])
+        return reduced(_pixels(name, len(levels)))
     return _SYNTHETIC[name](levels)
 
 
@@ -116,27 +111,20 @@ _SYNTHETIC: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def reduced(images: NDArray[np.uint8]) -> Tensor:
-    """Grey images (n, 28, 28) in 0..255 as the digits were made: padded to 32 x 32, 4 x 4 blocks averaged to 0..16."""
-    padded = np.pad(images.astype(np.float64), ((0, 0), (2, 2), (2, 2)))
-    blocks = padded.reshape(len(images), 8, 4, 8, 4).mean(axis=(2, 4)) / 255 * 16
-    return torch.from_numpy(blocks.round().astype(np.uint8))[:, None]
+def _pixels(name: str, n: int) -> Tensor:
+    """The first n test images of a data set in the suite's order, (n, 1, 28, 28) uint8."""
+    from flowlik_models.images import MissingDataError, evaluation_order, open_images
+
+    try:
+        images = open_images(name, "test")
+    except MissingDataError as error:
+        raise UnavailableError(str(error)) from None
+    return images.pixels(evaluation_order(len(images))[:n])
 
 
-def _read_images(name: str) -> NDArray[np.uint8]:
-    folder = os.environ.get("FLOWLIK_DATA")
-    if not folder:
-        raise UnavailableError(f"{name} is not here; set FLOWLIK_DATA to the folder that holds {name}/")
-    stem = Path(folder) / name / "t10k-images-idx3-ubyte"
-    for path, opener in ((stem, open), (stem.with_name(stem.name + ".gz"), gzip.open)):
-        if path.is_file():
-            with opener(path, "rb") as file:
-                return _parsed(file.read(), path)
-    raise UnavailableError(f"{stem}[.gz] is not there; put the official file of {name} in its place")
-
-
-def _parsed(data: bytes, path: Path) -> NDArray[np.uint8]:
-    head = struct.unpack(">IIII", data[:16]) if len(data) >= 16 else (0, 0, 0, 0)
-    if head[0] != 2051 or head[2:] != (28, 28) or len(data) != 16 + head[1] * 784:
-        raise UnavailableError(f"{path}: expected an IDX file of 28 x 28 images; fetch it again")
-    return np.frombuffer(data, dtype=np.uint8, offset=16).reshape(-1, 28, 28)
+def reduced(images: Tensor) -> Tensor:
+    """Grey images (n, 1, 28, 28) in 0..255 as the digits were made: padded to 32 x 32, 4 x 4 blocks averaged to 0..16,
+    (n, 1, 8, 8) uint8.
+    """
+    blocks = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(images.double(), (2, 2, 2, 2)), 4)
+    return (blocks / 255 * 16).round().to(torch.uint8)
