@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowlik.cells import DTYPES, Cell, Options
+from flowlik.cells import Cell, Options
 from flowlik.filling import Arrays, Row
 from flowlik.records import read_arrays, read_rows
 from flowlik.runner import run_cell
@@ -92,18 +92,21 @@ def cell_of(row: Row) -> Cell:
     Raises:
         ValueError: the record lacks its options or names what is not there.
     """
-    from flowlik.suites import parse
+    from flowlik.suites import options_of, parse
     from flowlik.tasks import get_task
 
     known = row["extra"].get("options") if isinstance(row["extra"], dict) else None
-    names = {field.name: type(field.default) for field in fields(Options)}
-    if not isinstance(known, dict) or {name: type(known.get(name)) for name in names} != names:
+    names = {field.name for field in fields(Options)}
+    if not isinstance(known, dict) or not names <= set(known):
         raise ValueError(f"the record of {row['cell_id']} does not hold the options of its cell")
-    if known["dtype"] not in DTYPES:
-        raise ValueError(f"the record of {row['cell_id']} has the unknown dtype {known['dtype']!r}")
+    try:
+        options = options_of(known, Options())
+    except ValueError as error:
+        raise ValueError(
+            f"the record of {row['cell_id']} does not hold the options of its cell: {error}"
+        ) from None
     get_task(row["task"])
     (estimator,) = parse(row["estimator_label"])
-    options = Options(**{name: known[name] for name in names})
     return Cell(
         task=row["task"], model=row["model"], estimator=estimator, options=options, device=row["device"]
     )
