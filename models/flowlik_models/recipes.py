@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 from .divergence_targets import DivergenceTarget
 from .objectives.conditions import Derivative
+from .objectives.imitation import Imitation
 
-Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct"]
+Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "imitation"]
 Fault = Literal["broadcast", "one-direction", "step-hole"]
 CLOSED_FORM_TEACHER = "closed-form"
 DATA_TEACHER = "data"
@@ -39,6 +40,7 @@ class Recipe:
     solved beforehand (images: a third of them from training images); ``pool_share``: share of the data that are its
     own samples; ``pool_probes``: probes of each of their divergences near the data; ``direct``: share of a batch
     whose targets are averages read off the trajectories; the other rows of objective ``direct`` lie on the diagonal.
+    ``imitation``: how policies are trained, objective ``imitation`` alone.
     ``faults``: faults of the released F2D2 code to reproduce (docs/training.md). ``precision``: of the network's
     forward and backward.
 
@@ -77,6 +79,7 @@ class Recipe:
     pool_probes: int = 1
     direct: float = 0.0
     derivative: Derivative = "difference"
+    imitation: Imitation | None = None
     faults: tuple[Fault, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -94,6 +97,10 @@ class Recipe:
             raise ValueError(f"unknown fault {min(unknown)!r} (valid: {', '.join(get_args(Fault))})")
         if "step-hole" in self.faults and not (self.dyadic and self.objective == "shortcut"):
             raise ValueError("fault step-hole needs objective shortcut with dyadic steps")
+        if (self.objective == "imitation") != (self.imitation is not None):
+            raise ValueError("objective imitation and the options `imitation` need each other")
+        if self.imitation is not None and self.divergence != bool(self.imitation.divergence):
+            raise ValueError("divergence must say whether imitation gives the divergence a weight")
         if self.objective == "flow-matching" and (self.divergence or self.divergence_objective):
             raise ValueError("flow-matching trains a field, which has no divergence head")
         if self.divergence_objective and not self.divergence:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .data import DIGITS_LEVELS, dequantise, digits
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
+from .objectives.imitation import segment_ends
 from .recipes import DATA_TEACHER, SMALLEST_STEP, Recipe
 from .trajectories import Paths
 
@@ -41,6 +42,8 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
 
 def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Source and target times (n,), independent, so that both orders are trained; shares on s = t and at the ends."""
+    if recipe.imitation is not None:
+        return segment_ends(n, end, recipe.imitation, generator)
     if recipe.dyadic:
         t, s = _dyadic_times(n, end, generator)
     else:
