@@ -185,7 +185,7 @@ class _Path:
         """Substeps of one segment: its share of all, by length in logit(t)."""
         whole = abs(_logit(self.ends[-1]) - _logit(self.ends[0]))
         share = abs(_logit(s) - _logit(t)) / whole
-        return max(1, math.ceil(self.estimator.substeps * share - 1e-9))
+        return max(1, round(self.estimator.substeps * share))
 
     def _determinant(
         self, x: Tensor, t: float, s: float, rows: slice

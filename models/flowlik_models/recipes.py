@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from .divergence_targets import DivergenceTarget
+from .networks.policy import PolicyHead
 from .objectives.conditions import Derivative
 from .objectives.imitation import Imitation
 
@@ -226,6 +227,34 @@ def _vectors(
     return {**made, "direct-f2d2": replace(joint, **read_off)}
 
 
+def _policies(base: Recipe, imitation: Imitation, segments: tuple[int, ...]) -> dict[str, Recipe]:
+    """Policy flows of so many segments, ``pi-flow`` and ``pi-flow-N``."""
+    made = {}
+    for count in segments:
+        options = replace(imitation, segments=(count,))
+        made["pi-flow" if count == 1 else f"pi-flow-{count}"] = replace(
+            base, objective="imitation", imitation=options, divergence=bool(options.divergence)
+        )
+    return made
+
+
+def _changed(recipe: Recipe, *, head: dict[str, Any] | None = None, **options: Any) -> Recipe:
+    """A policy recipe with other options of the imitation and of the head."""
+    assert recipe.imitation is not None
+    new = replace(recipe.imitation, head=replace(recipe.imitation.head, **(head or {})), **options)
+    return replace(recipe, imitation=new, divergence=bool(new.divergence))
+
+
+def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Recipe]:
+    """Beside the policy flow ``name``: divergences matched, too few components, and too few with divergences matched."""
+    few = {"components": small}
+    return {
+        f"{name}-divergence": _changed(models[name], divergence=1.0),
+        f"{name}-small-k": _changed(models[name], head=few),
+        f"{name}-small-k-divergence": _changed(models[name], head=few, divergence=1.0),
+    }
+
+
 _DIGITS_JOINT = replace(_DIGITS_MAP, steps=2_400)
 _DIGITS_POOL: dict[str, Any] = {"pool": 8_192, "pool_probes": 4}
 _DIRECT = {"pool": 32_768, "learning_rate": 2e-3}
@@ -275,3 +304,53 @@ for _task, _clusters in (("gmm-2d", 11), ("gmm-64d", 11), ("thin-2d", 5)):
     )
 for _task in ("gmm-2d", "gmm-64d"):
     RECIPES[_task] |= _released(RECIPES[_task]["shortcut-distill-f2d2"])
+
+_POLICY = replace(
+    _PLANE,
+    network={"hidden": 96, "depth": 3},
+    batch=256,
+    steps=12_000,
+    learning_rate=3e-3,
+    altered=0.1,
+    altered_scale=1.0,
+    weight_c=None,
+)
+# 16 components for the eight modes: a policy may leave some out; 4 cannot hold the posterior
+_plane = _policies(_POLICY, Imitation(head=PolicyHead(components=16)), (1, 2, 4))
+RECIPES["gmm-2d"] |= _plane | _variants(_plane, "pi-flow", 4)
+RECIPES["gmm-2d"] |= {
+    "pi-flow-on-path": _changed(_plane["pi-flow"], spread=0.0),
+    "pi-flow-dropout": _changed(_plane["pi-flow"], dropout=0.05),
+    "pi-flow-data-free": _changed(_plane["pi-flow"], data_free=True),
+    "pi-flow-anchored-4": _changed(_plane["pi-flow-4"], head={"anchored": True}),
+    "pi-flow-dx": _changed(_plane["pi-flow"], head={"kind": "predictions", "components": 8}),
+}
+_board = _policies(
+    replace(_POLICY, network={"hidden": 128, "depth": 4, "waves": 32, "wave_scale": 1.0}, relative=5.0),
+    Imitation(head=PolicyHead(components=32)),
+    (1, 2, 4),
+)
+RECIPES["checkerboard-2d"] |= _board | _variants(_board, "pi-flow-2", 4)
+_space = _policies(
+    replace(_POLICY, network={"hidden": 256, "depth": 4}, steps=6_000, learning_rate=2e-3),
+    Imitation(head=PolicyHead(components=4, layout="position")),
+    (1, 2, 4),
+)
+RECIPES["gmm-64d"] |= _space | _variants(_space, "pi-flow-2", 1)
+_images = _policies(
+    replace(
+        _DIGITS,
+        start_from="teacher",
+        teacher="teacher",
+        batch=64,
+        steps=2_400,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        weight_c=None,
+        altered=0.1,
+        altered_scale=0.03,
+    ),
+    Imitation(head=PolicyHead(components=8, layout="position"), matches=4, eps=0.0),
+    (1, 2, 4),
+)
+RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1)

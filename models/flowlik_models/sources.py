@@ -96,7 +96,7 @@ class ClosedFormSource:
         t, s = draw_times(n, 1 - self.truth.eps, recipe, generator)
         data = self.truth.sample(n, generator=generator)
         x, noise = _path(data, t, recipe, generator)
-        if recipe.teacher == DATA_TEACHER:
+        if recipe.teacher == DATA_TEACHER or recipe.imitation is not None:
             return Batch(x, t, s, data - noise)
         velocity, divergence = self.truth.velocity_and_divergence(x, t)
         batch = Batch(x, t, s, velocity, divergence if recipe.divergence else None)
@@ -163,7 +163,7 @@ class DigitsSource:
         data = self._data(n, recipe, generator)
         t, s = draw_times(n, 1.0, recipe, generator)
         x, noise = _path(data, t, recipe, generator)
-        if self.teacher is None:
+        if self.teacher is None or recipe.imitation is not None:
             return Batch(x, t, s, data - noise)
         batch = Batch(x, t, s, *self.field(recipe, generator)(x, t))
         return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))

@@ -24,7 +24,7 @@ from .unet import UNet
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped
 _LOG_SPAN = 12.0  # log-variances stay within this of the data's
-_CLOSEST = 1e-3  # an anchored mixture is as if asked no closer to the data than this
+_CLOSEST = 0.05  # anchored closer to the data than this, errors of the means would grow a thousandfold on the way back
 
 
 @dataclass(frozen=True, kw_only=True)

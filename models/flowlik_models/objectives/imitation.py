@@ -33,7 +33,8 @@ class Imitation:
     random times M a row at which the policy is matched, ``substeps``: Heun steps before each of them. ``spread``:
     every second match is moved off the path by noise of this many times 1 - t (0: none is, as published); without it
     nothing tells the policy's slope across the path, on which the frozen likelihood rests. ``dropout``: probability
-    with which a component is left out. ``noise_end``: share of rows anchored at the noise end of their
+    with which a component is left out, 0.05 to 0.1 as published; the fit then stays a compromise between mixtures with
+    and without it, which costs more likelihood than it helps (docs/training.md). ``noise_end``: share of rows anchored at the noise end of their
     segment, for sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the
     network's own policies lead from the noise, instead of points on the path of the data. ``divergence``: weight of
     the error of the divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
@@ -44,7 +45,7 @@ class Imitation:
     matches: int = 6
     substeps: int = 2
     spread: float = 1.0
-    dropout: float = 0.05
+    dropout: float = 0.0
     noise_end: float = 0.2
     data_free: bool = False
     divergence: float = 0.0
