@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from test_policies import random_policy
-from toy_flows import points
 from torch import Tensor, nn
+from toy_flows import points
 
 from flowlik_estimators import get
 from flowlik_estimators.base import standard_normal_log_prob
@@ -70,7 +70,9 @@ def test_smooth_data_can_be_scored_at_the_data_end_itself(task: str, solver: str
     assert float((out.log_prob - truth.log_prob(x)).abs().max()) < 2e-3
 
 
-def runge_kutta(slopes: Any, state: tuple[Tensor, ...], t: float, s: float, substeps: int) -> tuple[Tensor, ...]:
+def runge_kutta(
+    slopes: Any, state: tuple[Tensor, ...], t: float, s: float, substeps: int
+) -> tuple[Tensor, ...]:
     """A state from t to s by the estimator's own substeps; ``slopes(state, time)`` are derivatives in t."""
 
     def moved(state: tuple[Tensor, ...], h: float, rates: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

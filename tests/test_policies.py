@@ -37,16 +37,17 @@ def random_policy(
     if not anchored:
         return made
     time = torch.full((batch,), 0.3, dtype=torch.float64)
-    return MixturePolicy(
-        positions, made.log_weights, made.means, made.variances, normal(batch, *shape), time
-    )
+    return MixturePolicy(positions, made.log_weights, made.means, made.variances, normal(batch, *shape), time)
 
 
 def traced(policy: MixturePolicy | PredictionPolicy, x: Tensor, t: Tensor) -> Tensor:
     """The divergence by autograd, (batch,)."""
     x = x.clone().requires_grad_()
     flat = policy.velocity(x, t).flatten(1)
-    rows = [torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1) for i in range(flat.shape[1])]
+    rows = [
+        torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0].flatten(1)
+        for i in range(flat.shape[1])
+    ]
     return torch.stack([row[:, i] for i, row in enumerate(rows)], 1).sum(1)
 
 

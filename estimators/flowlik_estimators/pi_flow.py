@@ -72,9 +72,7 @@ class PiFlow(Estimator):
             )
         dim = math.prod(getattr(model, "event_shape", ()))
         if self.jacobian == "full" and dim > MAX_DIM:
-            return (
-                f"jacobian=full goes up to {MAX_DIM} dimensions, the model has {dim}; use jacobian=frozen"
-            )
+            return f"jacobian=full goes up to {MAX_DIM} dimensions, the model has {dim}; use jacobian=frozen"
         return None
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
@@ -134,7 +132,11 @@ class _Path:
         """x at the end, the sum of log |det| of the segments' maps (batch,) float64, and what `extra` says of them."""
         piece = max(1, JACOBIAN_NUMBERS // x[0].numel() ** 2)
         pieces = [slice(i, i + piece) for i in range(0, self.run.batch, piece)]
-        folds, change, frozen = torch.zeros_like(self.usable, dtype=torch.int64), self.run.zeros(), self.run.zeros()
+        folds, change, frozen = (
+            torch.zeros_like(self.usable, dtype=torch.int64),
+            self.run.zeros(),
+            self.run.zeros(),
+        )
         for t, s in pairwise(self.ends):
             done = [self._determinant(x[part], t, s, part) for part in pieces]
             x, sign, log, part_frozen = (torch.cat(found) for found in zip(*done, strict=True))

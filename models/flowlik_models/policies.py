@@ -24,7 +24,9 @@ from torch import Tensor
 Layout = Literal["whole", "position"]
 
 _CLOSEST = 1e-6  # 1 - t is never taken smaller: the mixture's field has a limit at t = 1
-_CENTRED = 1e-2  # anchored form: differences of (t/(1 - t))^2 well above this are centred on the point they imply
+_CENTRED = (
+    1e-2  # anchored form: differences of (t/(1 - t))^2 well above this are centred on the point they imply
+)
 
 
 class _Tensors:
@@ -110,7 +112,9 @@ class MixturePolicy(_Tensors):
         batch, count, components = self.log_weights.shape
         expected = (batch, count, components, self.positions.channels)
         if count != self.positions.count or self.means.shape != expected:
-            raise ValueError(f"log_weights {tuple(self.log_weights.shape)} and means {tuple(self.means.shape)}")
+            raise ValueError(
+                f"log_weights {tuple(self.log_weights.shape)} and means {tuple(self.means.shape)}"
+            )
         if self.variances.shape not in ((batch, count, components), (batch, count, 1)):
             raise ValueError(f"variances have shape {tuple(self.variances.shape)}")
         if (self.anchor is None) != (self.anchor_time is None):
@@ -167,7 +171,9 @@ class MixturePolicy(_Tensors):
         centre = nu * (zeta / (zeta.square() + _CENTRED**2))[..., None]
         means, nu = self.means - centre, nu - zeta[..., None] * centre
         grown = 1 + self.variances * zeta
-        inner = (means * nu).sum(3) + 0.5 * (self.variances * nu.square().sum(3) - zeta * means.square().sum(3))
+        inner = (means * nu).sum(3) + 0.5 * (
+            self.variances * nu.square().sum(3) - zeta * means.square().sum(3)
+        )
         found = centre + (means + self.variances[..., None] * nu) / grown[..., None]
         rates = (time / noise.square() * self.variances / grown - 1) / noise
         logits = inner / grown - 0.5 * self.positions.channels * grown.log()

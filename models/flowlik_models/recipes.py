@@ -246,8 +246,10 @@ def _changed(recipe: Recipe, *, head: dict[str, Any] | None = None, **options: A
 
 
 def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Recipe]:
-    """Beside the policy flow ``name``: divergences matched, too few components, and too few with divergences matched."""
-    few = {"components": small}
+    """Beside the policy flow ``name``: divergences matched, and too few components without and with that."""
+    imitation = models[name].imitation
+    assert imitation is not None
+    few = {"components": small, "local": min(imitation.head.local, small // 2)}
     return {
         f"{name}-divergence": _changed(models[name], divergence=1.0),
         f"{name}-small-k": _changed(models[name], head=few),
@@ -326,8 +328,13 @@ RECIPES["gmm-2d"] |= {
     "pi-flow-dx": _changed(_plane["pi-flow"], head={"kind": "predictions", "components": 8}),
 }
 _board = _policies(
-    replace(_POLICY, network={"hidden": 128, "depth": 4, "waves": 32, "wave_scale": 1.0}, relative=5.0),
-    Imitation(head=PolicyHead(components=32)),
+    replace(
+        _POLICY,
+        network={"hidden": 128, "depth": 4, "waves": 32, "wave_scale": 1.0},
+        relative=5.0,
+        altered=0.0,
+    ),
+    Imitation(head=PolicyHead(components=32, local=16)),
     (1, 2, 4),
 )
 RECIPES["checkerboard-2d"] |= _board | _variants(_board, "pi-flow-2", 4)

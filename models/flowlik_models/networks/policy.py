@@ -2,8 +2,9 @@
 
 From the point x, its time t and the segment's other end s they give, for every position, the log-weights, means and
 variances of a mixture over the data point, or predictions of the data point on a grid of times. The heads start at
-zero, so that an untrained network answers everywhere with one mixture: centres drawn from the Gaussian with the data's
-moments, each as wide as the data. The means also have a gain on the point the network was asked at, zero at the start.
+zero, so that an untrained network answers everywhere with one mixture, whose centres are drawn from the Gaussian with
+the data's moments and are wide enough to overlap. Where structure is finer than the data are wide, some components
+start about the point itself, on geometric scales.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .embedding import TimeFeatures
 from .unet import UNet
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped
+_FINEST = 0.01  # smallest scale on which local components start, in standard deviations of the data
 _LOG_SPAN = 12.0  # log-variances stay within this of the data's
 _CLOSEST = 0.05  # anchored closer to the data than this, errors of the means would grow a thousandfold on the way back
 
@@ -33,7 +35,7 @@ class PolicyHead:
 
     ``kind``: ``mixture`` of ``components`` Gaussians at every position of ``layout``, with one ``variance`` a component
     or one ``shared`` by them, as a prior or ``anchored`` at the point it is asked at; or ``predictions`` of the data
-    point at ``components`` times.
+    point at ``components`` times. ``local`` of the components start about the point itself.
     """
 
     kind: Literal["mixture", "predictions"] = "mixture"
@@ -41,13 +43,18 @@ class PolicyHead:
     layout: Layout = "whole"
     variance: Literal["component", "shared"] = "component"
     anchored: bool = False
+    local: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for options that do not fit."""
         if self.components < 1 or (self.kind == "predictions" and self.components < 2):
-            raise ValueError(f"{self.kind} need at least {1 if self.kind == 'mixture' else 2}, got {self.components}")
-        if self.kind == "predictions" and (self.anchored or self.variance != "component"):
-            raise ValueError("predictions have neither variances nor an anchored form")
+            raise ValueError(
+                f"{self.kind} need at least {1 if self.kind == 'mixture' else 2}, got {self.components}"
+            )
+        if self.kind == "predictions" and (self.anchored or self.local or self.variance != "component"):
+            raise ValueError("predictions have neither variances nor an anchored form nor local components")
+        if not 0 <= self.local <= self.components:
+            raise ValueError(f"local is a number of the {self.components} components, got {self.local}")
 
     @property
     def widths(self) -> int:
@@ -63,6 +70,7 @@ class MixtureRead(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    reach: Tensor
 
     def __init__(self, head: PolicyHead, positions: Positions, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -70,21 +78,28 @@ class MixtureRead(nn.Module):
         self.register_buffer("mean", mean.float())
         self.register_buffer("scale", scale.float())
         count, channels, k = positions.count, positions.channels, head.components
+        wide = torch.arange(k) < k - head.local
+        near = torch.logspace(0, math.log10(_FINEST), max(head.local, 1))[: head.local]
+        self.register_buffer("reach", torch.cat((torch.ones(k - head.local), near)))
         self.centres = nn.Parameter(torch.randn(count, k, channels))
-        # each a part of the data's volume, so that neighbours overlap
-        self.log_widths = nn.Parameter(torch.full((count, head.widths), -2.0 / channels * math.log(k)))
+        self.follow = nn.Parameter((~wide).float().repeat(count, 1))
+        # each a part of the volume of its group, so that neighbours overlap
+        sizes = torch.where(wide, k - head.local, head.local)
+        logs = 2 * self.reach.log() - 2 / channels * sizes.log()
+        self.log_widths = nn.Parameter(logs[: head.widths].repeat(count, 1))
 
     @property
     def outputs(self) -> int:
         """Raw numbers a position."""
         k, channels = self.head.components, self.positions.channels
-        return k + k * channels + self.head.widths + channels
+        return k + k * channels + self.head.widths + k
 
     def forward(self, raw: Tensor, near: Tensor, x: Tensor, t: Tensor) -> MixturePolicy:
         """The policy from raw (batch, P, outputs), with gains on ``near`` (batch, P, C), at the point x and time t."""
         k, channels = self.head.components, self.positions.channels
-        weights, shifts, widths, gains = raw.split((k, k * channels, self.head.widths, channels), 2)
-        means = self.centres + shifts.unflatten(2, (k, channels)) + (gains * near)[:, :, None]
+        weights, shifts, widths, gains = torch.split(raw, (k, k * channels, self.head.widths, k), 2)
+        offsets = self.reach[:, None] * (self.centres + shifts.unflatten(2, (k, channels)))
+        means = offsets + (self.follow + gains)[..., None] * near[:, :, None]
         means = self.mean[:, None] + self.scale[:, None] * means
         logs = _LOG_SPAN * torch.tanh((self.log_widths + widths) / _LOG_SPAN)
         variances = self.scale.square().mean(1)[:, None] * logs.exp()
@@ -165,14 +180,14 @@ class VectorPolicy(nn.Module):
             x1 = self.centre + self._spread() * raw.view(len(x), self.head.components, -1)
             return PredictionPolicy(x1 + (t[:, None] * (x - t[:, None] * self.centre))[:, None], t, s)
         positions = self.mixture.positions
-        near = near[:, :, None] if positions.basis is not None else near[:, None]
+        near = positions.split(t[:, None] * (x - t[:, None] * self.centre)) / self.mixture.scale
         return self.mixture(raw.view(len(x), positions.count, -1), near, x, t)  # type: ignore[no-any-return]
 
 
 class PolicyUNet(nn.Module):
     """Policies of images, one mixture a pixel, by the U-Net of a velocity field, whose weights it can start from.
 
-    The backbone's own velocity at (x, t) gives a first guess of the data point, on which the means have a gain.
+    The backbone's own velocity at (x, t) gives a first guess of the data point, about which all components start.
     Arguments as of `UNet`, and as of `VectorPolicy`.
     """
 
@@ -198,6 +213,7 @@ class PolicyUNet(nn.Module):
         location = positions.split(self.backbone.mean.view(1, *self.event_shape))[0]
         spread = positions.split(variance.sqrt().view(1, *self.event_shape))[0]
         self.mixture = MixtureRead(head, positions, location, spread)
+        nn.init.ones_(self.mixture.follow)
         width = self.backbone.norm.num_channels
         self.embed_s = nn.Sequential(
             nn.Linear(2 * self.backbone.time.size, embed), nn.SiLU(), nn.Linear(embed, embed)
@@ -210,7 +226,9 @@ class PolicyUNet(nn.Module):
 
     @staticmethod
     def adopted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a velocity field under the names they have here."""
+        """The tensors of a velocity field under the names they have here; those of a policy network as they are."""
+        if any(name.startswith("backbone.") for name in tensors):
+            return dict(tensors)
         return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
 
     def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> MixturePolicy:
@@ -223,4 +241,4 @@ class PolicyUNet(nn.Module):
         raw = self.read(F.silu(self.local(hidden)))
         raw = raw.flatten(2).transpose(1, 2)
         near = (self.mixture.positions.split(guess) - self.mixture.mean) / self.mixture.scale
-        return self.mixture(raw, _CLIP * torch.tanh(near / _CLIP), x, t)  # type: ignore[no-any-return]
+        return self.mixture(raw, near, x, t)  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from flowlik_models.networks.policy import PolicyHead
 
-_LOGIT_EPS = 1e-3  # matching times are uniform in logit(t) this far from both ends, as the estimator's substeps
+_LOGIT_EPS = (
+    1e-3  # matching times are uniform in logit(t) this far from both ends, as the estimator's substeps
+)
 _SMALLEST = 0.02  # weights treat what happens closer to the data than this alike
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -34,10 +37,10 @@ class Imitation:
     every second match is moved off the path by noise of this many times 1 - t (0: none is, as published); without it
     nothing tells the policy's slope across the path, on which the frozen likelihood rests. ``dropout``: probability
     with which a component is left out, 0.05 to 0.1 as published; the fit then stays a compromise between mixtures with
-    and without it, which costs more likelihood than it helps (docs/training.md). ``noise_end``: share of rows anchored at the noise end of their
-    segment, for sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the
-    network's own policies lead from the noise, instead of points on the path of the data. ``divergence``: weight of
-    the error of the divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
+    and without it (docs/training.md). ``noise_end``: share of rows anchored at the noise end of their segment, for
+    sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the network's own policies
+    lead from the noise, instead of points on the path of the data. ``divergence``: weight of the error of the
+    divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
     """
 
     head: PolicyHead = field(default_factory=PolicyHead)
@@ -68,7 +71,9 @@ def segment_ends(
 ) -> tuple[Tensor, Tensor]:
     """Anchor time and the other end of a random segment of each row, (n,) each."""
     end = min(end, 1 - imitation.eps)
-    counts = torch.tensor(imitation.segments)[torch.randint(len(imitation.segments), (n,), generator=generator)]
+    counts = torch.tensor(imitation.segments)[
+        torch.randint(len(imitation.segments), (n,), generator=generator)
+    ]
     first = (torch.rand(n, generator=generator) * counts).long()
     low, high = end * first / counts, end * (first + 1) / counts
     from_noise = torch.rand(n, generator=generator) < imitation.noise_end
@@ -111,7 +116,8 @@ def imitation_loss(
         error = error + imitation.divergence * wrong
     if relative is not None:
         error = error / (1 + taught[0].flatten(1).square().mean(1) / relative**2)
-    return error.mean()
+    loss: Tensor = error.mean()
+    return loss
 
 
 def _logits(t: Tensor) -> Tensor:
@@ -151,7 +157,8 @@ def _heun(policy: Any, x: Tensor, logit: Tensor, h: Tensor) -> Tensor:
 
     def slope(y: Tensor, logit: Tensor) -> Tensor:
         time = logit.sigmoid()
-        return _column(time * (1 - time), y) * policy.velocity(y, time)
+        velocity: Tensor = policy.velocity(y, time)
+        return _column(time * (1 - time), y) * velocity
 
     k1 = slope(x, logit)
     k2 = slope(x + _column(h, x) * k1, logit + h)
@@ -168,7 +175,7 @@ def _own_points(network: Any, x: Tensor, t: Tensor, imitation: Imitation) -> Ten
     count = max(imitation.segments)
     edges = (1 - imitation.eps) * torch.arange(count + 1, device=x.device, dtype=x.dtype) / count
     found = x
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         start, end = low.expand(len(x)), high.expand(len(x))
         policy = network.policy(x, start, end)
         x = _states(policy, x, start, end[None], imitation.substeps * imitation.matches)[0]
