@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_estimators import get
-from flowlik_models import training
+from flowlik_models import preparation, training
 from flowlik_models.checkpoints import read_checkpoint
 from flowlik_models.networks.policy import PolicyHead, PolicyUNet, VectorPolicy
 from flowlik_models.objectives.imitation import Imitation, imitation_loss, segment_ends
@@ -159,7 +159,7 @@ def test_images_have_policies_that_start_from_a_field(tmp_path: Path) -> None:
     recipe = recipe_for("digits", "pi-flow-4")
     network = build("digits", recipe)
     assert isinstance(network, PolicyUNet)
-    training._start(network, "digits", recipe, tmp_path)
+    preparation._start(network, "digits", recipe, tmp_path)
     teacher = load_model("digits", "teacher")
     x, t = torch.randn(3, 1, 8, 8), torch.full((3,), 0.5)
     found = network.backbone.velocity(x, t)

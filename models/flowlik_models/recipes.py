@@ -250,10 +250,14 @@ def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Rec
     imitation = models[name].imitation
     assert imitation is not None
     few = {"components": small, "local": min(imitation.head.local, small // 2)}
+    matched: dict[str, Any] = {
+        "divergence": 4.0,
+        "spread": 0.0,
+    }  # what the points beside the path tell is told directly
     return {
-        f"{name}-divergence": _changed(models[name], divergence=1.0),
+        f"{name}-divergence": _changed(models[name], **matched),
         f"{name}-small-k": _changed(models[name], head=few),
-        f"{name}-small-k-divergence": _changed(models[name], head=few, divergence=1.0),
+        f"{name}-small-k-divergence": _changed(models[name], head=few, **matched),
     }
 
 
