@@ -313,12 +313,11 @@ for _task in ("gmm-2d", "gmm-64d"):
 
 _POLICY = replace(
     _PLANE,
-    network={"hidden": 96, "depth": 3},
+    network={"hidden": 96, "depth": 3, "waves": 32, "wave_scale": 1.0},
     batch=256,
     steps=12_000,
     learning_rate=3e-3,
-    altered=0.1,
-    altered_scale=1.0,
+    altered=0.0,
     weight_c=None,
 )
 # 16 components for the eight modes: a policy may leave some out; 4 cannot hold the posterior
@@ -354,7 +353,7 @@ _images = _policies(
         start_from="teacher",
         teacher="teacher",
         batch=64,
-        steps=2_400,
+        steps=4_800,
         learning_rate=1e-3,
         weight_decay=0.0,
         weight_c=None,

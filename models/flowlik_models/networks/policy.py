@@ -97,8 +97,8 @@ class MixtureRead(nn.Module):
     def forward(self, raw: Tensor, near: Tensor, x: Tensor, t: Tensor) -> MixturePolicy:
         """The policy from raw (batch, P, outputs), with gains on ``near`` (batch, P, C), at the point x and time t."""
         k, channels = self.head.components, self.positions.channels
-        weights, shifts, widths, gains = torch.split(raw, (k, k * channels, self.head.widths, k), 2)
-        offsets = self.reach[:, None] * (self.centres + shifts.unflatten(2, (k, channels)))
+        weights, shifts, widths, gains = torch.split(raw, [k, k * channels, self.head.widths, k], 2)
+        offsets = self.reach[:, None] * (self.centres + shifts.reshape(*shifts.shape[:2], k, channels))
         means = offsets + (self.follow + gains)[..., None] * near[:, :, None]
         means = self.mean[:, None] + self.scale[:, None] * means
         logs = _LOG_SPAN * torch.tanh((self.log_widths + widths) / _LOG_SPAN)

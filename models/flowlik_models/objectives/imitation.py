@@ -10,6 +10,7 @@ and network-free evaluations of the policy. Data-free anchors cost one forward a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +24,7 @@ from flowlik_models.networks.policy import PolicyHead
 _LOGIT_EPS = (
     1e-3  # matching times are uniform in logit(t) this far from both ends, as the estimator's substeps
 )
+_FIRST = 0.05  # before this the field hardly changes
 _SMALLEST = 0.02  # weights treat what happens closer to the data than this alike
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -69,13 +71,16 @@ class Imitation:
 def segment_ends(
     n: int, end: float, imitation: Imitation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Anchor time and the other end of a random segment of each row, (n,) each."""
+    """Anchor time and the other end of a random segment of each row, (n,) each: that of a time uniform in logit(t)
+    from 0.05 on, as matching times are, so that the segment next to the data comes most often."""
     end = min(end, 1 - imitation.eps)
     counts = torch.tensor(imitation.segments)[
         torch.randint(len(imitation.segments), (n,), generator=generator)
     ]
-    first = (torch.rand(n, generator=generator) * counts).long()
-    low, high = end * first / counts, end * (first + 1) / counts
+    first, last = (math.log(t / (1 - t)) for t in (_FIRST, 1 - _LOGIT_EPS))
+    somewhere = (first + (last - first) * torch.rand(n, generator=generator)).sigmoid()
+    index = (somewhere * counts).long()
+    low, high = end * index / counts, end * (index + 1) / counts
     from_noise = torch.rand(n, generator=generator) < imitation.noise_end
     return torch.where(from_noise, low, high), torch.where(from_noise, high, low)
 
