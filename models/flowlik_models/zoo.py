@@ -79,7 +79,8 @@ def _policy_network(task: str, recipe: Recipe, imitation: Imitation) -> nn.Modul
     """The untrained network of a policy flow."""
     options: dict[str, Any] = {"head": imitation.head, "segments": imitation.segments, **recipe.network}
     if task == "digits":
-        data = moments(digits("train")[0], DIGITS_LEVELS)
+        mean, covariance = mean_and_covariance(digits("train")[0], DIGITS_LEVELS)
+        data = (mean, *torch.linalg.eigh(covariance))
         return PolicyUNet((1, 8, 8), moments=data, eps=imitation.eps, **options)
     truth = closed_form(task)
     mean, covariance = truth.mean_and_covariance()
