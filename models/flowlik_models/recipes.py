@@ -249,7 +249,7 @@ def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Rec
     """Beside the policy flow ``name``: divergences matched, and too few components without and with that."""
     imitation = models[name].imitation
     assert imitation is not None
-    few = {"components": small, "local": min(imitation.head.local, small // 2)}
+    few = {"components": small, "local": min(imitation.head.local, small // 2), "levels": False}
     matched: dict[str, Any] = {
         "divergence": 4.0,
         "spread": 0.0,
@@ -320,9 +320,9 @@ _POLICY = replace(
     altered=0.0,
     weight_c=None,
 )
-# 16 components for the eight modes: a policy may leave some out; 4 cannot hold the posterior
+# 16 components for the eight modes; two cannot hold the posterior, wherever the network puts them
 _plane = _policies(_POLICY, Imitation(head=PolicyHead(components=16)), (1, 2, 4))
-RECIPES["gmm-2d"] |= _plane | _variants(_plane, "pi-flow", 4)
+RECIPES["gmm-2d"] |= _plane | _variants(_plane, "pi-flow", 2)
 RECIPES["gmm-2d"] |= {
     "pi-flow-on-path": _changed(_plane["pi-flow"], spread=0.0),
     "pi-flow-dropout": _changed(_plane["pi-flow"], dropout=0.05),
@@ -343,7 +343,7 @@ _board = _policies(
 RECIPES["checkerboard-2d"] |= _board | _variants(_board, "pi-flow-2", 4)
 _space = _policies(
     replace(_POLICY, network={"hidden": 256, "depth": 4}, steps=6_000, learning_rate=2e-3),
-    Imitation(head=PolicyHead(components=4, layout="position")),
+    Imitation(head=PolicyHead(components=4, layout="position"), matches=4),
     (1, 2, 4),
 )
 RECIPES["gmm-64d"] |= _space | _variants(_space, "pi-flow-2", 1)
@@ -360,7 +360,7 @@ _images = _policies(
         altered=0.1,
         altered_scale=0.03,
     ),
-    Imitation(head=PolicyHead(components=8, layout="position"), matches=4, eps=0.0),
+    Imitation(head=PolicyHead(components=17, layout="position", levels=True), matches=4, eps=0.0),
     (1, 2, 4),
 )
 RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1)

@@ -35,7 +35,8 @@ class PolicyHead:
 
     ``kind``: ``mixture`` of ``components`` Gaussians at every position of ``layout``, with one ``variance`` a component
     or one ``shared`` by them, as a prior or ``anchored`` at the point it is asked at; or ``predictions`` of the data
-    point at ``components`` times. ``local`` of the components start about the point itself.
+    point at ``components`` times. ``local`` of the components start about the point itself. ``levels``: components
+    start at the grey levels of images on [-1, 1], as many as there are, each as wide as the dequantisation.
     """
 
     kind: Literal["mixture", "predictions"] = "mixture"
@@ -44,6 +45,7 @@ class PolicyHead:
     variance: Literal["component", "shared"] = "component"
     anchored: bool = False
     local: int = 0
+    levels: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for options that do not fit."""
@@ -53,6 +55,8 @@ class PolicyHead:
             )
         if self.kind == "predictions" and (self.anchored or self.local or self.variance != "component"):
             raise ValueError("predictions have neither variances nor an anchored form nor local components")
+        if self.levels and (self.layout != "position" or self.local):
+            raise ValueError("grey levels are those of positions, and no component is local then")
         if not 0 <= self.local <= self.components:
             raise ValueError(f"local is a number of the {self.components} components, got {self.local}")
 
@@ -87,6 +91,15 @@ class MixtureRead(nn.Module):
         sizes = torch.where(wide, k - head.local, head.local)
         logs = 2 * self.reach.log() - 2 / channels * sizes.log()
         self.log_widths = nn.Parameter(logs[: head.widths].repeat(count, 1))
+
+    @torch.no_grad()
+    def start_at_levels(self) -> None:
+        """Centres at the K grey levels of images on [-1, 1], each as wide as uniform dequantisation."""
+        k = self.head.components
+        centres = (2 * torch.arange(k) + 1) / k - 1
+        self.centres.copy_((centres[:, None] - self.mean[:, None]) / self.scale[:, None])
+        logs = math.log((2 / k) ** 2 / 12) - self.scale.square().mean(1, keepdim=True).log()
+        self.log_widths.copy_((_LOG_SPAN * torch.atanh(logs / _LOG_SPAN)).expand_as(self.log_widths))
 
     @property
     def outputs(self) -> int:
@@ -187,7 +200,8 @@ class VectorPolicy(nn.Module):
 class PolicyUNet(nn.Module):
     """Policies of images, one mixture a pixel, by the U-Net of a velocity field, whose weights it can start from.
 
-    The backbone's own velocity at (x, t) gives a first guess of the data point, about which all components start.
+    The backbone's own velocity at (x, t) gives a first guess of the data point, about which components start that
+    do not start at grey levels.
     Arguments as of `UNet`, and as of `VectorPolicy`.
     """
 
@@ -213,7 +227,10 @@ class PolicyUNet(nn.Module):
         location = positions.split(self.backbone.mean.view(1, *self.event_shape))[0]
         spread = positions.split(variance.sqrt().view(1, *self.event_shape))[0]
         self.mixture = MixtureRead(head, positions, location, spread)
-        nn.init.ones_(self.mixture.follow)
+        if head.levels:
+            self.mixture.start_at_levels()
+        else:
+            nn.init.ones_(self.mixture.follow)
         width = self.backbone.norm.num_channels
         self.embed_s = nn.Sequential(
             nn.Linear(2 * self.backbone.time.size, embed), nn.SiLU(), nn.Linear(embed, embed)
