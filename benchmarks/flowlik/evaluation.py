@@ -115,8 +115,15 @@ def evaluate(
             name: np.concatenate([_per_item(out.extra[name], size) for out, size in parts])
             for name in outs[0].extra
             if all(name in out.extra and _is_per_item(out.extra[name], size) for out, size in parts)
-        },
+        }
+        | _policy_calls(parts),
     )
+
+
+def _policy_calls(parts: Sequence[tuple[Any, int]]) -> dict[str, Array]:
+    """Network-free evaluations of policies by item, where there were any."""
+    found = np.concatenate([_per_item(out.cost.policy_calls, size) for out, size in parts])
+    return {"policy_calls": found} if found.any() else {}
 
 
 def _joined(parts: Sequence[Tensor]) -> Array:

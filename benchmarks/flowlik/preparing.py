@@ -105,10 +105,10 @@ def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:
 
 
 def _is_another_field(task: Task, cell: Cell, model: Any) -> bool:
-    """A field of its own, which no reference knows; flow maps are judged against the field they were taught."""
+    """A field of its own, which no reference knows; maps and policies are judged against the field they were taught."""
     if cell.is_control or task.reference_model in ("closed-form", cell.model):
         return False
-    return not hasattr(model, "average_velocity") and not hasattr(model, "joint")
+    return not any(hasattr(model, method) for method in ("average_velocity", "joint", "policy"))
 
 
 def status_of(error: BaseException) -> tuple[str, str]:

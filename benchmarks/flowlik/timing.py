@@ -121,6 +121,7 @@ def one_forward(model: Any, x: Tensor) -> Callable[[], Any] | None:
         ("velocity", (t,)),
         ("joint", (t, t)),
         ("average_velocity", (t, t)),
+        ("policy", (t, t / 2)),
         ("generate", ()),
     ):
         method = getattr(model, name, None)

@@ -140,12 +140,14 @@ def likelihood_error(task: Task, network: Any, device: str) -> float | None:
     """Mean |error| of the one-step likelihood in bits/dim on a part of the test items; None for a model without one."""
     from flowlik_estimators import get
 
-    if not hasattr(network, "joint"):
+    if hasattr(network, "joint"):
+        estimator = get("f2d2", steps=1)
+    elif getattr(network, "frozen_density", False):
+        estimator = get("pi-flow", segments=min(network.segments))
+    else:
         return None
     try:
-        return _judged(task, network, get("f2d2", steps=1), "test", device, items=WATCHED_ITEMS).get(
-            "bpd_mae"
-        )
+        return _judged(task, network, estimator, "test", device, items=WATCHED_ITEMS).get("bpd_mae")
     except UnavailableError:
         return None
 
@@ -159,6 +161,9 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
 
     if hasattr(network, "joint"):
         estimators = [get("f2d2", steps=steps) for steps in STEPS]
+    elif hasattr(network, "policy"):
+        jacobians = ("frozen",) if network.frozen_density else ("full",)
+        estimators = [get("pi-flow", segments=n, jacobian=j) for n in network.segments for j in jacobians]
     elif hasattr(network, "average_velocity"):
         return {"cycle_error": {str(steps): _cycle(task, network, steps, device) for steps in STEPS}}
     else:

@@ -12,6 +12,7 @@ from flowlik_estimators import (
     meanflow,
     ode,
     peers,
+    pi_flow,
     self_guidance,
     whitened,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "ode",
     "parse_spec",
     "peers",
+    "pi_flow",
     "register",
     "self_guidance",
     "standard_normal_log_prob",

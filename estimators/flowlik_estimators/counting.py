@@ -11,6 +11,8 @@ whether the derivatives are taken by a loop of `torch.autograd.grad`, by `is_gra
 `torch.func`. A cost per sample is rows over batch. Methods of the wrapped model that call each other count
 once.
 
+What `policy` returns is network-free and counted apart: its evaluations are `policy_calls`.
+
 A model made of several networks (guidance, say) names the attributes that hold them in ``networks: tuple[str,
 ...]``; then each call of those is counted instead of the model's own methods. The model is shallow-copied for
 that and never changed. Such a model reaches its networks as ``self.<name>``, by one of `METHODS` or by
@@ -36,6 +38,7 @@ METHODS = (
     "policy",
     "generate",
 )
+POLICY_METHODS = ("velocity", "divergence", "velocity_and_divergence")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +132,29 @@ def _tapped(method: Callable[..., Any], counts: Counts) -> Callable[..., Any]:
             raise TypeError("a counted network is called with tensors x (and t, s)")
         for i, tensor in zip(where, _tap(counts, [values[i] for i in where]), strict=True):
             values[i] = tensor
-        return method(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+        answer = method(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+        return _CountedPolicy(answer, counts) if getattr(method, "__name__", "") == "policy" else answer
 
     return call
+
+
+class _CountedPolicy:
+    """A policy whose evaluations are counted in rows."""
+
+    def __init__(self, policy: Any, counts: Counts) -> None:
+        self._policy = policy
+        self._counts = counts
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._policy, name)
+        return self._counting(found) if name in POLICY_METHODS else found
+
+    def _counting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Tensor, t: Tensor) -> Any:
+            self._counts.policy_calls += x.shape[0]
+            return method(x, t)
+
+        return call
 
 
 def _is_floating(value: object) -> bool:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .policies import FieldPolicy
+
 _SHORT = 1.0  # intervals shorter than this many standard deviations go by quadrature, longer ones by erf
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)  # error below 1e-16 on an interval of length 1
 _CLOSEST = 1e-9  # 1 - t is never taken smaller: the field has a limit inside, none on an edge
@@ -142,6 +144,10 @@ class Checkerboard(nn.Module):
     def divergence(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Divergence of the marginal velocity, (batch,)."""
         return self.velocity_and_divergence(x, t, cond=cond)[1]
+
+    def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> FieldPolicy:
+        """The exact field as the policy of any segment."""
+        return FieldPolicy(self)
 
     def log_prob(self, x: Tensor, t: float | Tensor = 1.0) -> Tensor:
         """Exact log p_t(x) in nats, (batch,); at t = 1 the uniform density, -inf outside."""

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .policies import FieldPolicy
+
 LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -118,6 +120,10 @@ class Gaussian(nn.Module):
     def divergence(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Divergence of the marginal velocity, (batch,)."""
         return self.joint(x, t, t, cond=cond)[1]
+
+    def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> FieldPolicy:
+        """The exact field as the policy of any segment."""
+        return FieldPolicy(self)
 
     def log_prob(self, x: Tensor, t: float | Tensor = 1.0) -> Tensor:
         """Exact log p_t(x) in nats, (batch,)."""

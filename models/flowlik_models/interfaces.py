@@ -75,6 +75,35 @@ class JointFlowMap(Protocol):
         ...
 
 
+@runtime_checkable
+class Policy(Protocol):
+    """A field that needs no network: what a policy flow leaves behind for one segment and one batch."""
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity, (batch, *event)."""
+        ...
+
+    def divergence(self, x: Tensor, t: Tensor) -> Tensor:
+        """Its divergence at fixed policy, (batch,)."""
+        ...
+
+
+@runtime_checkable
+class PolicyFlow(Protocol):
+    """A network that answers with a policy for a whole segment.
+
+    Three attributes may say more: ``segments: tuple[int, ...]``, the numbers of equal segments that it was trained for
+    (absent: any); ``frozen_density = False`` where the divergence of its policies says nothing about the density; and,
+    of the policy, ``usable(s) -> (batch,) bool``, whether it can be followed to time s.
+    """
+
+    event_shape: tuple[int, ...]
+
+    def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Policy:
+        """The policy at (x, t), valid from t to s in either order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean and covariance ``V diag(eigenvalues) V^T + rest (I - V V^T)`` of a training split, as numpy float64.

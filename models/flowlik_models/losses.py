@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
 from .objectives.batch import Batch
+from .objectives.imitation import imitation_loss
 from .recipes import DATA_TEACHER, Recipe, smallest_step
 from .sources import Field, Source
 
@@ -29,6 +30,11 @@ def loss_of(
     batch = source.batch(recipe, generator)
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
+    if recipe.imitation is not None:
+        at, teacher = _to(batch, device), _on(device, source.field(recipe, generator))
+        return imitation_loss(
+            network, at.x, at.t, at.s, teacher, recipe.imitation, generator, relative=recipe.relative
+        )
     if recipe.divergence and batch.divergence is None:
         x, t = batch.x.to(device), batch.t.to(device)
         _, divergence = recipe.divergence_target(average, x, t, generator)

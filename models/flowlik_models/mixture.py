@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .gaussian import LOG_2PI
+from .policies import FieldPolicy
 
 
 class GaussianMixture(nn.Module):
@@ -84,6 +85,10 @@ class GaussianMixture(nn.Module):
     def divergence(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Divergence of the marginal velocity, (batch,)."""
         return self.velocity_and_divergence(x, t, cond=cond)[1]
+
+    def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> FieldPolicy:
+        """The exact field as the policy of any segment."""
+        return FieldPolicy(self)
 
     def log_prob(self, x: Tensor, t: float | Tensor = 1.0) -> Tensor:
         """Exact log p_t(x) in nats, (batch,)."""

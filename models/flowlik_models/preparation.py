@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .checkpoints import CheckpointError, read_checkpoint
+from .networks.policy import PolicyUNet
 from .networks.vector import VectorFlowMap
 from .recipes import DATA_TEACHER, Recipe
 from .sources import ClosedFormSource, DigitsSource, Source, path_starts
@@ -86,6 +87,8 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
         raise CheckpointError(
             f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
         )
+    if isinstance(network, PolicyUNet):
+        tensors = network.adopted(tensors)
     expected = network.state_dict()
     unknown = [
         name for name in tensors if name not in expected or tensors[name].shape != expected[name].shape

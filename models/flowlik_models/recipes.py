@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from .divergence_targets import DivergenceTarget
+from .networks.policy import PolicyHead
 from .objectives.conditions import Derivative
+from .objectives.imitation import Imitation
 
-Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct"]
+Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "imitation"]
 Fault = Literal["broadcast", "one-direction", "step-hole"]
 CLOSED_FORM_TEACHER = "closed-form"
 DATA_TEACHER = "data"
@@ -39,6 +41,7 @@ class Recipe:
     solved beforehand (images: a third of them from training images); ``pool_share``: share of the data that are its
     own samples; ``pool_probes``: probes of each of their divergences near the data; ``direct``: share of a batch
     whose targets are averages read off the trajectories; the other rows of objective ``direct`` lie on the diagonal.
+    ``imitation``: how policies are trained, objective ``imitation`` alone.
     ``faults``: faults of the released F2D2 code to reproduce (docs/training.md). ``precision``: of the network's
     forward and backward.
 
@@ -77,6 +80,7 @@ class Recipe:
     pool_probes: int = 1
     direct: float = 0.0
     derivative: Derivative = "difference"
+    imitation: Imitation | None = None
     faults: tuple[Fault, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -94,6 +98,10 @@ class Recipe:
             raise ValueError(f"unknown fault {min(unknown)!r} (valid: {', '.join(get_args(Fault))})")
         if "step-hole" in self.faults and not (self.dyadic and self.objective == "shortcut"):
             raise ValueError("fault step-hole needs objective shortcut with dyadic steps")
+        if (self.objective == "imitation") != (self.imitation is not None):
+            raise ValueError("objective imitation and the options `imitation` need each other")
+        if self.imitation is not None and self.divergence != bool(self.imitation.divergence):
+            raise ValueError("divergence must say whether imitation gives the divergence a weight")
         if self.objective == "flow-matching" and (self.divergence or self.divergence_objective):
             raise ValueError("flow-matching trains a field, which has no divergence head")
         if self.divergence_objective and not self.divergence:
@@ -219,6 +227,40 @@ def _vectors(
     return {**made, "direct-f2d2": replace(joint, **read_off)}
 
 
+def _policies(base: Recipe, imitation: Imitation, segments: tuple[int, ...]) -> dict[str, Recipe]:
+    """Policy flows of so many segments, ``pi-flow`` and ``pi-flow-N``."""
+    made = {}
+    for count in segments:
+        options = replace(imitation, segments=(count,))
+        made["pi-flow" if count == 1 else f"pi-flow-{count}"] = replace(
+            base, objective="imitation", imitation=options, divergence=bool(options.divergence)
+        )
+    return made
+
+
+def _changed(recipe: Recipe, *, head: dict[str, Any] | None = None, **options: Any) -> Recipe:
+    """A policy recipe with other options of the imitation and of the head."""
+    assert recipe.imitation is not None
+    new = replace(recipe.imitation, head=replace(recipe.imitation.head, **(head or {})), **options)
+    return replace(recipe, imitation=new, divergence=bool(new.divergence))
+
+
+def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Recipe]:
+    """Beside the policy flow ``name``: divergences matched, and too few components without and with that."""
+    imitation = models[name].imitation
+    assert imitation is not None
+    few = {"components": small, "local": min(imitation.head.local, small // 2), "levels": False}
+    matched: dict[str, Any] = {
+        "divergence": 4.0,
+        "spread": 0.0,
+    }  # what the points beside the path tell is told directly
+    return {
+        f"{name}-divergence": _changed(models[name], **matched),
+        f"{name}-small-k": _changed(models[name], head=few),
+        f"{name}-small-k-divergence": _changed(models[name], head=few, **matched),
+    }
+
+
 _DIGITS_JOINT = replace(_DIGITS_MAP, steps=2_400)
 _DIGITS_POOL: dict[str, Any] = {"pool": 8_192, "pool_probes": 4}
 _DIRECT = {"pool": 32_768, "learning_rate": 2e-3}
@@ -268,3 +310,57 @@ for _task, _clusters in (("gmm-2d", 11), ("gmm-64d", 11), ("thin-2d", 5)):
     )
 for _task in ("gmm-2d", "gmm-64d"):
     RECIPES[_task] |= _released(RECIPES[_task]["shortcut-distill-f2d2"])
+
+_POLICY = replace(
+    _PLANE,
+    network={"hidden": 96, "depth": 3, "waves": 32, "wave_scale": 1.0},
+    batch=256,
+    steps=12_000,
+    learning_rate=3e-3,
+    altered=0.0,
+    weight_c=None,
+)
+# 16 components for the eight modes; two cannot hold the posterior, wherever the network puts them
+_plane = _policies(_POLICY, Imitation(head=PolicyHead(components=16)), (1, 2, 4))
+RECIPES["gmm-2d"] |= _plane | _variants(_plane, "pi-flow", 2)
+RECIPES["gmm-2d"] |= {
+    "pi-flow-on-path": _changed(_plane["pi-flow"], spread=0.0),
+    "pi-flow-dropout": _changed(_plane["pi-flow"], dropout=0.05),
+    "pi-flow-data-free": _changed(_plane["pi-flow"], data_free=True),
+    "pi-flow-anchored-4": _changed(_plane["pi-flow-4"], head={"anchored": True}),
+    "pi-flow-dx": _changed(_plane["pi-flow"], head={"kind": "predictions", "components": 8}),
+}
+_board = _policies(
+    replace(
+        _POLICY,
+        network={"hidden": 128, "depth": 4, "waves": 32, "wave_scale": 1.0},
+        relative=5.0,
+        altered=0.0,
+    ),
+    Imitation(head=PolicyHead(components=32, local=16)),
+    (1, 2, 4),
+)
+RECIPES["checkerboard-2d"] |= _board | _variants(_board, "pi-flow-2", 4)
+_space = _policies(
+    replace(_POLICY, network={"hidden": 256, "depth": 4}, steps=6_000, learning_rate=2e-3),
+    Imitation(head=PolicyHead(components=4, layout="position"), matches=4),
+    (1, 2, 4),
+)
+RECIPES["gmm-64d"] |= _space | _variants(_space, "pi-flow-2", 1)
+_images = _policies(
+    replace(
+        _DIGITS,
+        start_from="teacher",
+        teacher="teacher",
+        batch=64,
+        steps=4_800,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        weight_c=None,
+        altered=0.1,
+        altered_scale=0.03,
+    ),
+    Imitation(head=PolicyHead(components=17, layout="position", levels=True), matches=4, eps=0.0),
+    (1, 2, 4),
+)
+RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .data import DIGITS_LEVELS, dequantise, digits
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
+from .objectives.imitation import segment_ends
 from .recipes import DATA_TEACHER, SMALLEST_STEP, Recipe
 from .trajectories import Paths
 
@@ -41,6 +42,8 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
 
 def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Source and target times (n,), independent, so that both orders are trained; shares on s = t and at the ends."""
+    if recipe.imitation is not None:
+        return segment_ends(n, end, recipe.imitation, generator)
     if recipe.dyadic:
         t, s = _dyadic_times(n, end, generator)
     else:
@@ -93,7 +96,7 @@ class ClosedFormSource:
         t, s = draw_times(n, 1 - self.truth.eps, recipe, generator)
         data = self.truth.sample(n, generator=generator)
         x, noise = _path(data, t, recipe, generator)
-        if recipe.teacher == DATA_TEACHER:
+        if recipe.teacher == DATA_TEACHER or recipe.imitation is not None:
             return Batch(x, t, s, data - noise)
         velocity, divergence = self.truth.velocity_and_divergence(x, t)
         batch = Batch(x, t, s, velocity, divergence if recipe.divergence else None)
@@ -160,7 +163,7 @@ class DigitsSource:
         data = self._data(n, recipe, generator)
         t, s = draw_times(n, 1.0, recipe, generator)
         x, noise = _path(data, t, recipe, generator)
-        if self.teacher is None:
+        if self.teacher is None or recipe.imitation is not None:
             return Batch(x, t, s, data - noise)
         batch = Batch(x, t, s, *self.field(recipe, generator)(x, t))
         return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))

@@ -14,8 +14,10 @@ from torch import nn
 
 from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
 from .data import DIGITS_LEVELS, digits, mean_and_covariance
+from .networks.policy import PolicyUNet, VectorPolicy
 from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
 from .networks.vector import VectorFlowMap
+from .objectives.imitation import Imitation
 from .recipes import RECIPES, Recipe
 from .synthetic import CLOSED_FORM_TASKS, closed_form, constants_hash
 
@@ -52,6 +54,8 @@ def recipe_for(task: str, model: str) -> Recipe:
 
 def build(task: str, recipe: Recipe) -> nn.Module:
     """The untrained network of a recipe with the moments of the task's training data."""
+    if recipe.imitation is not None:
+        return _policy_network(task, recipe, recipe.imitation)
     if task == "digits":
         kind = UNet if recipe.objective == "flow-matching" else FlowMapUNet
         kind = JointFlowMapUNet if recipe.divergence else kind
@@ -69,6 +73,20 @@ def build(task: str, recipe: Recipe) -> nn.Module:
         delta=recipe.delta,
         **recipe.network,
     )
+
+
+def _policy_network(task: str, recipe: Recipe, imitation: Imitation) -> nn.Module:
+    """The untrained network of a policy flow."""
+    options: dict[str, Any] = {"head": imitation.head, "segments": imitation.segments, **recipe.network}
+    if task == "digits":
+        mean, covariance = mean_and_covariance(digits("train")[0], DIGITS_LEVELS)
+        data = (mean, *torch.linalg.eigh(covariance))
+        return PolicyUNet((1, 8, 8), moments=data, eps=imitation.eps, **options)
+    truth = closed_form(task)
+    mean, covariance = truth.mean_and_covariance()
+    values, vectors = torch.linalg.eigh(covariance)
+    eps = max(truth.eps, imitation.eps)
+    return VectorPolicy(mean, values, vectors, eps=eps, delta=recipe.delta, **options)
 
 
 def checkpoint_path(task: str, model: str) -> Path:

@@ -190,10 +190,15 @@ class UNet(nn.Module):
     def _evaluate(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u, shaped like x; D_gauss (batch,); and both hidden layers, for a divergence head."""
         t, s = t.clamp(0, 1), s.clamp(0, 1)  # an adaptive solver may step past the end and interpolate
+        return self._evaluate_with(x, t, s, self._embedding(t, s))
+
+    def _evaluate_with(
+        self, x: Tensor, t: Tensor, s: Tensor, embedding: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):  # the closed form stays exact in mixed precision
             base, scale, base_divergence = self._gaussian(x, t, s)
         inputs, whitened = self._inputs(x, t)
-        hidden, bottom = self._hidden(inputs, F.silu(self._embedding(t, s)))
+        hidden, bottom = self._hidden(inputs, F.silu(embedding))
         out = self.head(hidden).unflatten(1, (_TAPS + 1, self.event_shape[0]))
         height, width = self.event_shape[1:]
         padded = F.pad(whitened, (1, 1, 1, 1))
@@ -204,6 +209,12 @@ class UNet(nn.Module):
     def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The velocity field v(x, t), shaped like x; t is (batch,)."""
         return self._evaluate(x, t, t)[0]
+
+    def velocity_and_hidden(self, x: Tensor, t: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, and the last hidden layer (batch, widths[0], h, w), for an embedding (batch, embed) of one's
+        own."""
+        velocity, _, hidden, _ = self._evaluate_with(x, t, t, embedding)
+        return velocity, hidden
 
 
 class FlowMapUNet(UNet):
