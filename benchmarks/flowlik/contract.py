@@ -75,28 +75,40 @@ class Watched:
         return getattr(self._inner, name)
 
 
+class Spoiled:
+    """What a model answered with that is no tensor (a policy), its own answers spoiled."""
+
+    def __init__(self, inner: Any, spoil: Callable[[Tensor], Tensor]) -> None:
+        self._inner, self._spoil = inner, spoil
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        if not callable(value):
+            return value
+        return lambda *args, **kwargs: spoiled(value(*args, **kwargs), self._spoil)
+
+
+def spoiled(answer: Any, spoil: Callable[[Tensor], Tensor]) -> Any:
+    """The answer with every tensor in it spoiled; flags and None stay."""
+    if isinstance(answer, Tensor):
+        return spoil(answer) if answer.is_floating_point() else answer
+    if isinstance(answer, tuple):
+        return tuple(spoiled(part, spoil) for part in answer)
+    return answer if answer is None else Spoiled(answer, spoil)
+
+
 class Broken(Watched):
     """A model all of whose answers are NaN."""
 
     def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            answer = method(*args, **kwargs)
-            if isinstance(answer, tuple):
-                return tuple(part * float("nan") for part in answer)
-            return answer * float("nan")
-
-        return call
+        return lambda *args, **kwargs: spoiled(method(*args, **kwargs), lambda part: part * float("nan"))
 
 
 class Misshapen(Watched):
     """A model whose answers lack their last row."""
 
     def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            answer = method(*args, **kwargs)
-            return tuple(part[:-1] for part in answer) if isinstance(answer, tuple) else answer[:-1]
-
-        return call
+        return lambda *args, **kwargs: spoiled(method(*args, **kwargs), lambda part: part[:-1])
 
 
 def contract_verdicts(names: tuple[str, ...] | None = None) -> Iterator[ContractVerdict]:
