@@ -123,9 +123,13 @@ def _gather(part: Any) -> list[Any]:
     return parts
 
 
-def _shared(call: Callable[[slice], T], n: int, batch_size: int) -> list[T]:
-    """`call` on each batch of 0..n, in the process it falls to; all results in order."""
+def _shared(call: Callable[[slice], T], n: int, asked: int | str) -> list[T]:
+    """`call` on each batch of 0..n, in the process it falls to; all results in order.
+
+    Where the batch size is for memory to find, each process gets one part and finds its own.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
+    batch_size = -(-n // world) if isinstance(asked, str) else asked
     slices = [slice(start, min(n, start + batch_size)) for start in range(0, n, batch_size)]
     mine: Any
     try:
@@ -139,7 +143,7 @@ def _shared(call: Callable[[slice], T], n: int, batch_size: int) -> list[T]:
 def evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluation:
     """As `flowlik.evaluation.evaluate`, shared by all processes."""
     parts = _shared(
-        lambda part: evaluation.evaluate(cell, model, x[part], ids[part]), len(x), _batch_size(cell)
+        lambda part: evaluation.evaluate(cell, model, x[part], ids[part]), len(x), cell.options.batch_size
     )
     return _joined(parts)
 
@@ -165,20 +169,13 @@ def _joined(parts: Sequence[Evaluation]) -> Evaluation:
 
 def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, dict[str, Array]]:
     """As `flowlik.evaluation.sample`, shared by all processes."""
-    parts = _shared(lambda part: _samples(cell, model, part), n, _batch_size(cell))
+
+    def batch(part: slice) -> tuple[Tensor, dict[str, Array]]:
+        x, cost = evaluation.sample(cell, model, part.stop - part.start, first=part.start)
+        return x.cpu(), cost
+
+    parts = _shared(batch, n, cell.options.batch_size)
     costs = [cost for _, cost in parts]
-    joined = {name: np.concatenate([cost[name] for cost in costs]) for name in costs[0]}
-    return torch.cat([x for x, _ in parts]), joined
-
-
-def _samples(cell: Cell, model: Any, part: slice) -> tuple[Tensor, dict[str, Array]]:
-    """Samples part.start .. part.stop and what each cost."""
-    x, cost = evaluation.sample(cell, model, part.stop - part.start, first=part.start)
-    return x.cpu(), cost
-
-
-def _batch_size(cell: Cell) -> int:
-    asked = cell.options.batch_size
-    if isinstance(asked, str):
-        raise ValueError("batch size auto is measured in one process; under torchrun, give a number")
-    return asked
+    return torch.cat([x for x, _ in parts]), {
+        name: np.concatenate([cost[name] for cost in costs]) for name in costs[0]
+    }

@@ -103,9 +103,10 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
     changes = {name: table[name] for name in _OPTIONS if name in table}
     changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     for name, value in changes.items():
-        if name == "batch_size" and value == AUTO:
-            continue
-        if type(value) is not type(getattr(base, name)):
+        if name == "batch_size":
+            if value != AUTO and type(value) is not int:
+                raise ValueError(f"batch_size = {value!r}: expected a whole number or {AUTO}")
+        elif type(value) is not type(getattr(base, name)):
             raise ValueError(f"{name} = {value!r}: expected {type(getattr(base, name)).__name__}")
     options = replace(base, **changes)
     if options.dtype not in DTYPES:
@@ -113,8 +114,8 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
     if not options.likelihood and options.samples < 1:
         raise ValueError("likelihood = false: expected samples, there is nothing else to judge")
     for use in options.uses:
-        if use not in USES:
-            raise ValueError(unknown("use", use, tuple(USES)))
+        if not isinstance(use, str) or use not in USES:
+            raise ValueError(unknown("use", str(use), tuple(USES)))
     for name in ("n_items", "batch_size", "draws", "timing_batch"):
         if getattr(options, name) != AUTO and getattr(options, name) < 1:
             raise ValueError(f"{name} = {getattr(options, name)}: expected at least 1")
