@@ -83,8 +83,8 @@ KINDS: Final[dict[str, Kind]] = {
         joint_maps,
         "Joint flow maps",
         "Every trained joint map read by the same estimator. Left: the mean error, whose zero is the grey line; "
-        "middle: the mean absolute error item by item, with the controls; right: how far the order of the items is "
-        "from the reference's (down is better). A map that is near zero on the left and high in the middle has the "
+        "middle: how far the order of the items is from the reference's (down is better); right: the mean absolute "
+        "error item by item, with the controls. A map that is near zero on the left and high on the right has the "
         "right mean and the wrong samples. Bars: 95 % bootstrap intervals.",
     ),
     "scatter": Kind(
