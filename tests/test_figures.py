@@ -225,6 +225,31 @@ def test_rules_are_drawn_where_several_are_compared(tmp_path: Path) -> None:
     ]
 
 
+def test_joint_maps_are_drawn_where_three_are_compared(tmp_path: Path) -> None:
+    def joint(model: str, steps: int) -> dict[str, object]:
+        error = 0.1 / steps
+        return record(
+            estimator="f2d2",
+            estimator_label=f"f2d2[steps={steps}]",
+            model=model,
+            steps=steps,
+            nfe_mean=float(steps),
+            bpd_error=-error,
+            bpd_error_lo=-1.2 * error,
+            bpd_error_hi=-0.8 * error,
+            bpd_mae=error,
+            bpd_mae_lo=0.9 * error,
+            bpd_mae_hi=1.1 * error,
+            spearman=1 - error,
+        )
+
+    models = ("meanflow-f2d2", "lsd-f2d2", "direct-f2d2")
+    for count in (2, 3):
+        write_rows(tmp_path, [joint(model, steps) for model in models[:count] for steps in (1, 2, 4)])
+        drawn = [path.name for path in draw_all(tmp_path) if "joint-maps" in path.name]
+        assert drawn == (["gmm-2d--joint-maps.png", "gmm-2d--joint-maps.pdf"] if count == 3 else [])
+
+
 def test_probes_are_drawn_where_three_choices_have_error_bars(tmp_path: Path) -> None:
     def probe(count: int, **choice: str) -> dict[str, object]:
         params = {
