@@ -12,19 +12,21 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 try:
-    from orjson import loads
-except ImportError:  # no build of it for this system: reading takes twice as long
-    from json import loads
-try:
     import fcntl
 except ImportError:  # Windows has no such locks: there, one run writes into one folder
     fcntl = None  # type: ignore[assignment]
+
+loads: Callable[[bytes], Any] = json.loads
+with suppress(ImportError):  # where there is no build of it for the system, reading takes twice as long
+    import orjson
+
+    loads = orjson.loads
 
 CLAIMS = ".claims"
 CHUNK = 1000
