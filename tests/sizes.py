@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 FULL = os.environ.get("FLOWLIK_FULL") == "1"
+FIGURES: list[str] = []  # printed at the end of the run (conftest.py)
 
 
 def size(short: int, full: int) -> int:
@@ -13,7 +13,5 @@ def size(short: int, full: int) -> int:
 
 
 def figure(name: str, value: object, goal: str = "") -> None:
-    """One measured figure on the error stream, past pytest's capture in a full run."""
-    stream = sys.__stderr__ if FULL else sys.stderr
-    assert stream is not None
-    print(f"\nfigure  {name}: {value}{f'  (goal {goal})' if goal else ''}", file=stream, flush=True)
+    """One measured figure for the end of the run."""
+    FIGURES.append(f"figure  {name}: {value}{f'  (goal {goal})' if goal else ''}")

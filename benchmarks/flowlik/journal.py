@@ -29,7 +29,7 @@ with suppress(ImportError):  # where there is no build of it for the system, rea
     loads = orjson.loads
 
 CLAIMS = ".claims"
-CHUNK = 1000
+CHUNK = 256
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -128,7 +128,7 @@ def read(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
 
 
 def chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Every whole row, a thousand at a time: what is made of them is made while they are in the processor's cache.
+    """Every whole row, some hundred at a time: what is made of them is made while they are in the processor's cache.
 
     A torn last line is moved to `<path>.torn`; a line that is no JSON object is left out; both with a warning.
     """

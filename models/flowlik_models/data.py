@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = [
     "DIGITS_LEVELS",
@@ -22,6 +23,7 @@ __all__ = [
     "dequantise",
     "digits",
     "mean_and_covariance",
+    "shifted",
 ]
 
 DIGITS_LEVELS = 17  # grey levels 0..16: counts of black pixels in 4 x 4 blocks
@@ -100,3 +102,15 @@ def data_hash(task: str, split: str) -> str:
         digest.update(str((tuple(array.shape), array.dtype)).encode())
         digest.update(array.numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def shifted(levels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A share of the images moved by at most one pixel each way, background filled in."""
+    n, _, height, width = levels.shape
+    moved = torch.rand(n, generator=generator) < share
+    dy, dx = (
+        torch.where(moved, torch.randint(0, 3, (n,), generator=generator), 1)[:, None] for _ in range(2)
+    )
+    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
+    padded = F.pad(levels, (1, 1, 1, 1))
+    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checkpoints import save_checkpoint
-from .data import DIGITS_LEVELS, data_hash, dequantise, digits
+from .data import DIGITS_LEVELS, data_hash, dequantise, digits, shifted
 from .features import DigitsFeatures
-from .sources import shifted
 from .training import Progress
 
 STEPS = 1_200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,8 +57,10 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if not recipe.pool:
         return DigitsSource(teacher)
     weights = model_hash(task, recipe.teacher, path=path)
-    cache = out / task / f"{recipe.teacher}-paths-{weights}-{recipe.pool}-{recipe.pool_probes}.safetensors"
-    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, probes=recipe.pool_probes))
+    options: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
+    name = hashlib.sha256(f"{weights} {recipe.pool} {options}".encode()).hexdigest()[:12]
+    cache = out / task / f"{recipe.teacher}-paths-{name}.safetensors"
+    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, **options))
     return DigitsSource(teacher, paths)
 
 

@@ -38,9 +38,10 @@ class Recipe:
     ``weight_c``: constants of the adaptive weights of velocity and divergence; None weighs all samples alike.
     ``divergence_scale``: the divergence is fitted in units of this (None: of the number of dimensions).
     ``divergence_target``: how the divergence of a network's field is estimated. ``pool``: trajectories of the teacher
-    solved beforehand (images: a third of them from training images); ``pool_share``: share of the data that are its
-    own samples; ``pool_probes``: probes of each of their divergences near the data; ``direct``: share of a batch
-    whose targets are averages read off the trajectories; the other rows of objective ``direct`` lie on the diagonal.
+    solved beforehand; ``pool_data``: share of them that begin at training images, moved as ``shift`` says, instead of
+    at noise; ``pool_share``: share of the data that are the teacher's own samples; ``pool_probes``: probes of each of
+    their divergences near the data; ``direct``: share of a batch whose targets are averages read off the trajectories;
+    the other rows of objective ``direct`` lie on the diagonal.
     ``imitation``: how policies are trained, objective ``imitation`` alone.
     ``faults``: faults of the released F2D2 code to reproduce (docs/training.md). ``precision``: of the network's
     forward and backward.
@@ -76,6 +77,7 @@ class Recipe:
     divergence_scale: float | None = None
     divergence_target: DivergenceTarget = field(default_factory=DivergenceTarget)
     pool: int = 0
+    pool_data: float = 1 / 3
     pool_share: float = 0.0
     pool_probes: int = 1
     direct: float = 0.0
@@ -217,7 +219,7 @@ def _vectors(
     made = _maps(alone, joint)
     made["shortcut-f2d2"] = replace(made["shortcut-f2d2"], divergence_target=own)
     made["meanflow-f2d2-plain"] = _plain(made["meanflow-f2d2"])
-    # averages of closed forms, alone and then together: no derivative, no bootstrap, so large batches are cheap
+    # targets are read off solved trajectories: no derivative, no bootstrap, so large batches are cheap
     read_off: dict[str, Any] = {
         "objective": "direct",
         "divergence": True,
@@ -262,7 +264,6 @@ def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Rec
 
 
 _DIGITS_JOINT = replace(_DIGITS_MAP, steps=2_400)
-_DIGITS_POOL: dict[str, Any] = {"pool": 8_192, "pool_probes": 4}
 _DIRECT = {"pool": 32_768, "learning_rate": 2e-3}
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -298,7 +299,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "teacher-early": replace(_DIGITS, steps=200),
         **_maps(_DIGITS_MAP, _DIGITS_JOINT),
         "direct-f2d2": replace(
-            _DIGITS_JOINT, objective="direct", divergence=True, direct=0.9, steps=6_000, **_DIGITS_POOL
+            _DIGITS_JOINT,
+            objective="direct",
+            divergence=True,
+            direct=0.9,
+            steps=9_000,
+            pool=12_288,
+            pool_data=0.5,
+            pool_probes=4,
         ),
     },
 }

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .data import DIGITS_LEVELS, dequantise, digits
+from .data import DIGITS_LEVELS, dequantise, digits, shifted
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
 from .objectives.imitation import segment_ends
@@ -21,7 +20,9 @@ Field = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class Source(Protocol):
-    """Draws the batch of one step from a generator, and knows its teacher's field anywhere."""
+    """Draws the batch of one step from a generator, and knows its teacher's field anywhere. ``paths``: solved ones."""
+
+    paths: Paths | None
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """The batch, on the CPU or on the source's device."""
@@ -119,18 +120,6 @@ def path_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tenso
     end = torch.full((recipe.pool,), 1 - truth.eps)
     data = truth.sample(recipe.pool, generator=generator)
     return _path(data, end, recipe, generator)[0]
-
-
-def shifted(levels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A share of the images moved by at most one pixel each way, background filled in."""
-    n, _, height, width = levels.shape
-    moved = torch.rand(n, generator=generator) < share
-    dy, dx = (
-        torch.where(moved, torch.randint(0, 3, (n,), generator=generator), 1)[:, None] for _ in range(2)
-    )
-    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
-    padded = F.pad(levels, (1, 1, 1, 1))
-    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
 class DigitsSource:

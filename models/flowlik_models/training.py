@@ -75,7 +75,7 @@ class _Run:
         self.optimiser = kind(
             network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
         )
-        self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.step, self.seconds, self.cpu_seconds, self.skipped = 0, 0.0, 0.0, 0
         self.loss, self.bad = math.nan, 0  # of the last step, and how many bad ones in a row
 
     def save(self) -> None:
@@ -84,7 +84,12 @@ class _Run:
         for index, parameter in enumerate(self.network.parameters()):
             for name, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
-        counts = {"step": self.step, "seconds": self.seconds, "skipped": self.skipped}
+        counts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "skipped": self.skipped,
+        }
         save_tensors(
             self.path, tensors, {name: str(value) for name, value in counts.items()} | {"key": self.key}
         )
@@ -108,6 +113,7 @@ class _Run:
                 name: value if name == "step" else value.to(parameter) for name, value in state.items()
             }
         self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        self.cpu_seconds = float(metadata.get("cpu_seconds", 0))
         self.skipped = int(metadata.get("skipped", 0))
         return True
 
@@ -148,7 +154,7 @@ class _Watch:
     ) -> None:
         self.run, self.progress, self.validate = run, progress, validate
         self.begun = self.saved = self.reported = self.validated = time.monotonic()
-        self.before = run.seconds
+        self.before, self.cpu_before = run.seconds, run.cpu_seconds - time.process_time()
         self.losses: list[float] = []
         self.error: float | None = None
 
@@ -156,6 +162,7 @@ class _Watch:
         """After every step: save, validate and report where it is time to."""
         run, now = self.run, time.monotonic()
         run.seconds = self.before + now - self.begun
+        run.cpu_seconds = self.cpu_before + time.process_time()
         if math.isfinite(run.loss):
             self.losses.append(run.loss)
         if now - self.saved > _SAVE_EVERY and not run.bad:
@@ -222,6 +229,8 @@ def train(
         "seed": seed,
         "commit": commit,
         "train_seconds": round(run.seconds, 1),
+        "train_cpu_seconds": round(run.cpu_seconds, 1),
+        "trajectories_cpu_seconds": round(source.paths.cpu_seconds, 1) if source.paths else 0.0,
         "skipped_steps": run.skipped,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

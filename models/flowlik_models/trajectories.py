@@ -8,8 +8,9 @@ and those of the uniform grids of up to eight steps among them (docs/training.md
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from .checkpoints import read_checkpoint, save_tensors
-from .data import DIGITS_LEVELS, dequantise, digits
+from .data import DIGITS_LEVELS, dequantise, digits, shifted
 from .divergence_targets import velocity_and_products
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
@@ -47,6 +48,7 @@ class Paths:
     """``times`` (nodes, n) from the data end to 0, ``states`` (nodes, n, *event), ``log_dets`` (nodes, n): the integral
     of the divergence from the data to each node, in nats. The first ``own`` trajectories are the teacher's samples.
     ``grid``: indices of the nodes, the same for all trajectories, at the times of the uniform few-step grids.
+    ``cpu_seconds``: what solving them took.
     """
 
     times: Tensor
@@ -54,6 +56,7 @@ class Paths:
     log_dets: Tensor
     own: int
     grid: tuple[int, ...] = ()
+    cpu_seconds: float = 0.0
 
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
@@ -103,14 +106,18 @@ class Paths:
 def stored_paths(file: Path, solved: Callable[[], Paths]) -> Paths:
     """The trajectories kept in ``file``, or solved now and kept there: minutes on one core."""
     if not file.is_file():
+        begun = time.process_time()
         made = solved()
+        made = replace(made, cpu_seconds=time.process_time() - begun)
         tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
         tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
+        tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
         save_tensors(file, tensors)
         return made
     kept, _ = read_checkpoint(file)
     grid = tuple(kept["grid"].tolist())
-    return Paths(kept["times"], kept["states"], kept["log_dets"], int(kept["own"]), grid)
+    arrays = (kept["times"], kept["states"], kept["log_dets"])
+    return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
 
 
 def solve_closed_form(truth: Any, starts: Tensor, *, delta: float, generator: torch.Generator) -> Paths:
@@ -169,23 +176,35 @@ def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(states), torch.stack(log_dets)
 
 
-def solve(teacher: Any, n: int, *, probes: int = 1, seed: int = 77, steps: int = STEPS) -> Paths:
-    """``n`` trajectories: two thirds the teacher's own samples, from the noise, one third training digits.
+def solve(
+    teacher: Any,
+    n: int,
+    *,
+    probes: int = 1,
+    data: float = 1 / 3,
+    shift: float = 0.0,
+    seed: int = 77,
+    steps: int = STEPS,
+) -> Paths:
+    """``n`` trajectories: a share ``data`` from training digits, of which a share ``shift`` are moved by a pixel, the
+    others the teacher's own samples, from the noise.
 
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
     """
     device = next(teacher.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    own = n - n // 3
+    from_data = round(n * data)
+    own = n - from_data
     noise = torch.randn((own, *teacher.event_shape), generator=generator)
     levels = digits("train")[0]
-    pick = torch.randint(len(levels), (n - own,), generator=generator)
-    data = dequantise(levels[pick], DIGITS_LEVELS, torch.rand(levels[pick].shape, generator=generator))
+    levels = levels[torch.randint(len(levels), (from_data,), generator=generator)]
+    levels = shifted(levels, shift, generator)
+    images = dequantise(levels, DIGITS_LEVELS, torch.rand(levels.shape, generator=generator))
     low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
     nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
     found = [
         _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, generator)
-        for start, forward in ((noise, False), (data, True))
+        for start, forward in ((noise, False), (images, True))
         for part in torch.split(start, _CHUNK)
     ]
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)
