@@ -51,24 +51,20 @@ def bad_usage() -> Iterator[None]:
 
 def use_checkpoints(folder: Path | None) -> None:
     """Look for models in this folder first, in this process and in those it starts; ValueError where it is none."""
-    if folder is None:
-        return
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder}: no such folder of checkpoints; `flowlik train TASK MODEL --out {folder}` makes it"
-        )
-    os.environ["FLOWLIK_CHECKPOINTS"] = str(folder.resolve())
+    _look_in(folder, "FLOWLIK_CHECKPOINTS", "folder of checkpoints", "flowlik train TASK MODEL --out")
 
 
 def use_data(folder: Path | None) -> None:
     """Look for image files in this folder, in this process and in those it starts; ValueError where it is none."""
+    _look_in(folder, "FLOWLIK_DATA", "data folder", "flowlik data get NAME --data-dir")
+
+
+def _look_in(folder: Path | None, variable: str, what: str, maker: str) -> None:
     if folder is None:
         return
     if not folder.is_dir():
-        raise ValueError(
-            f"{folder}: no such data folder; `flowlik data get NAME --data-dir {folder}` makes it"
-        )
-    os.environ["FLOWLIK_DATA"] = str(folder.expanduser().resolve())
+        raise ValueError(f"{folder}: no such {what}; `{maker} {folder}` makes it")
+    os.environ[variable] = str(folder.resolve())
 
 
 def pick_device(name: str) -> str:
