@@ -152,14 +152,6 @@ def load_model(
     return network.to(device).eval()
 
 
-def model_card(task: str, model: str) -> dict[str, Any]:
-    """The card of a shipped model: recipe, seed, training time, data hash, accuracy."""
-    check_names(task, model)
-    if model == CLOSED_FORM:
-        return {"task": task, "model": model, "constants": constants_hash(task)}
-    return read_checkpoint(checkpoint_path(task, model))[1]
-
-
 def model_hash(task: str, model: str, *, path: Path | None = None) -> str:
     """Twelve hexadecimal digits of the checkpoint's bytes, or of a closed form's constants."""
     check_names(task, model)
