@@ -16,7 +16,8 @@ from sizes import figure
 from typer.testing import CliRunner
 
 import flowlik
-from flowlik.cli import app, parse_duration, parse_seeds
+from flowlik.cli import app
+from flowlik.planning import parse_duration, parse_seeds
 
 TINY = """
 [defaults]

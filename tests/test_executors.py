@@ -80,6 +80,16 @@ def seconds_of(cells: list[Cell], out: Path, executor: Executor) -> float:
     return time.monotonic() - begun
 
 
+def overhead(name: str, executor: Executor, out: Path, goal: str) -> float:
+    """Seconds a cell of a sweep of cells that take next to none themselves."""
+    cells = sweep(SWEEP)
+    seconds = seconds_of(cells, out, executor)
+    assert len(lines(out)) == len(cells)
+    told = f"{1e3 * seconds / (len(cells) - 1):.1f} ms over {len(cells)} cells"
+    figure(f"overhead per cell, {name}", told, goal)
+    return seconds / len(cells)
+
+
 @pytest.fixture(scope="module")
 def serial_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("serial")
@@ -98,15 +108,8 @@ def test_the_worker_process_gives_the_records_of_this_process(serial_run: Path, 
 
 
 def test_harness_overhead_per_cell_serial(tmp_path: Path) -> None:
-    cells = sweep(SWEEP)
-    seconds = seconds_of(cells, tmp_path, make_executor("serial", Setup(cores=1)))
-    assert len(lines(tmp_path)) == len(cells)
-    figure(
-        "overhead per cell, serial",
-        f"{1e3 * seconds / (len(cells) - 1):.1f} ms over {len(cells)} cells",
-        "20 ms",
-    )
-    assert seconds / len(cells) < (0.02 if FULL else 1.0)
+    executor = make_executor("serial", Setup(cores=1))
+    assert overhead("serial", executor, tmp_path, "20 ms") < (0.02 if FULL else 1.0)
 
 
 # --- Ray ----------------------------------------------------------------------------------------------------
@@ -155,15 +158,7 @@ def test_lost_workers_and_limits_on_ray(tmp_path: Path) -> None:
 @NEEDS_RAY
 @pytest.mark.usefixtures("cluster")
 def test_harness_overhead_per_cell_on_ray(tmp_path: Path) -> None:
-    cells = sweep(SWEEP)
-    seconds = seconds_of(cells, tmp_path, ray_executor())
-    assert len(lines(tmp_path)) == len(cells)
-    figure(
-        "overhead per cell, Ray",
-        f"{1e3 * seconds / (len(cells) - 1):.1f} ms over {len(cells)} cells",
-        "50 ms",
-    )
-    assert seconds / len(cells) < (0.05 if FULL else 1.0)
+    assert overhead("Ray", ray_executor(), tmp_path, "50 ms") < (0.05 if FULL else 1.0)
 
 
 @NEEDS_RAY

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from interruption import train_interrupted
 from torch import Tensor, nn
 
 from flowlik_estimators import get
-from flowlik_models import preparation, training
+from flowlik_models import preparation
 from flowlik_models.checkpoints import read_checkpoint
 from flowlik_models.networks.policy import PolicyHead, PolicyUNet, VectorPolicy
 from flowlik_models.objectives.imitation import Imitation, imitation_loss, segment_ends
@@ -174,20 +175,8 @@ def test_interrupted_training_of_policies_resumes_to_the_same_result(
     recipe = dataclasses.replace(recipe_for("gmm-2d", "pi-flow"), batch=16)
     monkeypatch.setitem(RECIPES["gmm-2d"], "pi-flow", recipe)
     whole = train("gmm-2d", "pi-flow", out=tmp_path / "whole", steps=8)
-    monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
-    update, calls = training._Run.update, []
-
-    def interrupted(self: training._Run, loss: Tensor) -> None:
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        calls.append(1)
-        update(self, loss)
-
-    monkeypatch.setattr(training._Run, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train("gmm-2d", "pi-flow", out=tmp_path / "cut", steps=8)
-    monkeypatch.setattr(training._Run, "update", update)
-    resumed = train("gmm-2d", "pi-flow", out=tmp_path / "cut", steps=8)
+    cut = tmp_path / "cut"
+    resumed = train_interrupted("gmm-2d", "pi-flow", cut, steps=8, after=5, monkeypatch=monkeypatch)
     expected, found = (read_checkpoint(path)[0] for path in (whole, resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     back = load_model("gmm-2d", "pi-flow", path=resumed)

@@ -12,7 +12,7 @@ from toy_flows import Field, points
 
 from flowlik import memory, preparing, runner, speed
 from flowlik.cells import Cell, Options, cell_id
-from flowlik.cli import with_run_options
+from flowlik.planning import with_run_options
 from flowlik.suites import options_of
 from flowlik_estimators import get, parse_spec
 

@@ -13,6 +13,13 @@ from fake_run import record, write_fake_run, write_rows
 from flowlik import table
 from flowlik.records import read_records
 
+CONTROL = {
+    "estimator": "control-mean",
+    "estimator_label": "control-mean",
+    "family": "control",
+    "steps": None,
+}
+
 
 def _records(tmp_path: Path, rows: list[dict[str, object]]) -> pd.DataFrame:
     write_rows(tmp_path, rows)
@@ -68,16 +75,10 @@ def test_the_detail_holds_error_with_interval_rank_correlation_and_costs(tmp_pat
 
 
 def test_an_error_above_the_constant_is_flagged(tmp_path: Path) -> None:
-    control = {
-        "estimator": "control-mean",
-        "estimator_label": "control-mean",
-        "family": "control",
-        "steps": None,
-    }
     rows = [
         record(cell_id="good", bpd=1.0, bpd_mae=0.1, spearman=0.9),
         record(cell_id="bad", bpd=1.0, bpd_mae=0.3, estimator_label="f2d2[steps=1]", steps=1),
-        record(cell_id="control", bpd=1.0, bpd_mae=0.2, **control),
+        record(cell_id="control", bpd=1.0, bpd_mae=0.2, **CONTROL),
     ]
     detail = table.tables(_records(tmp_path, rows))[1]
     flags = {row[0].text: row[detail.columns.index("mean |error|")].flag for row in detail.rows}
@@ -89,13 +90,7 @@ def test_an_error_above_the_constant_is_flagged(tmp_path: Path) -> None:
 
 
 def test_nothing_is_flagged_where_the_truth_is_constant(tmp_path: Path) -> None:
-    control = {
-        "estimator": "control-mean",
-        "estimator_label": "control-mean",
-        "family": "control",
-        "steps": None,
-    }
-    rows = [record(cell_id="a", bpd=1.0, bpd_mae=0.1), record(cell_id="c", bpd=1.0, bpd_mae=1e-6, **control)]
+    rows = [record(cell_id="a", bpd=1.0, bpd_mae=0.1), record(cell_id="c", bpd=1.0, bpd_mae=1e-6, **CONTROL)]
     detail = table.tables(_records(tmp_path, rows))[1]
     assert not any(cell.flag for row in detail.rows for cell in row)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruption import train_interrupted
 from torch import Tensor
 
 from flowlik_models import training, zoo
@@ -28,20 +29,8 @@ def test_interrupted_training_resumes_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("gmm-2d", "meanflow", out=tmp_path / "whole", steps=12)
-    monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
-    update, calls = training._Run.update, []
-
-    def interrupted(self: training._Run, loss: Tensor) -> None:
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        calls.append(1)
-        update(self, loss)
-
-    monkeypatch.setattr(training._Run, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train("gmm-2d", "meanflow", out=tmp_path / "cut", steps=12)
-    monkeypatch.setattr(training._Run, "update", update)
-    resumed = train("gmm-2d", "meanflow", out=tmp_path / "cut", steps=12)
+    cut = tmp_path / "cut"
+    resumed = train_interrupted("gmm-2d", "meanflow", cut, steps=12, after=7, monkeypatch=monkeypatch)
     expected, found = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not list((tmp_path / "cut").rglob("*.state.safetensors"))

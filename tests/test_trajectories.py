@@ -8,6 +8,7 @@ import pytest
 import torch
 from toy_flows import Linear
 
+from flowlik_models import trajectories
 from flowlik_models.gaussian import LOG_2PI
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.synthetic import closed_form
@@ -28,25 +29,27 @@ def test_states_follow_the_flow_both_ways_it_was_solved(paths: Paths) -> None:
     assert bool((paths.times[-1] == 0).all())
     shrink = torch.exp((paths.times - 1)[:, :, None] * RATES)
     expected = shrink * paths.states[0].flatten(1)
-    assert (paths.states.flatten(2) - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (paths.states.flatten(2) - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
 def test_log_determinants_are_integrals_from_the_data(paths: Paths) -> None:
     expected = float(RATES.sum()) * (paths.times - 1)
-    assert (paths.log_dets - expected).abs().max() < 1e-3
+    assert (paths.log_dets - expected).abs().max() < 1e-4
 
 
 def test_pairs_hold_the_averages_of_either_order(paths: Paths) -> None:
-    batch = paths.pairs(500, torch.Generator().manual_seed(0))
+    batch = paths.pairs(5000, torch.Generator().manual_seed(0))
     assert batch.divergence is not None
     assert bool((batch.t != batch.s).all())
-    assert {"down", "up"} == {"down" if s < t else "up" for t, s in zip(batch.t, batch.s, strict=True)}
-    assert 0.3 < float((batch.t == 1).float().mean()) < 0.7
+    # half start at the data, 15 % at the noise, the others at any of the 33 nodes, as often upwards as downwards
+    assert float((batch.t == 1).float().mean()) == pytest.approx(0.5 + 0.35 / 33, abs=0.03)
+    assert float((batch.t == 0).float().mean()) == pytest.approx(0.15 + 0.35 / 33, abs=0.02)
+    assert float((batch.s < batch.t).float().mean()) == pytest.approx(0.5 + 0.35 / 2, abs=0.03)
     far = (batch.t - batch.s).abs() > 0.04
-    assert (batch.divergence - RATES.sum())[far].abs().max() < 0.02
+    assert (batch.divergence - RATES.sum())[far].abs().max() < 2e-3
     grown = batch.x.flatten(1) * torch.exp((batch.s - batch.t)[:, None] * RATES)
     moved = (batch.x + (batch.s - batch.t)[:, None, None, None] * batch.velocity).flatten(1)
-    assert (moved - grown).abs().max() < 1e-3
+    assert (moved - grown).abs().max() < 1e-5
 
 
 def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
@@ -59,29 +62,41 @@ def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
     assert made.own == again.own == 4
 
 
-@pytest.mark.parametrize("task", ["gmm-2d", "checkerboard-2d"])
-def test_closed_forms_are_followed_to_their_exact_density(task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "typical", "nine_in_ten"), [("gmm-2d", 2e-4, 2e-3), ("checkerboard-2d", 1e-4, 1e-3)]
+)
+def test_closed_forms_are_followed_to_their_exact_density(
+    task: str, typical: float, nine_in_ten: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice what is measured, in nats, over sixteen draws of the nodes; at a sharp edge single errors are larger."""
+    monkeypatch.setattr(trajectories, "_BLOCK", 16)
     truth = closed_form(task)
     generator = torch.Generator().manual_seed(0)
-    starts = truth.sample(64, generator=generator) * (1 - truth.eps)
+    starts = truth.sample(256, generator=generator) * (1 - truth.eps)
     made = solve_closed_form(truth, starts, delta=5e-3, generator=generator)
     noise = made.states[-1].double()
     found = -0.5 * noise.square().sum(1) - LOG_2PI + made.log_dets[-1].double()
-    assert float((found - truth.log_prob(starts.double(), 1 - truth.eps)).abs().median()) < 1e-3
+    errors = (found - truth.log_prob(starts.double(), 1 - truth.eps)).abs()
+    assert float(errors.median()) < typical
+    assert float(errors.quantile(0.9)) < nine_in_ten
     grid = made.times[list(made.grid)]
-    expected = torch.linspace(1 - truth.eps, 0, 9)[:, None].expand(-1, 64)
+    expected = torch.linspace(1 - truth.eps, 0, 9)[:, None].expand(-1, 256)
     torch.testing.assert_close(grid, expected)
 
 
 def test_half_of_the_pairs_are_steps_of_the_few_step_grids() -> None:
+    """Of 1, 2, 4 and 8 steps, 5, 15, 15 and 15 %; the other half hits such a step by chance."""
     truth = closed_form("gmm-2d")
     generator = torch.Generator().manual_seed(0)
     made = solve_closed_form(truth, truth.sample(32, generator=generator), delta=5e-3, generator=generator)
-    batch = made.pairs(4000, generator)
-    length = (batch.t - batch.s).abs()
-    for step in (1.0, 0.5, 0.25, 0.125):
+    batch = made.pairs(20_000, generator)
+    length, nodes = (batch.t - batch.s).abs(), len(made.times)
+    for steps, share in ((1, 0.05), (2, 0.15), (4, 0.15), (8, 0.15)):
+        step = 1 / steps
         on_grid = torch.isclose(length, torch.tensor(step)) & torch.isclose(batch.t % step, torch.zeros(()))
-        assert float(on_grid.float().mean()) > 0.04
+        by_chance = 0.5 * 2 * steps / (nodes * (nodes - 1))
+        four_sigma = 4 * (share / 20_000) ** 0.5
+        assert float(on_grid.float().mean()) == pytest.approx(share + by_chance, abs=four_sigma)
 
 
 def test_rows_read_off_trajectories_get_no_derivative_term() -> None:

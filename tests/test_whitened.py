@@ -15,7 +15,7 @@ from flowlik_estimators.base import PROBE_STREAM
 from flowlik_estimators.whitened import StretchedClock
 from flowlik_models.gaussian import Gaussian
 from flowlik_models.mixture import GaussianMixture
-from flowlik_models.moments import attach, from_covariance
+from flowlik_models.moments import attach, estimate, from_covariance
 from flowlik_models.random import draw_key, rademacher
 
 FIXED = ("euler", "midpoint", "heun", "heun3", "rk4")
@@ -52,6 +52,15 @@ class Image:
 def data(model: Any, n: int = 20, dtype: torch.dtype = torch.float64) -> Tensor:
     x: Tensor = model.sample(n, generator=torch.Generator().manual_seed(1), dtype=dtype)
     return x
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_moments_of_training_points_do_for_a_model_of_ones_own(rank: int | None) -> None:
+    model = mixture()
+    assert get("whitened-ode").log_prob(model, data(model)).status == "refused"
+    attach(model, estimate(data(model, 400), "own", rank))
+    out = get("whitened-ode", rtol=1e-7, atol=1e-7).log_prob(model, data(model))
+    torch.testing.assert_close(out.log_prob, model.log_prob(data(model)), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", FIXED)

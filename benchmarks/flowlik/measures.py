@@ -197,27 +197,8 @@ def summarise(
         "bpd_ref": _nanmean(item_ref),
         "invalid_share": float(np.mean(invalid)),
     }
-    known = np.isfinite(item_errors)
-    if known.any():
-        absolute = np.abs(item_errors)
-        (low, high), (mae_low, mae_high) = bootstrap_intervals(np.stack([item_errors, absolute]))
-        row |= {
-            "bpd_error": _nanmean(item_errors),
-            "bpd_error_lo": low,
-            "bpd_error_hi": high,
-            "bpd_mae": _nanmean(absolute),
-            "bpd_mae_lo": mae_low,
-            "bpd_mae_hi": mae_high,
-            "bpd_rmse": math.sqrt(_nanmean(item_errors**2)),
-            "bpd_err_p95": float(np.quantile(absolute[known], 0.95)),
-            "spearman": spearman(-item_bits, -item_ref),
-        }
-        nats = absolute[known] * dim * math.log(2.0)
-        row["extra"] = {
-            "abs_nats_median": float(np.median(nats)),
-            "abs_nats_mean": float(nats.mean()),
-            "abs_nats_max": float(nats.max()),
-        }
+    if np.isfinite(item_errors).any():
+        row |= _error_columns(item_errors, dim) | {"spearman": spearman(-item_bits, -item_ref)}
     if stderr is not None and np.isfinite(stderr).any():
         row["stderr_mean"] = float(np.nanmean(np.where(usable, stderr, np.nan))) / (dim * math.log(2.0))
         row["coverage95"] = coverage95(
@@ -227,6 +208,29 @@ def summarise(
             np.broadcast_to(math.inf if degrees is None else degrees, stderr.shape).ravel(),
         )
     return row
+
+
+def _error_columns(errors: Array, dim: int) -> dict[str, Any]:
+    """The columns of the items' errors (n,) in bits/dim, NaN where none is known."""
+    absolute = np.abs(errors)
+    known = absolute[np.isfinite(absolute)]
+    (low, high), (mae_low, mae_high) = bootstrap_intervals(np.stack([errors, absolute]))
+    nats = known * dim * math.log(2.0)
+    return {
+        "bpd_error": _nanmean(errors),
+        "bpd_error_lo": low,
+        "bpd_error_hi": high,
+        "bpd_mae": _nanmean(absolute),
+        "bpd_mae_lo": mae_low,
+        "bpd_mae_hi": mae_high,
+        "bpd_rmse": math.sqrt(_nanmean(errors**2)),
+        "bpd_err_p95": float(np.quantile(known, 0.95)),
+        "extra": {
+            "abs_nats_median": float(np.median(nats)),
+            "abs_nats_mean": float(nats.mean()),
+            "abs_nats_max": float(nats.max()),
+        },
+    }
 
 
 def _mean(values: Array) -> Array:

@@ -104,7 +104,6 @@ _KINDS: tuple[frozenset[type], ...] = tuple(
     else frozenset((int, float, type(None)))
     for name in COLUMNS
 )
-STATUSES = ("ok", "skipped", "refused", "timeout", "oom", "diverged", "error")
 FINISHED = frozenset(("ok", "refused", "diverged"))
 """Statuses that another attempt would only repeat: `--resume` leaves these cells alone and tries the others again."""
 FAILED = frozenset(("refused", "timeout", "oom", "diverged", "error"))

@@ -216,7 +216,27 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
     end = 1.0 - float(getattr(model, "eps", 0.0))
     samples = _teacher_samples(model, parts / "samples.npz", device, progress)
     arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
-    card: dict[str, Any] = {
+    card = _how(task, model_hash, end) | {"splits": {}, "checks": []}
+    for split in task.splits:
+        x = samples[:n] if split == "teacher-samples" else whole(task.items(split, n).x)
+        values = _in_chunks(model, x, STEPS, end, parts, split, device, progress)
+        halved = _in_chunks(model, x[:HALVED_ITEMS], HALVED, end, parts, split, device, progress)
+        adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], device)
+        arrays[f"{split}_log_prob"] = values
+        told, checks = _judged(task, split, x, values, halved, adaptive)
+        card["splits"][split] = told
+        card["checks"] += checks
+        progress(f"{split}: {told['bpd_mean']:.4f} bits/dim, error {told['error_bpd']:.2g}")
+    write_arrays(folder / f"{task.id}.npz", arrays)
+    card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
+    path = _write_card(folder / f"{task.id}.json", card)
+    shutil.rmtree(parts, ignore_errors=True)
+    return path
+
+
+def _how(task: Task, model_hash: str, end: float) -> dict[str, Any]:
+    """What a card says before anything is computed."""
+    return {
         "schema": SCHEMA,
         "task": task.id,
         "model": task.reference_model,
@@ -229,42 +249,27 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
         ),
         "teacher_samples": f"{TEACHER_SAMPLES} draws by dopri5 at rtol = atol = 1e-6, seed {SAMPLES_SEED}",
         "t_end": end,
-        "splits": {},
-        "checks": [],
     }
-    for split in task.splits:
-        x = samples[:n] if split == "teacher-samples" else whole(task.items(split, n).x)
-        values = _in_chunks(model, x, STEPS, end, parts, split, device, progress)
-        halved = _in_chunks(model, x[:HALVED_ITEMS], HALVED, end, parts, split, device, progress)
-        scale = 1.0 / (task.dim * math.log(2.0))
-        distance = np.abs(halved - values[: len(halved)]) * scale
-        arrays[f"{split}_log_prob"] = values
-        levels = None if split == "teacher-samples" else task.levels
-        card["splits"][split] = {
-            "n": len(x),
-            "x_hash": tensor_hash(x),
-            "bpd_mean": float(measures.bits_per_dim(values, task.dim, levels).mean()),
-            "error_bpd": float(distance.mean()),
-            "error_bpd_max": float(distance.max()),
-        }
-        card["checks"].append(
-            _check(
-                f"{split}: mean distance of {STEPS} to {HALVED} steps, bits/dim",
-                distance.mean(),
-                HALVING_LIMIT,
-            )
-        )
-        adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], device)
-        gap = float(np.abs(adaptive - values[:ADAPTIVE_ITEMS]).mean()) * scale
-        card["checks"].append(
-            _check(f"{split}: mean distance to dopri5 at 1e-5, bits/dim", gap, ADAPTIVE_LIMIT)
-        )
-        progress(f"{split}: {card['splits'][split]['bpd_mean']:.4f} bits/dim, error {distance.mean():.2g}")
-    write_arrays(folder / f"{task.id}.npz", arrays)
-    card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
-    path = _write_card(folder / f"{task.id}.json", card)
-    shutil.rmtree(parts, ignore_errors=True)
-    return path
+
+
+def _judged(
+    task: Task, split: str, x: Tensor, values: Array, halved: Array, adaptive: Array
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a card says of a split, and its checks: against half the steps and against an adaptive solver."""
+    scale = 1.0 / (task.dim * math.log(2.0))
+    distance = np.abs(halved - values[: len(halved)]) * scale
+    gap = float(np.abs(adaptive - values[: len(adaptive)]).mean()) * scale
+    levels = None if split == "teacher-samples" else task.levels
+    told = {
+        "n": len(x),
+        "x_hash": tensor_hash(x),
+        "bpd_mean": float(measures.bits_per_dim(values, task.dim, levels).mean()),
+        "error_bpd": float(distance.mean()),
+        "error_bpd_max": float(distance.max()),
+    }
+    halving = f"{split}: mean distance of {STEPS} to {HALVED} steps, bits/dim"
+    solving = f"{split}: mean distance to dopri5 at 1e-5, bits/dim"
+    return told, [_check(halving, distance.mean(), HALVING_LIMIT), _check(solving, gap, ADAPTIVE_LIMIT)]
 
 
 def _teacher_samples(model: Any, file: Path, device: str, progress: Say) -> Tensor:

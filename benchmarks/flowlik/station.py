@@ -40,7 +40,13 @@ class Station:
         return self._prepared.cell_id, self._row
 
     def prepare_pickled(self, parcel: bytes) -> tuple[str, Row]:
-        """The same with a pickled cell, so that what carries it need not know what is in it."""
+        """The same with a pickled cell, so that what carries it need not know what is in it.
+
+        Pickled, since an estimator may be any class that the program which runs the cells has at hand, registered or
+        not. The bytes are from that program: the pipe has no name, only it and the worker that it started hold an end
+        (on Ray the host between them, over the cluster's own connections). Records, configurations and checkpoints
+        are JSON, TOML, npz without objects and safetensors: nothing from disk gets here.
+        """
         cell: Cell = pickle.loads(parcel)
         return self.prepare(cell)
 

@@ -95,9 +95,6 @@ CELL: Final[tuple[str, ...]] = (
 )
 """What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged."""
 
-SWEPT: Final = frozenset({"steps", "segments", "rtol", "atol"})
-"""Parameters a line in a figure runs over; all others tell lines apart."""
-
 SPLIT_ORDER: Final = ("test", "teacher-samples", "train")
 
 

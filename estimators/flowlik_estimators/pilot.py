@@ -57,10 +57,10 @@ class Law:
             GaussianControl(moments, run.event_shape, run.dtype, run.device) if controlled else None
         )
 
-    def draw(self, run: Run, count: int, stream: int) -> Tensor:
-        """Probes (batch, count, *event), keyed by item and stream."""
-        drawn = laws.coordinates(
-            self.noise,
+    def coordinates(self, noise: Noise, run: Run, count: int, stream: int) -> Tensor:
+        """Coordinates of probes in this basis, (batch, count, size), keyed by item and stream."""
+        return laws.coordinates(
+            noise,
             run.key,
             run.items,
             count,
@@ -69,6 +69,10 @@ class Law:
             dtype=run.dtype,
             device=run.device,
         )
+
+    def draw(self, run: Run, count: int, stream: int) -> Tensor:
+        """Probes (batch, count, *event), keyed by item and stream."""
+        drawn = self.coordinates(self.noise, run, count, stream)
         return self.rotation.apply(drawn).reshape(run.batch, count, *run.event_shape)
 
     def squares(self, probes: Tensor) -> Tensor | None:
@@ -157,19 +161,7 @@ class Pilot:
         run = self.run
         noise: Noise = "gaussian" if self.estimator.noise == "gaussian" else "rademacher"
         self.laws = [Law(self.estimator, self.model, run, basis) for basis in self.bases]
-        self.signs = [
-            laws.coordinates(
-                noise,
-                run.key,
-                run.items,
-                PILOT_PROBES,
-                law.rotation.size,
-                stream=PILOT_STREAM,
-                dtype=run.dtype,
-                device=run.device,
-            )
-            for law in self.laws
-        ]
+        self.signs = [law.coordinates(noise, run, PILOT_PROBES, PILOT_STREAM) for law in self.laws]
 
     def _forms(self, index: int) -> Forms:
         """What the two probes in one basis gave."""

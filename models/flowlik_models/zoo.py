@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
 from .data import DIGITS_LEVELS, digits, mean_and_covariance
@@ -59,17 +59,11 @@ def build(task: str, recipe: Recipe) -> nn.Module:
     if task == "digits":
         kind = UNet if recipe.objective == "flow-matching" else FlowMapUNet
         kind = JointFlowMapUNet if recipe.divergence else kind
-        mean, covariance = mean_and_covariance(digits("train")[0], DIGITS_LEVELS)
-        return kind((1, 8, 8), moments=(mean, *torch.linalg.eigh(covariance)), **recipe.network)
-    truth = closed_form(task)
-    mean, covariance = truth.mean_and_covariance()
-    values, vectors = torch.linalg.eigh(covariance)
+        return kind((1, 8, 8), moments=_moments(task), **recipe.network)
     return VectorFlowMap(
-        mean,
-        values,
-        vectors,
+        *_moments(task),
         divergence=recipe.divergence,
-        eps=truth.eps,
+        eps=closed_form(task).eps,
         delta=recipe.delta,
         **recipe.network,
     )
@@ -79,14 +73,19 @@ def _policy_network(task: str, recipe: Recipe, imitation: Imitation) -> nn.Modul
     """The untrained network of a policy flow."""
     options: dict[str, Any] = {"head": imitation.head, "segments": imitation.segments, **recipe.network}
     if task == "digits":
+        return PolicyUNet((1, 8, 8), moments=_moments(task), eps=imitation.eps, **options)
+    eps = max(closed_form(task).eps, imitation.eps)
+    return VectorPolicy(*_moments(task), eps=eps, delta=recipe.delta, **options)
+
+
+def _moments(task: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (d,), eigenvalues (d,) ascending and eigenvectors (d, d) of the task's training data."""
+    if task == "digits":
         mean, covariance = mean_and_covariance(digits("train")[0], DIGITS_LEVELS)
-        data = (mean, *torch.linalg.eigh(covariance))
-        return PolicyUNet((1, 8, 8), moments=data, eps=imitation.eps, **options)
-    truth = closed_form(task)
-    mean, covariance = truth.mean_and_covariance()
+    else:
+        mean, covariance = closed_form(task).mean_and_covariance()
     values, vectors = torch.linalg.eigh(covariance)
-    eps = max(truth.eps, imitation.eps)
-    return VectorPolicy(mean, values, vectors, eps=eps, delta=recipe.delta, **options)
+    return mean, values, vectors
 
 
 def checkpoint_path(task: str, model: str) -> Path:
@@ -151,14 +150,6 @@ def load_model(
     network = build(task, recipe_for(task, model))
     fill(network, {name: tensor.float() for name, tensor in tensors.items()}, file)
     return network.to(device).eval()
-
-
-def model_card(task: str, model: str) -> dict[str, Any]:
-    """The card of a shipped model: recipe, seed, training time, data hash, accuracy."""
-    check_names(task, model)
-    if model == CLOSED_FORM:
-        return {"task": task, "model": model, "constants": constants_hash(task)}
-    return read_checkpoint(checkpoint_path(task, model))[1]
 
 
 def model_hash(task: str, model: str, *, path: Path | None = None) -> str:

@@ -1,0 +1,1 @@
+"""The commands of `flowlik`, a module a group; `flowlik.cli` gives them their names."""

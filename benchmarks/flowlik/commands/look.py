@@ -1,0 +1,97 @@
+"""`flowlik list`, `check` and `sysinfo`: what is here, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowlik.commands.common import DeviceOption, JsonOption, bad_usage, pick_device
+
+if TYPE_CHECKING:
+    from flowlik.contract import ContractVerdict
+    from flowlik.gates import Gate, Verdict
+
+LISTS = ("estimators", "tasks", "models", "suites")
+
+
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[estimators|tasks|models|suites]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what there is: estimators, tasks, models and suites."""
+    from flowlik.listing import listed
+    from flowlik.words import unknown
+
+    with bad_usage():
+        if kind is not None and kind not in LISTS:
+            raise ValueError(unknown("list", kind, LISTS))
+        found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
+    if as_json:
+        typer.echo(json.dumps(found if kind is None else found[kind], indent=2))
+        return
+    for name, entries in found.items():
+        if kind is None:
+            typer.echo(f"{name}:")
+        for entry, text in entries.items():
+            typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
+
+
+def check(
+    plugins: Annotated[
+        bool, typer.Option("--plugins", help="Contract tests on every estimator instead.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Note the measured values in the baselines.")
+    ] = False,
+    only: Annotated[str | None, typer.Option("--only", help="Only gates whose id contains this.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run the accuracy and NFE gates of results/baselines, or the contract tests."""
+    with bad_usage():
+        chosen = pick_device(device)
+        wanted = None if plugins else _gates(only)
+    failed = count = 0
+    for verdict in _contract_verdicts() if wanted is None else _gate_verdicts(wanted, chosen, update):
+        typer.echo(verdict.line())
+        count, failed = count + 1, failed + (not verdict.passed)
+    typer.echo(f"{count} checks: {count - failed} passed, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _gates(only: str | None) -> list[Gate]:
+    from flowlik.gates import load_gates
+
+    return load_gates(only=only)
+
+
+def _contract_verdicts() -> Iterator[ContractVerdict]:
+    from flowlik.contract import contract_verdicts
+
+    return contract_verdicts()
+
+
+def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Verdict]:
+    from flowlik.gates import note_measured, run_gates
+
+    verdicts = []
+    for verdict in run_gates(wanted, device=device):
+        verdicts.append(verdict)
+        yield verdict
+    if update:
+        note_measured(verdicts)
+
+
+def sysinfo(as_json: JsonOption = False) -> None:
+    """Print the environment that records would name."""
+    from flowlik.environment import describe
+
+    row = {name: value for name, value in describe().items() if name not in ("argv", "env_id")}
+    if as_json:
+        typer.echo(json.dumps(row, indent=2))
+        return
+    for name, value in row.items():
+        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:<18} {text}")

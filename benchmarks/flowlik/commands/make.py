@@ -1,0 +1,110 @@
+"""`flowlik train`, `reference` and `data`: what runs build on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowlik.commands.common import (
+    TRAINED,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    ShipOption,
+    bad_usage,
+    fail,
+    pick_device,
+    use_data,
+)
+
+
+def train(
+    task: str,
+    model: str,
+    out: OutOption = None,
+    ship: ShipOption = False,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Number of steps instead of the recipe's.", min=1)] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted training.")] = True,
+    data_dir: DataOption = None,
+) -> None:
+    """Train a model from nothing, or go on where an interrupted training stopped."""
+    from flowlik.training import train_model
+    from flowlik_models.training import TrainingError
+
+    with bad_usage():
+        use_data(data_dir)
+        chosen = pick_device(device)
+        folder = out or TRAINED
+        options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
+        try:
+            path = train_model(task, model, out=folder, device=chosen, **options)
+        except TrainingError as error:
+            raise fail(str(error), 1) from None
+    typer.echo(f"checkpoint: {path}")
+
+
+def reference(
+    task: str,
+    out: OutOption = None,
+    ship: ShipOption = False,
+    device: DeviceOption = "auto",
+    limit: Annotated[int | None, typer.Option(help="Items a split (default 256).", min=2)] = None,
+    data_dir: DataOption = None,
+) -> None:
+    """Compute the task's converged likelihoods and the checks they passed."""
+    from flowlik.references import make_reference, ship_reference
+    from flowlik.tasks import UnavailableError, get_task
+
+    with bad_usage():
+        use_data(data_dir)
+        chosen = pick_device(device)
+        get_task(task)
+    folder = out or Path("runs") / "references"
+    try:
+        path = make_reference(task, folder, device=chosen, limit=limit, progress=typer.echo)
+        if ship:
+            path = ship_reference(task, folder)
+    except UnavailableError as error:
+        raise fail(str(error)) from None
+    except ValueError as error:
+        raise fail(" ".join(str(error).split()), 1) from None
+    typer.echo(f"reference: {path}")
+
+
+def data(
+    action: Annotated[str | None, typer.Argument(metavar="[get]", help="get: fetch NAME.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A data set of images.")] = None,
+    data_dir: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which data is where and whether it is as published, or get a data set from its official address."""
+    from flowlik import data_command
+    from flowlik.tasks import unknown
+
+    with bad_usage():
+        if action not in (None, "get"):
+            raise ValueError(unknown("action", str(action), ("get",)))
+        if action == "get" and name is None:
+            raise ValueError("flowlik data get needs a name: flowlik data lists them")
+        if name is not None:
+            data_command.check_get(name, data_dir)
+    if name is not None and data_dir is not None:
+        try:
+            folder = data_command.get(name, data_dir)
+        except ValueError as error:
+            raise fail(" ".join(str(error).split()), 1) from None
+        except KeyboardInterrupt:
+            raise fail(f"interrupted; the same command goes on: flowlik data get {name}", 130) from None
+        typer.echo(f"{name}: {folder}")
+        return
+    found = data_command.listing(data_dir)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    data_command.print_listing(found, data_dir)

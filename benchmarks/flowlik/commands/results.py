@@ -1,0 +1,102 @@
+"""`flowlik figures`, `table`, `report`, `compare`, `reproduce` and `merge`: what is done with a run that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowlik.commands.common import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
+
+FORMATS = ("md", "latex", "csv")
+
+
+def figures(folder: RunFolder) -> None:
+    """Draw a run's figures again."""
+    with bad_usage():
+        _need_records(folder)
+    from flowlik.figures import draw_all
+
+    for path in draw_all(folder):
+        typer.echo(str(path))
+
+
+def table(
+    folder: RunFolder,
+    format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
+) -> None:
+    """Print a run's table."""
+    from flowlik.words import unknown
+
+    with bad_usage():
+        if format_ not in FORMATS:
+            raise ValueError(unknown("format", format_, FORMATS))
+        _need_records(folder)
+    from flowlik.records import read_records
+    from flowlik.table import render
+
+    typer.echo(render(read_records(folder), format_))
+
+
+def report(folder: RunFolder) -> None:
+    """Write a run's report.html again."""
+    with bad_usage():
+        _need_records(folder)
+    from flowlik.report import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE")], new: Annotated[Path, typer.Argument(metavar="NEW")]
+) -> None:
+    """Compare two runs cell by cell."""
+    with bad_usage():
+        _need_records(base)
+        _need_records(new)
+    from flowlik.compare import compare_runs, summary
+
+    frame = compare_runs(base, new)
+    typer.echo(summary(frame) if len(frame) else "no cell in common")
+
+
+def reproduce(
+    cell_id: Annotated[str, typer.Argument(metavar="CELL_ID", help="Id of a cell, or how it begins.")],
+    folder: Annotated[
+        Path | None, typer.Option("--in", help="Folder of the run; default: all below runs/.")
+    ] = None,
+    checkpoints: CheckpointsOption = None,
+) -> None:
+    """Run the cell of a record again and say whether its numbers come again."""
+    with bad_usage():
+        use_checkpoints(checkpoints)
+        from flowlik import provenance
+
+        folders = provenance.run_folders(Path("runs")) if folder is None else [folder]
+        found = provenance.find(cell_id, folders)
+        typer.echo(provenance.told(found))
+        done = provenance.reproduce(found)
+    for line in done.lines:
+        typer.echo(line)
+    words = {"identical": "reproduced, bit for bit", "rounding": "reproduced, up to rounding"}
+    typer.echo(words.get(done.verdict, "NOT reproduced"))
+    raise typer.Exit(0 if done.succeeded else 1)
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for all of them.")],
+) -> None:
+    """Join runs of several machines; runs that differ in a model or in data are refused."""
+    with bad_usage():
+        from flowlik.merge import merge_runs
+
+        merged = merge_runs(folders, out)
+    typer.echo(f"{merged.cells} cells in {merged.folder} ({merged.common} of them in several runs)")
+
+
+def _need_records(folder: Path) -> None:
+    from flowlik.records import records_file
+
+    records_file(folder)

@@ -1,0 +1,199 @@
+"""`flowlik run`: from a command line to records, figures, tables and report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowlik.commands.common import (
+    TRAINED,
+    CheckpointsOption,
+    DataOption,
+    DeviceOption,
+    OutOption,
+    bad_usage,
+    fail,
+    pick_device,
+    use_checkpoints,
+    use_data,
+)
+from flowlik.planning import parse_duration, parse_seeds, plan_cells, with_run_options
+from flowlik.progress import with_progress
+
+if TYPE_CHECKING:
+    from flowlik.cells import Cell
+    from flowlik.executors import Executor, Setup
+
+
+def run(
+    suite: Annotated[str | None, typer.Argument(help="Name of a suite or a TOML file.")] = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option("-e", "--estimator", help="Estimators instead of the suite's: 'f2d2[steps=1|2|4|8]'."),
+    ] = None,
+    tasks: Annotated[list[str] | None, typer.Option("-t", "--task", help="Only these tasks.")] = None,
+    models: Annotated[list[str] | None, typer.Option("-m", "--model", help="Only these models.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the estimators: 0-4 or 0,3,7.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)
+    ] = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cells that DIR has already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
+    executor: Annotated[str, typer.Option(help="Where cells are run: serial or ray.")] = "serial",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; without it one is made on this machine.")
+    ] = None,
+    cores: Annotated[int | None, typer.Option(help="Processor cores a cell gets (Ray: 1).", min=1)] = None,
+    timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Most a cell's process may hold: 8G, 500M.")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
+    ] = False,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Items a batch instead of the suite's: a number, or auto.")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")] = True,
+    checkpoints: CheckpointsOption = None,
+    train_first: Annotated[
+        bool,
+        typer.Option("--train", help="Train models of the suite that are not there, into --checkpoints."),
+    ] = False,
+    data_dir: DataOption = None,
+) -> None:
+    """Run a suite (default: quick) and draw its figures, tables and report."""
+    from flowlik.launch import command_line, interruptible, parse_memory
+
+    with bad_usage(), interruptible() as stopped:
+        from flowlik.executors import Setup, is_follower, make_executor, new_run_id
+
+        own = own_models(checkpoints, train_first)
+        use_data(data_dir)
+        chosen_seeds = None if seeds is None else parse_seeds(seeds)
+        setup = Setup(
+            run_id=new_run_id(),
+            argv=command_line(),
+            timeout=None if timeout is None else parse_duration(timeout),
+            memory=None if memory is None else parse_memory(memory),
+            cores=cores,
+        )
+        where = make_executor(executor, setup, address)
+        if is_follower():
+            if not dry_run:
+                where.start()
+            return
+        try:
+            if not dry_run:
+                where.start()  # its libraries load while the cells are planned
+            cells = plan_cells(
+                suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=pick_device(device)
+            )
+            cells = with_run_options(cells, compile_, batch_size)
+            if dry_run:
+                typer.echo("\n".join([*(cell.title for cell in cells), f"{len(cells)} cells"]))
+                return
+            if train_first and own is not None:
+                train_missing(cells, own, pick_device(device))
+            stopped.folder = folder = run_folder(out or Path("runs") / setup.run_id, resume)
+            failed = run_plan(cells, folder, suite or "quick", setup, where, resume=resume)
+        finally:
+            where.stop()
+        drawn = draw(folder) if report else True
+    raise typer.Exit(1 if failed or not drawn else 0)
+
+
+def own_models(checkpoints: Path | None, train_first: bool) -> Path | None:
+    """The folder of the user's own models, which is looked in from now on and made where some are to be trained."""
+    own = checkpoints or (TRAINED if train_first else None)
+    if train_first and own is not None:
+        own.mkdir(parents=True, exist_ok=True)
+    use_checkpoints(own)
+    return own
+
+
+def train_missing(cells: Sequence[Cell], out: Path, device: str) -> None:
+    """Train the models of the cells whose checkpoint is not there, each after those it builds on; exit 1 on failure."""
+    from flowlik.training import train_model
+    from flowlik_models.training import TrainingError
+    from flowlik_models.zoo import missing_models
+
+    pairs = dict.fromkeys((cell.task, cell.model) for cell in cells if not cell.is_control)
+    for task, model in missing_models(pairs):
+        try:
+            train_model(task, model, out=out, device=device)
+        except TrainingError as error:
+            raise fail(f"{task} {model}: {error}", status=1) from None
+
+
+def run_folder(folder: Path, resume: bool) -> Path:
+    """The folder to write into; exit status 2 where it holds another run's records."""
+    if (folder / "records.jsonl").exists() and not resume:
+        raise fail(f"{folder} holds records already: go on with --resume, or give another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise fail(f"{folder}: expected a folder that can be written ({error.strerror})") from None
+    return folder
+
+
+def run_plan(
+    cells: list[Cell], folder: Path, suite: str, setup: Setup, executor: Executor, *, resume: bool
+) -> bool:
+    """Run the cells with progress; True where one failed."""
+    from flowlik.environment import plain_argument
+    from flowlik.journal import storage
+    from flowlik.records import FAILED, utc_now
+    from flowlik.runner import run_cells
+    from flowlik_models.files import write_atomically
+
+    note: dict[str, Any] = {
+        "run_id": setup.run_id,
+        "suite": plain_argument(suite),
+        "argv": setup.argv,
+        "started": utc_now(),
+        "finished": None,
+    }
+
+    def write_note() -> None:
+        with storage(folder):
+            write_atomically(folder / "run.json", json.dumps(note, indent=2).encode() + b"\n")
+
+    write_note()
+    counts: Counter[str] = Counter()
+    outcomes = run_cells(cells, folder, resume=resume, executor=executor)
+    for outcome in with_progress(outcomes, len(cells)):
+        counts[outcome.row["status"] if outcome.row else "done before"] += 1
+    note |= {"finished": utc_now(), "cells": dict(counts)}
+    write_note()
+    typer.echo(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    return any(counts[status] for status in FAILED)
+
+
+def draw(folder: Path) -> bool:
+    """Figures, tables and report of a run; False where one of them failed (the records are safe)."""
+    from flowlik.figures import draw_all
+    from flowlik.report import write_report
+    from flowlik.table import write_tables
+
+    steps: tuple[tuple[str, Callable[[Path], Any]], ...] = (
+        ("figures", draw_all),
+        ("table", write_tables),
+        ("report", write_report),
+    )
+    fine = True
+    for name, step in steps:
+        try:
+            step(folder)
+        except Exception as error:
+            message = " ".join(str(error).split())
+            typer.echo(f"flowlik: {name} failed: {type(error).__name__}: {message}", err=True)
+            fine = False
+    report = folder / "report.html"
+    typer.echo(f"report: {report}" if report.exists() else f"records: {folder / 'records.jsonl'}")
+    return fine

@@ -1,0 +1,142 @@
+"""From the words of a command line to the cells of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowlik.cells import Cell
+
+
+def plan_cells(
+    suite: str | None,
+    specs: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    models: Sequence[str] | None,
+    *,
+    seeds: tuple[int, ...] | None,
+    limit: int | None,
+    device: str,
+) -> list[Cell]:
+    """The cells of a command line.
+
+    Without estimators: those of the suite, of the given tasks and models. With estimators: these, on the given tasks
+    (default: the suite's) and models (default: all of a task that they support).
+
+    Raises:
+        ValueError: an unknown name, or nothing left to run.
+    """
+    from flowlik import suites
+    from flowlik.cells import Options
+    from flowlik.tasks import get_task
+
+    for name in tasks or ():
+        get_task(name)
+    overrides = {"seeds": seeds} if seeds else {}
+    cells = suites.load_suite(suite or "quick", device=device, overrides=dict(overrides))
+    if specs:
+        base = suites.options_of(suites.read_suite(suite or "quick").get("defaults", {}), Options())
+        names = list(tasks or dict.fromkeys(cell.task for cell in cells))
+        cells = suites.expand(names, models, specs, base, seeds=seeds, device=device)
+        cells = cells if models else supported(cells)
+        cells = suites.unique([*cells, *suites.control_cells(cells)])
+    else:
+        if tasks:
+            cells = [cell for cell in cells if cell.task in tasks]
+        if models:
+            check_models(models, sorted({cell.task for cell in cells}))
+            cells = [cell for cell in cells if cell.model in models or cell.is_control]
+    if not [cell for cell in cells if specs or not cell.is_control]:
+        raise ValueError(_nothing_left(suite, tasks))
+    if limit:
+        cells = suites.unique([limited(cell, limit) for cell in cells])
+    return cells
+
+
+def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
+    from flowlik.tasks import get_task
+
+    if without := [name for name in tasks or () if not get_task(name).models]:
+        return f"no model of {', '.join(without)} is there yet; control rows run without: -e control-gaussian"
+    return f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
+
+
+def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raise ValueError where a name is a model of none of these tasks."""
+    from flowlik.tasks import get_task
+    from flowlik.words import unknown
+
+    valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
+    for model in models:
+        if model not in valid:
+            raise ValueError(unknown("model", model, valid))
+
+
+def limited(cell: Cell, limit: int) -> Cell:
+    """The cell on at most `limit` items and samples."""
+    options = cell.options
+    return cell.with_options(n_items=min(options.n_items, limit), samples=min(options.samples, limit))
+
+
+def supported(cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
+    from flowlik.runner import load
+    from flowlik.tasks import UnavailableError
+
+    def fits(cell: Cell) -> bool:
+        try:
+            model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+        except UnavailableError:
+            return False  # not trained: one of many that could be
+        except Exception:
+            return True  # the run says what is wrong with the model
+        return cell.estimator.supports(model) is None
+
+    kept = [cell for cell in cells if cell.is_control or fits(cell)]
+    served = {(cell.task, cell.label) for cell in kept}
+    return [cell for cell in cells if cell in kept or (cell.task, cell.label) not in served]
+
+
+def with_run_options(cells: list[Cell], compile_: bool, batch_size: str | None) -> list[Cell]:
+    """The cells with the options that a run may overrule; controls have no network and no batches.
+
+    Raises:
+        ValueError: a batch size that is neither a number above 0 nor auto.
+    """
+    from flowlik.memory import AUTO
+
+    changes: dict[str, Any] = {"compile": True} if compile_ else {}
+    if batch_size is not None:
+        if batch_size != AUTO and not (batch_size.isdecimal() and int(batch_size) > 0):
+            raise ValueError(f"--batch-size {batch_size!r}: expected a number above 0, or {AUTO}")
+        changes["batch_size"] = AUTO if batch_size == AUTO else int(batch_size)
+    return [cell if cell.is_control else cell.with_options(**changes) for cell in cells]
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-4` or `0,3,7` or both mixed, as seeds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ValueError(f"--seeds {text!r}: expected seeds such as 0-4 or 0,3,7")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def parse_duration(text: str) -> float:
+    """`90`, `90s`, `30m` or `2h` in seconds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"--timeout {text!r}: expected a duration such as 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
