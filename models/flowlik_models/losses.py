@@ -62,8 +62,6 @@ def loss_of(
         divergence_scale=recipe.divergence_scale,
         relative=recipe.relative,
     )
-    if recipe.weight_c is None:
-        return torch.stack([error.mean() for error in errors.values()]).sum()
     weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
     return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
 

@@ -35,7 +35,7 @@ class Recipe:
     pass. ``relative``: targets larger than this are fitted to relative instead of absolute accuracy; needed where the
     field is singular off the data.
 
-    ``weight_c``: constants of the adaptive weights of velocity and divergence; None weighs all samples alike.
+    ``weight_c``: constants of the adaptive weights of velocity and divergence; None weighs all alike.
     ``divergence_scale``: the divergence is fitted in units of this (None: of the number of dimensions).
     ``divergence_target``: how the divergence of a network's field is estimated. ``pool``: trajectories of the teacher
     solved beforehand; ``pool_data``: share of them that begin at training images, moved as ``shift`` says, instead of
@@ -62,7 +62,7 @@ class Recipe:
     weight_decay: float = 0.0
     ema: float = 0.999
     clip: float = 10.0
-    weight_c: tuple[float, float] | None = (1.0, 1.0)
+    weight_c: tuple[float | None, float | None] = (1.0, 1.0)
     stretched: float = 0.5
     diagonal: float = 0.25
     ends: float = 0.0
@@ -179,8 +179,17 @@ def _base(model: str, recipe: Recipe) -> Recipe:
         recipe = replace(recipe, objective=model)  # type: ignore[arg-type]
     if model != "shortcut":
         return recipe
-    # without a teacher: conditional velocities, and the divergence of the map's own diagonal
-    return replace(recipe, teacher=DATA_TEACHER, altered=0.0, pool=0, pool_share=0.0, direct=0.0)
+    # without a teacher: conditional velocities, and the divergence of the map's own diagonal; both are noisy, and
+    # adaptive weights would fit another location of the noise than its mean
+    return replace(
+        recipe,
+        teacher=DATA_TEACHER,
+        weight_c=(None, 1.0),
+        altered=0.0,
+        pool=0,
+        pool_share=0.0,
+        direct=0.0,
+    )
 
 
 def _maps(alone: Recipe, joint: Recipe) -> dict[str, Recipe]:
@@ -201,7 +210,13 @@ def _plain(recipe: Recipe) -> Recipe:
 def _released(recipe: Recipe) -> dict[str, Recipe]:
     """Shortcut-Distill-F2D2 as its code was released, with each of its faults and with all of them."""
     plain = replace(
-        _plain(recipe), dyadic=True, middle="half", diagonal=0.75, stretched=0.0, weight_c=None, altered=0.0
+        _plain(recipe),
+        dyadic=True,
+        middle="half",
+        diagonal=0.75,
+        stretched=0.0,
+        weight_c=(None, None),
+        altered=0.0,
     )
     faults: tuple[Fault, ...] = ("broadcast", "one-direction", "step-hole")
     name = "shortcut-distill-f2d2"
@@ -326,7 +341,7 @@ _POLICY = replace(
     steps=12_000,
     learning_rate=3e-3,
     altered=0.0,
-    weight_c=None,
+    weight_c=(None, None),
 )
 # 16 components for the eight modes; two cannot hold the posterior, wherever the network puts them
 _plane = _policies(_POLICY, Imitation(head=PolicyHead(components=16)), (1, 2, 4))
@@ -364,7 +379,7 @@ _images = _policies(
         steps=4_800,
         learning_rate=1e-3,
         weight_decay=0.0,
-        weight_c=None,
+        weight_c=(None, None),
         altered=0.1,
         altered_scale=0.03,
     ),
