@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .checkpoints import CheckpointError, read_checkpoint
+from .networks.one_step import OneStepGenerator
 from .networks.policy import PolicyUNet
 from .networks.vector import VectorFlowMap
 from .recipes import DATA_TEACHER, Recipe
@@ -49,7 +50,7 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
         CheckpointError: its teacher is missing or does not fit.
     """
     if task in SYNTHETIC_TASKS:
-        return _closed_form_source(task, recipe, out)
+        return _closed_form_source(task, recipe, out, device)
     if recipe.teacher == DATA_TEACHER:
         return DigitsSource(None)
     path = _trained(task, recipe.teacher, out)
@@ -64,8 +65,12 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     return DigitsSource(teacher, paths)
 
 
-def _closed_form_source(task: str, recipe: Recipe, out: Path) -> Source:
+def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     truth = closed_form(task)
+    if recipe.realuid is not None:
+        path = _trained(task, recipe.teacher, out)
+        teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
+        return ClosedFormSource(truth, teacher=teacher.to(device))
     if not recipe.pool:
         return ClosedFormSource(truth)
     law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
@@ -90,7 +95,7 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
         raise CheckpointError(
             f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
         )
-    if isinstance(network, PolicyUNet):
+    if isinstance(network, PolicyUNet | OneStepGenerator):
         tensors = network.adopted(tensors)
     expected = network.state_dict()
     unknown = [
