@@ -410,7 +410,7 @@ _FIELD = Recipe(
     objective="flow-matching",
     path="flow-matching",
     teacher=DATA_TEACHER,
-    network={"hidden": 128, "depth": 4, "waves": 32, "wave_scale": 1.0},
+    network={"hidden": 128, "depth": 4},
     steps=6_000,
     batch=512,
     learning_rate=3e-3,
@@ -424,7 +424,8 @@ _GENERATOR = replace(
     realuid=RealUID(a=0.94, b=0.96),
     betas=(0.0, 0.999),
     steps=30_000,
-    learning_rate=1e-3,
+    batch=256,
+    learning_rate=2e-4,
     clip=1.0,
 )
 
