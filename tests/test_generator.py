@@ -1,4 +1,4 @@
-"""One-step generators: every route on maps whose density is known, folds included; what is refused, and what it costs."""
+"""One-step generators: every route on maps of known density, folds included; what is refused, and what it costs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def test_a_fold_sums_its_two_roots_and_reports_both_signs() -> None:
 def test_own_samples_of_a_fold_have_one_root_of_two() -> None:
     model = Fold()
     own, whole = (
-        get("generator", route=route).sample(model, 60, dtype=torch.float64) for route in ("own-samples", "invert")
+        get("generator", route=route).sample(model, 60, dtype=torch.float64)
+        for route in ("own-samples", "invert")
     )
     assert torch.equal(own.x, whole.x)
     assert own.log_prob is not None
@@ -151,7 +152,9 @@ def test_gradient_is_that_of_the_density() -> None:
     model, x = Affine(), points(10).requires_grad_()
     out = get("generator").log_prob(model, x, differentiable=True)
     exact = Gaussian(SHIFT, LINEAR @ LINEAR.T).log_prob(x)
-    found, expected = (torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in (out.log_prob, exact))
+    found, expected = (
+        torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in (out.log_prob, exact)
+    )
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
     torch.autograd.backward(out.log_prob.sum())
     weight, bias = (nn.Parameter(part.clone()) for part in (LINEAR, SHIFT))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowlik_models import training
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint
-from flowlik_models.conditional import PATHS, ends, mixed, weight
+from flowlik_models.conditional import PATHS, ends, weight
 from flowlik_models.coupling import TurnedPairs
-from flowlik_models.gaussian import Gaussian
 from flowlik_models.networks.one_step import OneStepGenerator, PathField
 from flowlik_models.objectives.realuid import (
     Draw,
@@ -25,10 +23,10 @@ from flowlik_models.objectives.realuid import (
     matching_loss,
     realuid_loss,
 )
-from flowlik_models.recipes import RECIPES, Recipe
+from flowlik_models.recipes import Recipe
 from flowlik_models.synthetic import closed_form
 from flowlik_models.training import train
-from flowlik_models.zoo import build, load_model, recipe_for
+from flowlik_models.zoo import load_model, recipe_for
 
 EVERY = pytest.mark.parametrize("name", PATHS)
 MEAN, VALUES = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.3, 2.0]).double()
@@ -44,7 +42,9 @@ def field(name: Any, *, trained: float = 0.0) -> PathField:
 
 def draw(n: int, *, paired: bool, seed: int = 0) -> Draw:
     generator = torch.Generator().manual_seed(seed)
-    data, noise, latent, start = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for _ in range(4))
+    data, noise, latent, start = (
+        torch.randn(n, 2, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
     t = 0.02 + 0.96 * torch.rand(n, generator=generator, dtype=torch.float64)
     return Draw(MEAN + VALUES.sqrt() * data, noise, latent, t, start if paired else None)
 
@@ -91,7 +91,9 @@ def test_untrained_field_is_the_regression_on_gaussian_data(name: Any) -> None:
     path, d = PATHS[name], draw(40_000, paired=PATHS[name].paired)
     x, target = _on_path(path, d.data, d)
     error = target - field(name)(x, d.t, cond=d.start).detach()
-    (a, _, g), (alpha, _, gamma) = (tuple(c[:, None] for c in parts) for parts in (path.point(d.t), path.target(d.t)))
+    (a, _, g), (alpha, _, gamma) = (
+        tuple(c[:, None] for c in parts) for parts in (path.point(d.t), path.target(d.t))
+    )
     open_variance = (alpha * g - gamma * a).square() * VALUES / (a.square() * VALUES + g.square())
     whitened = error / open_variance.sqrt()
     assert float((whitened.square().mean(0) - 1).abs().max()) < 0.03
@@ -163,7 +165,7 @@ def test_expanded_loss_is_the_published_one(name: Any) -> None:
 
 @EVERY
 def test_data_free_case_is_matching_on_generated_points(name: Any) -> None:
-    """a = b = 1: the fake model regresses the generator's targets; the generator's loss is the gap of two such errors."""
+    """a = b = 1: the fake model regresses the generator's targets; the generator's loss is a gap of two such errors."""
     model, teacher, path = one_step(name), field(name, trained=0.1), PATHS[name]
     d = draw(30, paired=path.paired)
     with torch.no_grad():
@@ -186,10 +188,14 @@ def test_losses_reach_the_network_they_are_meant_for_and_no_other() -> None:
         model.zero_grad(set_to_none=True)
         options = RealUID(a=0.94, b=0.96, fake_steps=2, settle=0.25)
         torch.autograd.backward(realuid_loss(model, model, teacher, path, d, options, step, 8))
-        return tuple(any(p.grad is not None for p in net.parameters()) for net in (model.generator, model.fake))  # type: ignore[return-value]
+        return tuple(
+            any(p.grad is not None for p in net.parameters()) for net in (model.generator, model.fake)
+        )  # type: ignore[return-value]
 
     # two of the fake model's, one of the generator's, and from step 6 on only the fake model's
-    assert [reached(step) for step in range(8)] == 2 * [(False, True), (False, True), (True, False)] + 2 * [(False, True)]
+    assert [reached(step) for step in range(8)] == 2 * [(False, True), (False, True), (True, False)] + 2 * [
+        (False, True)
+    ]
     assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
 
 
@@ -235,7 +241,9 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     return read_checkpoint(path)[0]
 
 
-def test_interrupted_training_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("whole", "cut"):
         train("gmm-2d", "teacher", out=tmp_path / folder, steps=2)
     whole = train("gmm-2d", "realuid", out=tmp_path / "whole", steps=15)

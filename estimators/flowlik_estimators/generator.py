@@ -1,12 +1,12 @@
-r"""Likelihood of a one-step generator x = G(z), z ~ N(0, I): RealUID, arXiv 2509.22459; docs/math.md section 9.
+r"""Likelihood of a one-step generator x = G(z), z ~ N(0, I): RealUID, arXiv 2509.22459; docs/math.md section 7.
 
 The paper samples and has no likelihood. The routes:
 
 - ``invert``: solve G(z) = x and sum over the roots, ``p(x) = sum_k N(z_k; 0, I)/|det J(z_k)|``. Damped Newton steps,
-  the Jacobian by d reverse products, from ``starts`` draws of a bank: half of them those whose images lie closest to x,
-  the others as far apart from all chosen ones as those among the next closest are, since they lie on other branches
-  where G folds. Roots that coincide count once. Exact where all roots are found. Where none is, the density is 0: log p is minus infinity and
-  the row invalid.
+  the Jacobian by d reverse products, from ``starts`` draws of a bank: half of them those whose images lie closest to
+  x, the others as far from those chosen as any of the next closest, since where G folds these lie on other branches.
+  Roots that coincide count once. Exact where all roots are found. Where none is, the density is 0: log p is minus
+  infinity and the row invalid.
 - ``own-samples``: draws only, each with ``log N(z) - log |det J(z)|``. That is the density where G is one-to-one, and
   one root's part of it where it folds.
 - ``fake-flow``: the ODE of the fake model, by `ode` with an exact trace at tolerance 1e-6. Its density is G's as far as
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 SAME_ROOT = 100.0
 """Two roots are one where they are closer than so many tolerances, times 1 + |z|."""
 
-Route = Literal["own-samples", "invert", "fake-flow", "head"]
+Route = Literal["invert", "own-samples", "fake-flow", "head"]
 
 
 @register("generator")
@@ -96,10 +96,7 @@ class Generator(Estimator):
         why = self._lacks(model, self.route)
         if why is None:
             return None
-        others: list[str] = []
-        for route in ("invert", "own-samples", "fake-flow", "head"):
-            if self._lacks(model, route) is None:
-                others.append(f"route={route}")
+        others = [f"route={route}" for route in get_args(Route) if self._lacks(model, route) is None]
         return f"{why}; use {' or '.join(others)}" if others else why
 
     @staticmethod
@@ -124,7 +121,9 @@ class Generator(Estimator):
         if (why := _missing_condition(model, run)) is not None:
             return _refused(run, why)
         if self.route == "own-samples":
-            return _refused(run, "own-samples has the density of what it draws only; use route=invert for points")
+            return _refused(
+                run, "own-samples has the density of what it draws only; use route=invert for points"
+            )
         if self.route == "fake-flow":
             return self._ode()._log_prob(_fake(model, run), x, run)
         if self.route == "head":
@@ -208,9 +207,11 @@ class _Inversion:
             _, jacobian = _with_jacobian(self.model, z, run, owner)
         gap = (self.x[owner] - _generated(self.model, z, run, owner)).flatten(1).double()
         step = torch.linalg.solve(jacobian, gap[:, :, None])[:, :, 0]
-        z = z + step.to(z.dtype).reshape(z.shape)  # of length nought, with the derivative of the implicit function
+        # a step of length nought, with the derivative of the implicit function
+        z = z + step.to(z.dtype).reshape(z.shape)
         _, jacobian = _with_jacobian(self.model, z, run, owner, differentiable=True)
-        return standard_normal_log_prob(z) - torch.linalg.slogdet(jacobian)[1]
+        log_det: Tensor = torch.linalg.slogdet(jacobian)[1]
+        return standard_normal_log_prob(z) - log_det
 
     def _closest(self, starts: int) -> Tensor:
         """The draws of the bank whose images are closest to each x, (batch, starts, *event)."""
@@ -289,11 +290,12 @@ class _Inversion:
         apart = torch.cdist(z, z)
         near = SAME_ROOT * TOLERANCES[self.run.dtype] * (1 + z.norm(dim=2))
         same = (apart <= near[:, :, None]) & solved[:, None, :] & solved[:, :, None]
-        return same.tril(-1).any(2)
+        repeated: Tensor = same.tril(-1).any(2)
+        return repeated
 
 
 def _spread(near: Tensor, starts: int) -> Tensor:
-    """``starts`` of the candidates (batch, k, *event), nearest first: a half the nearest, the rest far from the chosen."""
+    """``starts`` of the candidates (batch, k, *event), nearest first: a half the nearest, the rest far from those."""
     z = near.flatten(2)
     chosen = torch.arange(-(-starts // 2), device=z.device).expand(len(z), -1)
     rows = torch.arange(len(z), device=z.device)
@@ -349,7 +351,11 @@ def _refused(run: Run, why: str) -> Estimate:
 def _folds(sign: Tensor) -> str | None:
     """One line where determinants have both signs."""
     up, down = int((sign > 0).sum()), int((sign < 0).sum())
-    return f"the generator folds: determinants are positive at {up} roots, negative at {down}" if up and down else None
+    return (
+        f"the generator folds: determinants are positive at {up} roots, negative at {down}"
+        if up and down
+        else None
+    )
 
 
 def _rootless(count: int, total: int) -> str:

@@ -1,4 +1,4 @@
-"""Conditional paths and what a field regresses on them: all that differs between frameworks (docs/math.md section 9).
+"""Conditional paths and what a field regresses on them: all that differs between frameworks (docs/math.md section 7).
 
 A path mixes a data point x_1, noise n and, for paired couplings, the point x_0 that the data point belongs to,
 

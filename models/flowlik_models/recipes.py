@@ -455,6 +455,10 @@ for _path in ("noise", "data", "bridge", "interpolant"):
             _GENERATOR, path=_path, start_from=f"teacher-{_path}", teacher=f"teacher-{_path}"
         ),
     }
+# a divergence head on the generator: averages read off the trajectories of its fake model
+RECIPES["gmm-2d"]["realuid-f2d2"] = replace(
+    RECIPES["gmm-2d"]["direct-f2d2"], teacher="realuid", pool=8_192, steps=6_000
+)
 RECIPES["digits"] |= _generators(
     replace(
         _DIGITS,

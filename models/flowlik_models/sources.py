@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .conditional import ConditionalPath
+from .coupling import TurnedPairs
 from .data import DIGITS_LEVELS, dequantise, digits, shifted
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
-from .conditional import ConditionalPath
-from .coupling import TurnedPairs
 from .objectives.imitation import segment_ends
 from .objectives.realuid import Draw
 from .recipes import DATA_TEACHER, SMALLEST_STEP, Recipe

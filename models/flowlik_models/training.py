@@ -73,7 +73,10 @@ class _Run:
         self.recipe, self.key, self.path = recipe, key, path
         kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
         self.optimiser = kind(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=recipe.betas
+            network.parameters(),
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
         )
         self.step, self.seconds, self.cpu_seconds, self.skipped = 0, 0.0, 0.0, 0
         self.loss, self.bad = math.nan, 0  # of the last step, and how many bad ones in a row

@@ -80,7 +80,8 @@ class PathField(nn.Module):
         base = (alpha * a * self.eigenvalues + gamma * g) / variance * z
         scale = (alpha * g - gamma * a).abs() * (self.eigenvalues / variance).sqrt()
         residual = self._residual(y, t, None if cond is None else (cond - self.mean) @ self.eigenvectors)
-        return alpha * self.mean + beta * start + (base + scale * residual) @ self.eigenvectors.T
+        answer: Tensor = alpha * self.mean + beta * start + (base + scale * residual) @ self.eigenvectors.T
+        return answer
 
     def _residual(self, y: Tensor, t: Tensor, start: Tensor | None) -> Tensor:
         """What the network adds, in units of the open standard deviation, from the whitened point (batch, d)."""
@@ -107,7 +108,7 @@ class OneStepGenerator(nn.Module):
     """A generator x = G(z) and the fake model that follows it.
 
     G is the data point that the field ``generator`` predicts at the time ``start`` of the path, from a latent scaled to
-    the Gaussian with mean ``mean`` and variances ``spread`` (both of ``event_shape``) there; so with a teacher's weights
+    what data of mean ``mean`` and variances ``spread`` (both of ``event_shape``) are there; so with a teacher's weights
     it starts as that teacher's denoiser. ``fake_is_flow``: whether the fake model was fitted to the generator alone, so
     that its ODE is the generator's.
     """
@@ -149,4 +150,6 @@ class OneStepGenerator(nn.Module):
         """A teacher's tensors, for generator and fake model alike; those of a one-step generator as they are."""
         if any(name.startswith("generator.") for name in tensors):
             return dict(tensors)
-        return {f"{part}.{name}": tensor for part in ("generator", "fake") for name, tensor in tensors.items()}
+        return {
+            f"{part}.{name}": tensor for part in ("generator", "fake") for name, tensor in tensors.items()
+        }

@@ -1,7 +1,7 @@
-"""RealUID: distillation into a one-step generator with real data and no discriminator (arXiv 2509.22459, math.md 9).
+"""RealUID: distillation into a one-step generator with real data, without discriminator (arXiv 2509.22459).
 
-With f* the frozen teacher, f the fake model, f_cond the conditional target and generated or real points x_1 on the
-path,
+Formulas: docs/math.md section 7. With f* the frozen teacher, f the fake model, f_cond the conditional target of
+generated or real points x_1 on the path,
 
     L(f, G) = E_gen[a |f|^2 - 2 b f . f_cond] + E_real[(1 - a) |f|^2 - 2 (1 - b) f . f_cond],
 
@@ -10,7 +10,7 @@ The fake model minimises it, the generator minimises L(f*, G) - L(f, G). a = b =
 real points share their noise and time.
 
 Cost of a step: the fake model's is one forward of the generator, a forward and a backward of the fake model on
-generated and (a or b below 1) real points; the generator's one of each of the three networks and a backward through all.
+generated and (a or b below 1) real points; the generator's is a forward and a backward of all three networks.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class RealUID:
     """How a one-step generator is trained.
 
     ``a``, ``b``: coefficients of the generated points, as above. ``fake_steps``: of the fake model for each of the
-    generator's. ``start``: time of the path at which the generator's field is asked. ``settle``: share of the steps, the
-    last ones, in which the averaged generator stands still and the fake model alone goes on with a = b = 1, so that its
-    ODE becomes the generator's (0: none, as published).
+    generator's. ``start``: time of the path at which the generator's field is asked. ``settle``: share of the steps,
+    the last ones, in which the averaged generator stands still and the fake model alone goes on with a = b = 1, so
+    that its ODE becomes the generator's (0: none, as published).
     """
 
     a: float = 1.0
@@ -73,7 +73,8 @@ def matching_loss(field: Any, path: ConditionalPath, draw: Draw) -> Tensor:
     x, target = _on_path(path, draw.data, draw)
     prediction = field(x, draw.t, cond=draw.start)
     assert prediction.shape == target.shape
-    return (weight(path, draw.t) * (prediction - target).flatten(1).square().mean(1)).mean()
+    loss: Tensor = (weight(path, draw.t) * (prediction - target).flatten(1).square().mean(1)).mean()
+    return loss
 
 
 def fake_loss(model: Any, path: ConditionalPath, draw: Draw, a: float, b: float) -> Tensor:
@@ -132,7 +133,8 @@ def _expanded(field: Any, path: ConditionalPath, data: Tensor, draw: Draw, a: fl
     terms = (a * prediction.square() - 2 * b * prediction * target).flatten(1).mean(1)
     weights = weight(path, draw.t)
     assert weights.shape == terms.shape
-    return (weights * terms).mean()
+    loss: Tensor = (weights * terms).mean()
+    return loss
 
 
 @contextmanager
