@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowlik_estimators import get
 from flowlik_models import training
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint
 from flowlik_models.conditional import PATHS, ends, weight
 from flowlik_models.coupling import TurnedPairs
+from flowlik_models.generated import GeneratedFlow
 from flowlik_models.networks.one_step import OneStepGenerator, PathField
 from flowlik_models.objectives.realuid import (
     Draw,
@@ -21,9 +24,10 @@ from flowlik_models.objectives.realuid import (
     fake_loss,
     generator_loss,
     matching_loss,
+    monotone_penalty,
     realuid_loss,
 )
-from flowlik_models.recipes import Recipe
+from flowlik_models.recipes import RECIPES, Recipe
 from flowlik_models.synthetic import closed_form
 from flowlik_models.training import train
 from flowlik_models.zoo import load_model, recipe_for
@@ -211,6 +215,21 @@ def test_settling_takes_over_the_averaged_generator_and_forgets_real_data() -> N
     torch.testing.assert_close(loss, fake_loss(model, path, d, 1.0, 1.0))
 
 
+def test_penalty_on_folds_is_nought_for_monotone_maps_alone() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: list[float]) -> None:
+            super().__init__()
+            self.scale = torch.tensor(scale, dtype=torch.float64)
+
+        def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            return z.sinh() * self.scale
+
+    d = draw(64, paired=False)
+    assert float(monotone_penalty(Scaled([1.0, 0.1]), d)) == 0.0
+    assert float(monotone_penalty(Scaled([1.0, -0.5]), d)) > 0.05
+    assert float(monotone_penalty(Scaled([0.0, 0.0]), d)) > 0.0  # a map to one point has no density either
+
+
 def test_generator_of_a_teacher_is_its_denoiser() -> None:
     """With Gaussian data the field is exact: G(z) is the posterior mean at the start, an affine map of z."""
     parts = [field("flow-matching") for _ in range(2)]
@@ -286,6 +305,34 @@ def test_real_data_and_fine_tuning_and_digits_train(tmp_path: Path) -> None:
     assert model.generate(torch.randn(2, 1, 8, 8)).shape == (2, 1, 8, 8)
 
 
+def test_head_is_taught_by_the_flow_of_the_fake_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("gmm-2d", "teacher", out=tmp_path, steps=2)
+    train("gmm-2d", "realuid", out=tmp_path, steps=7)
+    small = dataclasses.replace(recipe_for("gmm-2d", "realuid-f2d2"), pool=64, batch=64)
+    monkeypatch.setitem(RECIPES["gmm-2d"], "realuid-f2d2", small)
+    made = train("gmm-2d", "realuid-f2d2", out=tmp_path, steps=3)
+    head = load_model("gmm-2d", "realuid-f2d2", path=made)
+    out = get("generator", route="head").log_prob(head, torch.randn(5, 2))
+    assert out.status == "ok"
+    assert out.cost.forwards == 1
+
+
+def test_flow_of_a_generator_is_its_fake_models_with_the_exact_divergence() -> None:
+    model = one_step()
+    flow = GeneratedFlow(model)
+    x, t = torch.randn(20, 2, dtype=torch.float64), torch.rand(20, dtype=torch.float64)
+    velocity, divergence = flow.velocity_and_divergence(x, t)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda y, r: model.fake(y[None], r[None])[0]))(x, t)
+    torch.testing.assert_close(velocity, model.fake(x, t).detach())
+    torch.testing.assert_close(divergence, torch.diagonal(jacobian, dim1=1, dim2=2).sum(1).detach())
+    assert flow.sample(7, generator=torch.Generator().manual_seed(0)).shape == (7, 2)
+    model.fake_is_flow = False
+    with pytest.raises(ValueError, match="train one with settle"):
+        GeneratedFlow(model)
+
+
 def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowlik_models.zoo.SHIPPED", tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"teacher\.safetensors"):
@@ -300,6 +347,7 @@ def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: p
         ({"fake_steps": 0}, "fake_steps must be at least 1"),
         ({"start": 1.0}, "start lies between 0 and 1"),
         ({"settle": 1.0}, "settle is a share below 1"),
+        ({"monotone": -1.0}, "monotone is a weight"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
