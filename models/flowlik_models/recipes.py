@@ -421,11 +421,10 @@ _GENERATOR = replace(
     objective="realuid",
     start_from="teacher",
     teacher="teacher",
-    realuid=RealUID(a=0.94, b=0.96, start=0.7),
+    realuid=RealUID(a=0.94, b=0.96, start=0.7, monotone=30.0),
     betas=(0.0, 0.999),
-    steps=30_000,
-    batch=256,
-    learning_rate=2e-4,
+    steps=16_000,
+    learning_rate=3e-4,
     clip=1.0,
 )
 
@@ -447,7 +446,13 @@ def _generators(generator: Recipe) -> dict[str, Recipe]:
     }
 
 
-RECIPES["gmm-2d"] |= {"teacher": _FIELD, **_generators(_GENERATOR)}
+RECIPES["gmm-2d"] |= {
+    "teacher": _FIELD,
+    **_generators(_GENERATOR),
+    "realuid-plain": replace(
+        _GENERATOR, realuid=RealUID(a=0.94, b=0.96, start=0.7)
+    ),  # folds where it likes to
+}
 for _path in ("noise", "data", "bridge", "interpolant"):
     RECIPES["gmm-2d"] |= {
         f"teacher-{_path}": replace(_FIELD, path=_path),
