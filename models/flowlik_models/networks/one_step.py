@@ -93,8 +93,8 @@ class PathField(nn.Module):
         h = F.silu(self.first(torch.cat(inputs, 1)))
         for block in self.blocks:
             h = h + F.silu(block(h))
-        residual: Tensor = self.shift(h) + self.gain(h) * y
-        return residual + self.gate_out(self.gate(h) * self.gate_in(y))
+        residual: Tensor = self.shift(h) + self.gain(h) * y + self.gate_out(self.gate(h) * self.gate_in(y))
+        return residual
 
     def _velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The velocity of the path's ODE, (batch, d)."""
