@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STEPS = (1, 2, 4, 8)
 JUDGED_ITEMS = 1000
+FEW_DIMENSIONS = 8
 WATCHED_ITEMS = 256  # while training goes on
 PLAIN_LINE_EVERY = 30.0  # seconds
 
@@ -164,8 +165,12 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     elif hasattr(network, "policy"):
         jacobians = ("frozen",) if network.frozen_density else ("full",)
         estimators = [get("pi-flow", segments=n, jacobian=j) for n in network.segments for j in jacobians]
+    elif hasattr(network, "generate"):
+        estimators = _of_generator(task, network)
     elif hasattr(network, "average_velocity"):
         return {"cycle_error": {str(steps): _cycle(task, network, steps, device) for steps in STEPS}}
+    elif not hasattr(network, "velocity"):
+        return {}
     else:
         estimators = [get("ode", solver="rk4", steps=32, grid="logsnr", trace="hutchinson")]
     report: dict[str, Any] = {}
@@ -178,6 +183,16 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
             except UnavailableError:
                 continue
     return report
+
+
+def _of_generator(task: Task, network: Any) -> list[Any]:
+    """Routes of a one-step generator that are quick enough for a card: those in the plane, without condition."""
+    from flowlik_estimators import get
+
+    if task.dim > FEW_DIMENSIONS or network.conditional:
+        return []
+    routes = ("invert", "fake-flow") if network.fake_is_flow else ("invert",)
+    return [get("generator", route=route) for route in routes]
 
 
 def _judged(

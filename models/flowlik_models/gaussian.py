@@ -125,6 +125,11 @@ class Gaussian(nn.Module):
         """The exact field as the policy of any segment."""
         return FieldPolicy(self)
 
+    def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The symmetric affine map of N(0, I) to the data, (batch, d): the flow from t = 0 to t = 1 in one step."""
+        mean, values, vectors = self._like(z)
+        return mean + (values.sqrt() * (z @ vectors)) @ vectors.T
+
     def log_prob(self, x: Tensor, t: float | Tensor = 1.0) -> Tensor:
         """Exact log p_t(x) in nats, (batch,)."""
         time = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])[:, None]

@@ -104,6 +104,27 @@ class PolicyFlow(Protocol):
         ...
 
 
+@runtime_checkable
+class Generator(Protocol):
+    """A square map of noise to data in one step, x = G(z), z ~ N(0, I).
+
+    ``conditional = True`` says that it needs ``cond``, the x_0 that the data point belongs to.
+    """
+
+    event_shape: tuple[int, ...]
+
+    def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """G(z), (batch, *event)."""
+        ...
+
+
+@runtime_checkable
+class HasFakeFlow(Protocol):
+    """A generator beside the field that was fitted to it; ``fake_is_flow = False`` where real data took part."""
+
+    fake: VelocityField
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean and covariance ``V diag(eigenvalues) V^T + rest (I - V V^T)`` of a training split, as numpy float64.

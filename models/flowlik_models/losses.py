@@ -7,11 +7,13 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from .conditional import PATHS
 from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
 from .objectives.batch import Batch
 from .objectives.imitation import imitation_loss
+from .objectives.realuid import matching_loss, realuid_loss
 from .recipes import DATA_TEACHER, Recipe, smallest_step
-from .sources import Field, Source
+from .sources import Field, Source, draw_conditional
 
 
 def loss_of(
@@ -21,12 +23,15 @@ def loss_of(
     source: Source,
     generator: torch.Generator,
     device: str,
+    step: int,
 ) -> Tensor:
-    """The loss of one freshly drawn batch, a scalar with graph to the network's parameters.
+    """The loss of step ``step``, of one freshly drawn batch, a scalar with graph to the network's parameters.
 
     ``average`` is the averaged network, in evaluation mode: it gives the targets that a recipe takes from its own
     model.
     """
+    if recipe.path is not None:
+        return _conditional_loss(recipe, network, average, source, generator, device, step)
     batch = source.batch(recipe, generator)
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
@@ -64,6 +69,24 @@ def loss_of(
     )
     weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
     return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+
+
+def _conditional_loss(
+    recipe: Recipe,
+    network: nn.Module,
+    average: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    step: int,
+) -> Tensor:
+    """The loss of a field of any framework, or of a one-step generator distilled from one."""
+    assert recipe.path is not None
+    path = PATHS[recipe.path]
+    draw = draw_conditional(source, recipe, path, generator, device)
+    if recipe.realuid is None:
+        return matching_loss(network, path, draw)
+    return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, recipe.steps)
 
 
 def _on(device: str, field: Field) -> Field:

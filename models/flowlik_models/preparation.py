@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from .checkpoints import CheckpointError, read_checkpoint
+from .generated import GeneratedFlow
+from .networks.one_step import OneStepGenerator
 from .networks.policy import PolicyUNet
 from .networks.vector import VectorFlowMap
-from .recipes import DATA_TEACHER, Recipe
+from .recipes import CLOSED_FORM_TEACHER, DATA_TEACHER, Recipe
 from .sources import ClosedFormSource, DigitsSource, Source, path_starts
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
 from .trajectories import Paths, solve, solve_closed_form, stored_paths
@@ -49,7 +51,7 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
         CheckpointError: its teacher is missing or does not fit.
     """
     if task in SYNTHETIC_TASKS:
-        return _closed_form_source(task, recipe, out)
+        return _closed_form_source(task, recipe, out, device)
     if recipe.teacher == DATA_TEACHER:
         return DigitsSource(None)
     path = _trained(task, recipe.teacher, out)
@@ -64,12 +66,21 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     return DigitsSource(teacher, paths)
 
 
-def _closed_form_source(task: str, recipe: Recipe, out: Path) -> Source:
-    truth = closed_form(task)
+def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
+    truth: Any = closed_form(task)
+    told = constants_hash(task)
+    if recipe.realuid is not None:
+        path = _trained(task, recipe.teacher, out)
+        teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
+        return ClosedFormSource(truth, teacher=teacher.to(device))
+    if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
+        path = _trained(task, recipe.teacher, out)
+        truth = GeneratedFlow(load_model(task, recipe.teacher, path=path))
+        told += model_hash(task, recipe.teacher, path=path)
     if not recipe.pool:
         return ClosedFormSource(truth)
     law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
-    name = hashlib.sha256(f"{constants_hash(task)} {law}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{told} {law}".encode()).hexdigest()[:12]
 
     def solved() -> Paths:
         generator = torch.Generator().manual_seed(_POOL_SEED)
@@ -90,7 +101,7 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
         raise CheckpointError(
             f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
         )
-    if isinstance(network, PolicyUNet):
+    if isinstance(network, PolicyUNet | OneStepGenerator):
         tensors = network.adopted(tensors)
     expected = network.state_dict()
     unknown = [

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from .conditional import PATHS, PathName
 from .divergence_targets import DivergenceTarget
 from .networks.policy import PolicyHead
 from .objectives.conditions import Derivative
 from .objectives.imitation import Imitation
+from .objectives.realuid import RealUID
 
-Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "imitation"]
+Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "imitation", "realuid"]
 Fault = Literal["broadcast", "one-direction", "step-hole"]
 CLOSED_FORM_TEACHER = "closed-form"
 DATA_TEACHER = "data"
@@ -42,7 +44,9 @@ class Recipe:
     at noise; ``pool_share``: share of the data that are the teacher's own samples; ``pool_probes``: probes of each of
     their divergences near the data; ``direct``: share of a batch whose targets are averages read off the trajectories;
     the other rows of objective ``direct`` lie on the diagonal.
-    ``imitation``: how policies are trained, objective ``imitation`` alone.
+    ``imitation``: how policies are trained, objective ``imitation`` alone. ``path``: the framework of a field that is
+    trained on conditional targets alone, or of a one-step generator; ``realuid``: how the latter is trained, objective
+    ``realuid`` alone. ``betas``: of Adam.
     ``faults``: faults of the released F2D2 code to reproduce (docs/training.md). ``precision``: of the network's
     forward and backward.
 
@@ -83,6 +87,9 @@ class Recipe:
     direct: float = 0.0
     derivative: Derivative = "difference"
     imitation: Imitation | None = None
+    path: PathName | None = None
+    realuid: RealUID | None = None
+    betas: tuple[float, float] = (0.9, 0.99)
     faults: tuple[Fault, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -104,6 +111,16 @@ class Recipe:
             raise ValueError("objective imitation and the options `imitation` need each other")
         if self.imitation is not None and self.divergence != bool(self.imitation.divergence):
             raise ValueError("divergence must say whether imitation gives the divergence a weight")
+        if (self.objective == "realuid") != (self.realuid is not None):
+            raise ValueError("objective realuid and the options `realuid` need each other")
+        if self.path is not None and self.path not in PATHS:
+            raise ValueError(f"unknown path {self.path!r} (valid: {', '.join(PATHS)})")
+        if self.realuid is not None and (self.path is None or self.divergence):
+            raise ValueError("realuid needs a path and has no divergence head")
+        if self.realuid is not None and self.teacher in (CLOSED_FORM_TEACHER, DATA_TEACHER):
+            raise ValueError("realuid needs a trained teacher, whose weights the generator starts from")
+        if self.path is not None and self.objective not in ("flow-matching", "realuid"):
+            raise ValueError(f"path has no effect with objective {self.objective}")
         if self.objective == "flow-matching" and (self.divergence or self.divergence_objective):
             raise ValueError("flow-matching trains a field, which has no divergence head")
         if self.divergence_objective and not self.divergence:
@@ -387,3 +404,78 @@ _images = _policies(
     (1, 2, 4),
 )
 RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1)
+
+# one-step generators: a teacher of each framework, and what is distilled from it
+_FIELD = Recipe(
+    objective="flow-matching",
+    path="flow-matching",
+    teacher=DATA_TEACHER,
+    network={"hidden": 128, "depth": 4, "waves": 32, "wave_scale": 1.0},
+    steps=6_000,
+    batch=512,
+    learning_rate=3e-3,
+    altered=0.0,
+)
+_GENERATOR = replace(
+    _FIELD,
+    objective="realuid",
+    start_from="teacher",
+    teacher="teacher",
+    realuid=RealUID(a=0.94, b=0.96, start=0.7, monotone=30.0),
+    betas=(0.0, 0.999),
+    steps=16_000,
+    learning_rate=3e-4,
+    clip=1.0,
+)
+
+
+def _generators(generator: Recipe) -> dict[str, Recipe]:
+    """RealUID with real data, without, and fine-tuned from the former."""
+    assert generator.realuid is not None
+    tuned = replace(generator.realuid, b=1.0)
+    return {
+        "realuid": generator,
+        "realuid-data-free": replace(generator, realuid=replace(generator.realuid, a=1.0, b=1.0)),
+        "realuid-fine-tuned": replace(
+            generator,
+            realuid=tuned,
+            start_from="realuid",
+            steps=generator.steps // 2,
+            learning_rate=generator.learning_rate / 3,
+        ),
+    }
+
+
+RECIPES["gmm-2d"] |= {
+    "teacher": _FIELD,
+    **_generators(_GENERATOR),
+    "realuid-plain": replace(
+        _GENERATOR, realuid=RealUID(a=0.94, b=0.96, start=0.7)
+    ),  # folds where it likes to
+}
+for _path in ("noise", "data", "bridge", "interpolant"):
+    RECIPES["gmm-2d"] |= {
+        f"teacher-{_path}": replace(_FIELD, path=_path),
+        f"realuid-{_path}": replace(
+            _GENERATOR, path=_path, start_from=f"teacher-{_path}", teacher=f"teacher-{_path}"
+        ),
+    }
+# a divergence head on the generator: averages read off the trajectories of its fake model
+RECIPES["gmm-2d"]["realuid-f2d2"] = replace(
+    RECIPES["gmm-2d"]["direct-f2d2"], teacher="realuid", pool=8_192, steps=6_000
+)
+RECIPES["digits"] |= _generators(
+    replace(
+        _DIGITS,
+        objective="realuid",
+        path="flow-matching",
+        start_from="teacher",
+        teacher="teacher",
+        realuid=RealUID(a=0.94, b=0.96),
+        betas=(0.0, 0.999),
+        batch=64,
+        steps=12_000,
+        learning_rate=2e-4,
+        weight_decay=0.0,
+    )
+)

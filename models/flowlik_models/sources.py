@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .conditional import ConditionalPath
+from .coupling import TurnedPairs
 from .data import DIGITS_LEVELS, dequantise, digits, shifted
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
 from .objectives.imitation import segment_ends
+from .objectives.realuid import Draw
 from .recipes import DATA_TEACHER, SMALLEST_STEP, Recipe
 from .trajectories import Paths
 
@@ -24,8 +27,14 @@ class Source(Protocol):
 
     paths: Paths | None
 
+    teacher: Any | None
+
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """The batch, on the CPU or on the source's device."""
+        ...
+
+    def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+        """Data points (n, *event)."""
         ...
 
     def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
@@ -88,8 +97,8 @@ class ClosedFormSource:
     With solved trajectories, ``paths``, a share ``recipe.direct`` of the batch are averages read off them.
     """
 
-    def __init__(self, truth: Any, paths: Paths | None = None) -> None:
-        self.truth, self.paths = truth, paths
+    def __init__(self, truth: Any, paths: Paths | None = None, teacher: Any | None = None) -> None:
+        self.truth, self.paths, self.teacher = truth, paths, teacher
 
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """One batch."""
@@ -103,6 +112,11 @@ class ClosedFormSource:
         batch = Batch(x, t, s, velocity, divergence if recipe.divergence else None)
         return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))
 
+    def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+        """Draws of the closed form."""
+        drawn: Tensor = self.truth.sample(n, generator=generator)
+        return drawn
+
     def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
         """The exact field and, where the recipe wants it, its divergence."""
         parts = 2 if recipe.divergence else 1
@@ -113,6 +127,21 @@ def _split(recipe: Recipe) -> tuple[int, int]:
     """How many rows of a batch are read off trajectories, and how many are not."""
     direct = round(recipe.direct * recipe.batch)
     return direct, recipe.batch - direct
+
+
+def draw_conditional(
+    source: Source, recipe: Recipe, path: ConditionalPath, generator: torch.Generator, device: str
+) -> Draw:
+    """What a step of a conditional path needs; the pairs of a paired one are those of `TurnedPairs`."""
+    n = recipe.batch
+    data = source.data(n, recipe, generator)
+    noise, latent = (torch.randn(data.shape, generator=generator).to(device) for _ in range(2))
+    t = _times(n, 1.0, recipe, generator).to(device)
+    if not path.paired:
+        return Draw(data.to(device), noise, latent, t)
+    assert isinstance(source, ClosedFormSource)
+    start = TurnedPairs(source.truth).pairs(data, generator)
+    return Draw(data.to(device), noise, latent, t, start.to(device))
 
 
 def path_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -136,7 +165,8 @@ class DigitsSource:
         self.paths = paths
         self.pool = None if paths is None else paths.states[0, : paths.own]
 
-    def _data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+        """Dequantised training images, a share of them the teacher's samples."""
         pick = torch.randint(len(self.levels), (n,), generator=generator)
         levels = shifted(self.levels[pick], recipe.shift, generator)
         data = dequantise(levels, DIGITS_LEVELS, torch.rand(levels.shape, generator=generator))
@@ -149,7 +179,7 @@ class DigitsSource:
     def batch(self, recipe: Recipe, generator: torch.Generator) -> Batch:
         """One batch; without a teacher the target is the conditional velocity."""
         direct, n = _split(recipe)
-        data = self._data(n, recipe, generator)
+        data = self.data(n, recipe, generator)
         t, s = draw_times(n, 1.0, recipe, generator)
         x, noise = _path(data, t, recipe, generator)
         if self.teacher is None or recipe.imitation is not None:

@@ -73,7 +73,10 @@ class _Run:
         self.recipe, self.key, self.path = recipe, key, path
         kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
         self.optimiser = kind(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
+            network.parameters(),
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
         )
         self.step, self.seconds, self.cpu_seconds, self.skipped = 0, 0.0, 0.0, 0
         self.loss, self.bad = math.nan, 0  # of the last step, and how many bad ones in a row
@@ -218,7 +221,7 @@ def train(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
         torch.manual_seed(seed * 1_000_003 + run.step)  # dropout
         with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            loss = loss_of(recipe, network, run.average, source, generator, device)
+            loss = loss_of(recipe, network, run.average, source, generator, device, run.step)
         run.take(loss)
         watch.look()
 

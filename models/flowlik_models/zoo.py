@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
 from .data import DIGITS_LEVELS, digits, mean_and_covariance
+from .networks.one_step import OneStepGenerator, PathField
 from .networks.policy import PolicyUNet, VectorPolicy
 from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
 from .networks.vector import VectorFlowMap
 from .objectives.imitation import Imitation
-from .recipes import RECIPES, Recipe
+from .objectives.realuid import RealUID
+from .recipes import DATA_TEACHER, RECIPES, Recipe
 from .synthetic import CLOSED_FORM_TASKS, closed_form, constants_hash
 
 CLOSED_FORM = "closed-form"
@@ -54,18 +57,38 @@ def recipe_for(task: str, model: str) -> Recipe:
 
 def build(task: str, recipe: Recipe) -> nn.Module:
     """The untrained network of a recipe with the moments of the task's training data."""
+    if recipe.realuid is not None:
+        return _one_step(task, recipe, recipe.realuid)
     if recipe.imitation is not None:
         return _policy_network(task, recipe, recipe.imitation)
     if task == "digits":
         kind = UNet if recipe.objective == "flow-matching" else FlowMapUNet
         kind = JointFlowMapUNet if recipe.divergence else kind
         return kind((1, 8, 8), moments=_moments(task), **recipe.network)
+    if recipe.path is not None:
+        return PathField(*_moments(task), path=recipe.path, delta=recipe.delta, **recipe.network)
     return VectorFlowMap(
         *_moments(task),
         divergence=recipe.divergence,
         eps=closed_form(task).eps,
         delta=recipe.delta,
         **recipe.network,
+    )
+
+
+def _one_step(task: str, recipe: Recipe, options: RealUID) -> nn.Module:
+    """The untrained generator and fake model of a recipe, two fields alike."""
+    field = replace(recipe, objective="flow-matching", realuid=None, teacher=DATA_TEACHER)
+    mean, values, vectors = _moments(task)
+    assert recipe.path is not None
+    return OneStepGenerator(
+        build(task, field),
+        build(task, field),
+        recipe.path,
+        mean,
+        vectors.square() @ values,
+        start=options.start,
+        fake_is_flow=options.fake_is_flow,
     )
 
 

@@ -206,6 +206,10 @@ class UNet(nn.Module):
         net = out[:, _TAPS] + (out[:, :_TAPS] * torch.stack(shifted, dim=1)).sum(1)
         return base + scale * net, base_divergence, hidden, bottom
 
+    def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The velocity: what a field of the straight path predicts."""
+        return self.velocity(x, t, cond=cond)
+
     def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """The velocity field v(x, t), shaped like x; t is (batch,)."""
         return self._evaluate(x, t, t)[0]

@@ -1,0 +1,174 @@
+"""RealUID: distillation into a one-step generator with real data, without discriminator (arXiv 2509.22459).
+
+Formulas: docs/math.md section 7. With f* the frozen teacher, f the fake model, f_cond the conditional target of
+generated or real points x_1 on the path,
+
+    L(f, G) = E_gen[a |f|^2 - 2 b f . f_cond] + E_real[(1 - a) |f|^2 - 2 (1 - b) f . f_cond],
+
+which is the published loss with its squares multiplied out, less what does not depend on f: no coefficient divides.
+The fake model minimises it, the generator minimises L(f*, G) - L(f, G). a = b = 1 is the data-free case. Generated and
+real points share their noise and time.
+
+Cost of a step: the fake model's is one forward of the generator, a forward and a backward of the fake model on
+generated and (a or b below 1) real points; the generator's is a forward and a backward of all three networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowlik_models.conditional import ConditionalPath, column, mixed, weight
+
+_SLOPE = 0.05  # of a monotone map, at least
+_SHORTEST = 0.01  # of the steps over which that is asked, as a share of the distance between two latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealUID:
+    """How a one-step generator is trained.
+
+    ``a``, ``b``: coefficients of the generated points, as above. ``fake_steps``: of the fake model for each of the
+    generator's. ``start``: time of the path at which the generator's field is asked. ``settle``: share of the steps,
+    the last ones, in which the averaged generator stands still and the fake model alone goes on with a = b = 1, so
+    that its ODE becomes the generator's (0: none, as published). ``monotone``: weight of the penalty on folds (0: none,
+    as published), see `monotone_penalty`.
+    """
+
+    a: float = 1.0
+    b: float = 1.0
+    fake_steps: int = 5
+    start: float = 0.3
+    settle: float = 0.2
+    monotone: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for options out of range."""
+        if not (0 < self.a <= 1 and 0 < self.b <= 1):
+            raise ValueError(f"a and b are shares above 0, got {self.a} and {self.b}")
+        if self.fake_steps < 1:
+            raise ValueError(f"fake_steps must be at least 1, got {self.fake_steps}")
+        if not 0 < self.start < 1 or not 0 <= self.settle < 1:
+            raise ValueError("start lies between 0 and 1, settle is a share below 1")
+        if self.monotone < 0:
+            raise ValueError(f"monotone is a weight, got {self.monotone}")
+
+    @property
+    def fake_is_flow(self) -> bool:
+        """Whether the fake model ends up fitted to the generator alone."""
+        return self.settle > 0 or self.a == self.b == 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step draws: data x_1, noise and latents (batch, *event), times (batch,), and x_0 on a paired path."""
+
+    data: Tensor
+    noise: Tensor
+    latent: Tensor
+    t: Tensor
+    start: Tensor | None = None
+
+
+def matching_loss(field: Any, path: ConditionalPath, draw: Draw) -> Tensor:
+    """Weighted squared error of a field against the conditional target, mean over dimensions, a scalar."""
+    x, target = _on_path(path, draw.data, draw)
+    prediction = field(x, draw.t, cond=draw.start)
+    assert prediction.shape == target.shape
+    loss: Tensor = (weight(path, draw.t) * (prediction - target).flatten(1).square().mean(1)).mean()
+    return loss
+
+
+def fake_loss(model: Any, path: ConditionalPath, draw: Draw, a: float, b: float) -> Tensor:
+    """L(f, G) up to what does not depend on the fake model f, a scalar."""
+    with torch.no_grad():
+        made = model.generate(draw.latent, cond=draw.start)
+    loss = _expanded(model.fake, path, made, draw, a, b)
+    if (a, b) != (1, 1):
+        loss = loss + _expanded(model.fake, path, draw.data, draw, 1 - a, 1 - b)
+    return loss
+
+
+def generator_loss(model: Any, teacher: Any, path: ConditionalPath, draw: Draw, a: float, b: float) -> Tensor:
+    """L(f*, G) - L(f, G), a scalar with graph to the generator alone."""
+    made = model.generate(draw.latent, cond=draw.start)
+    with _held(model.fake), _held(teacher):
+        fake, taught = (_expanded(field, path, made, draw, a, b) for field in (model.fake, teacher))
+    return taught - fake
+
+
+def monotone_penalty(model: Any, draw: Draw) -> Tensor:
+    """Mean squared lack of ``h . (G(z + h) - G(z))/|h|^2`` below `_SLOPE`, a scalar.
+
+    A map that is monotone between any two latents is one-to-one, and every law has a monotone map from N(0, I), the one
+    of optimal transport (Brenier 1991), so the penalty takes no law away from the generator. Its own distillation loss
+    does not mind folds. h is the step to another latent, shortened by factors from 1 down to a hundredth.
+    """
+    z = draw.latent
+    share = torch.linspace(0, 1, len(z), dtype=z.dtype, device=z.device)
+    h = column(_SHORTEST**share, z) * (z.roll(1, 0) - z)
+    moved = model.generate(z + h, cond=draw.start) - model.generate(z, cond=draw.start)
+    slope = (h * moved).flatten(1).sum(1) / h.flatten(1).square().sum(1)
+    lack: Tensor = (_SLOPE - slope).clamp_min(0).square().mean()
+    return lack
+
+
+def realuid_loss(
+    model: Any,
+    average: Any,
+    teacher: Any,
+    path: ConditionalPath,
+    draw: Draw,
+    options: RealUID,
+    step: int,
+    steps: int,
+) -> Tensor:
+    """The loss of step ``step`` of ``steps``: of the fake model, and every ``fake_steps + 1`` steps of the generator.
+
+    ``average``: the averaged model, whose generator the model takes over when it settles.
+    """
+    settling = steps - round(options.settle * steps)
+    if step == settling:
+        model.generator.load_state_dict(average.generator.state_dict())
+    if step >= settling:
+        return fake_loss(model, path, draw, 1.0, 1.0)
+    if step % (options.fake_steps + 1) == options.fake_steps:
+        loss = generator_loss(model, teacher, path, draw, options.a, options.b)
+        return loss + options.monotone * monotone_penalty(model, draw) if options.monotone else loss
+    return fake_loss(model, path, draw, options.a, options.b)
+
+
+def _on_path(path: ConditionalPath, data: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Points of the path and their conditional targets, (batch, *event) each."""
+    x0, noise, t = draw.start, draw.noise, draw.t
+    return mixed(path.point(t), data, x0, noise), mixed(path.target(t), data, x0, noise)
+
+
+def _expanded(field: Any, path: ConditionalPath, data: Tensor, draw: Draw, a: float, b: float) -> Tensor:
+    """Weighted ``a |f|^2 - 2 b f . f_cond``, mean over dimensions and batch."""
+    x, target = _on_path(path, data, draw)
+    prediction = field(x, draw.t, cond=draw.start)
+    assert prediction.shape == target.shape
+    terms = (a * prediction.square() - 2 * b * prediction * target).flatten(1).mean(1)
+    weights = weight(path, draw.t)
+    assert weights.shape == terms.shape
+    loss: Tensor = (weights * terms).mean()
+    return loss
+
+
+@contextmanager
+def _held(network: nn.Module) -> Iterator[None]:
+    """No graph to the network's parameters, only through it to its input."""
+    held = [p for p in network.parameters() if p.requires_grad]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)

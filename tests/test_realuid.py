@@ -1,0 +1,373 @@
+"""Conditional paths, the RealUID loss and its training: what is compared with what, and that it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flowlik_estimators import get
+from flowlik_models import training
+from flowlik_models.checkpoints import CheckpointError, read_checkpoint
+from flowlik_models.conditional import PATHS, ends, weight
+from flowlik_models.coupling import TurnedPairs
+from flowlik_models.generated import GeneratedFlow
+from flowlik_models.networks.one_step import OneStepGenerator, PathField
+from flowlik_models.objectives.realuid import (
+    Draw,
+    RealUID,
+    _on_path,
+    fake_loss,
+    generator_loss,
+    matching_loss,
+    monotone_penalty,
+    realuid_loss,
+)
+from flowlik_models.recipes import RECIPES, Recipe
+from flowlik_models.synthetic import closed_form
+from flowlik_models.training import train
+from flowlik_models.zoo import load_model, recipe_for
+
+EVERY = pytest.mark.parametrize("name", PATHS)
+MEAN, VALUES = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.3, 2.0]).double()
+
+
+def field(name: Any, *, trained: float = 0.0) -> PathField:
+    torch.manual_seed(0)
+    made = PathField(MEAN, VALUES, torch.eye(2).double(), path=name, hidden=16, depth=2, gate_rank=4).double()
+    for parameter in made.parameters():
+        parameter.data.add_(trained * torch.randn_like(parameter))
+    return made
+
+
+def draw(n: int, *, paired: bool, seed: int = 0) -> Draw:
+    generator = torch.Generator().manual_seed(seed)
+    data, noise, latent, start = (
+        torch.randn(n, 2, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
+    t = 0.02 + 0.96 * torch.rand(n, generator=generator, dtype=torch.float64)
+    return Draw(MEAN + VALUES.sqrt() * data, noise, latent, t, start if paired else None)
+
+
+def one_step(name: Any = "flow-matching") -> OneStepGenerator:
+    parts = [field(name, trained=0.2) for _ in range(2)]
+    return OneStepGenerator(*parts, name, MEAN, VALUES, start=0.3, fake_is_flow=True).double()
+
+
+@EVERY
+def test_target_and_point_give_back_data_and_noise(name: Any) -> None:
+    path = PATHS[name]
+    d = draw(50, paired=path.paired)
+    x, target = _on_path(path, d.data, d)
+    data, noise = ends(path, x, d.t, target, d.start)
+    torch.testing.assert_close(data, d.data, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(noise, d.noise, atol=1e-9, rtol=1e-9)
+
+
+@EVERY
+def test_targets_are_those_of_their_frameworks(name: Any) -> None:
+    path = PATHS[name]
+    d = draw(50, paired=path.paired)
+    x, target = _on_path(path, d.data, d)
+    t = d.t[:, None]
+    start = d.start if d.start is not None else torch.zeros(1)
+    gamma = (2 * t * (1 - t)).sqrt()
+    expected = {
+        "flow-matching": d.data - d.noise,
+        "noise": d.noise,
+        "data": d.data,
+        "bridge": (d.data - x) / (1 - t),
+        "interpolant": d.data - start + (1 - 2 * t) / gamma * d.noise,
+    }[name]
+    torch.testing.assert_close(target, expected, atol=1e-9, rtol=1e-9)
+    if name in ("noise", "data"):
+        a, _, g = path.point(d.t)
+        torch.testing.assert_close(a.square() + g.square(), torch.ones_like(a))
+
+
+@EVERY
+def test_untrained_field_is_the_regression_on_gaussian_data(name: Any) -> None:
+    """No function of x_t (and x_0) beats the closed form, and its error is the variance that x_t leaves open."""
+    path, d = PATHS[name], draw(40_000, paired=PATHS[name].paired)
+    x, target = _on_path(path, d.data, d)
+    error = target - field(name)(x, d.t, cond=d.start).detach()
+    (a, _, g), (alpha, _, gamma) = (
+        tuple(c[:, None] for c in parts) for parts in (path.point(d.t), path.target(d.t))
+    )
+    open_variance = (alpha * g - gamma * a).square() * VALUES / (a.square() * VALUES + g.square())
+    whitened = error / open_variance.sqrt()
+    assert float((whitened.square().mean(0) - 1).abs().max()) < 0.03
+    centred = (x - a * MEAN) if d.start is None else (x - a * MEAN - (1 - d.t[:, None]) * d.start)
+    seen = centred / (a.square() * VALUES + g.square()).sqrt()
+    assert float((whitened * seen).mean(0).abs().max()) < 0.02  # nothing linear is left in the point
+
+
+@pytest.mark.parametrize("name", ["flow-matching", "noise", "data"])
+def test_velocity_of_every_framework_is_the_flow_of_its_path(name: Any) -> None:
+    net, path = field(name), PATHS[name]
+    rates = path.rates(torch.tensor([0.4, 0.7]).double())
+    assert rates is not None
+    t = torch.tensor([0.4, 0.7]).double().requires_grad_()
+    a, _, g = path.point(t)
+    for coefficient, rate in zip((a, g), rates, strict=True):
+        (exact,) = torch.autograd.grad(coefficient.sum(), t, retain_graph=True)
+        torch.testing.assert_close(rate, exact)
+    x = torch.randn(2, 2, dtype=torch.float64)
+    a, g = (part.detach()[:, None] for part in (a, g))
+    # of N(m, L): dm_t/dt + (dw/dt)/(2 w) (x - m_t), w the variance of the path
+    w = a.square() * VALUES + g.square()
+    slope = (a * rates[0][:, None] * VALUES + g * rates[1][:, None]) / w
+    torch.testing.assert_close(net.velocity(x, t.detach()), rates[0][:, None] * MEAN + slope * (x - a * MEAN))
+
+
+def test_frameworks_that_start_from_a_point_have_no_ode_and_need_it() -> None:
+    for name in ("bridge", "interpolant"):
+        assert not hasattr(field(name), "velocity")
+        with pytest.raises(ValueError, match="needs x_0 as cond"):
+            field(name)(torch.zeros(3, 2).double(), torch.full((3,), 0.5).double())
+    with pytest.raises(ValueError, match="takes no cond"):
+        field("noise")(torch.zeros(3, 2).double(), torch.full((3,), 0.5).double(), cond=torch.zeros(3, 2))
+
+
+def published(model: Any, of: Any, path: Any, d: Draw, a: float, b: float) -> Tensor:
+    """The loss with its squares, as published, (1 - b)/(1 - a) and b/a included."""
+    made = model.generate(d.latent, cond=d.start)
+    total = torch.zeros(())
+    for data, share, ratio in ((made, a, b / a), (d.data, 1 - a, (1 - b) / (1 - a))):
+        x, target = _on_path(path, data, d)
+        square = (of(x, d.t, cond=d.start) - ratio * target).square().mean(1)
+        total = total + share * (weight(path, d.t) * square).mean()
+    return total
+
+
+@EVERY
+def test_expanded_loss_is_the_published_one(name: Any) -> None:
+    model, teacher, path = one_step(name), field(name, trained=0.1), PATHS[name]
+    d = draw(30, paired=path.paired)
+    a, b = 0.94, 0.96
+    fake = list(model.fake.parameters())
+    found, expected = (
+        torch.autograd.grad(loss, fake, allow_unused=True)
+        for loss in (fake_loss(model, path, d, a, b), published(model, model.fake, path, d, a, b))
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+    loss = generator_loss(model, teacher, path, d, a, b)
+    difference = published(model, teacher, path, d, a, b) - published(model, model.fake, path, d, a, b)
+    # the real-data terms of the two fields do not depend on the generator
+    real = torch.zeros(())
+    for of, sign in ((teacher, 1), (model.fake, -1)):
+        x, target = _on_path(path, d.data, d)
+        square = (of(x, d.t, cond=d.start) - (1 - b) / (1 - a) * target).square().mean(1)
+        real = real + sign * (1 - a) * (weight(path, d.t) * square).mean()
+    torch.testing.assert_close(loss, difference - real, atol=1e-9, rtol=1e-7)
+
+
+@EVERY
+def test_data_free_case_is_matching_on_generated_points(name: Any) -> None:
+    """a = b = 1: the fake model regresses the generator's targets; the generator's loss is a gap of two such errors."""
+    model, teacher, path = one_step(name), field(name, trained=0.1), PATHS[name]
+    d = draw(30, paired=path.paired)
+    with torch.no_grad():
+        made = model.generate(d.latent, cond=d.start)
+    own = Draw(made, d.noise, d.latent, d.t, d.start)
+    fake = list(model.fake.parameters())
+    found = torch.autograd.grad(fake_loss(model, path, d, 1.0, 1.0), fake)
+    expected = torch.autograd.grad(matching_loss(model.fake, path, own), fake)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+    gap = matching_loss(teacher, path, own) - matching_loss(model.fake, path, own)
+    torch.testing.assert_close(generator_loss(model, teacher, path, d, 1.0, 1.0), gap, atol=1e-9, rtol=1e-7)
+
+
+def test_losses_reach_the_network_they_are_meant_for_and_no_other() -> None:
+    model, teacher, path = one_step(), field("flow-matching"), PATHS["flow-matching"]
+    d = draw(20, paired=False)
+
+    def reached(step: int) -> tuple[bool, bool]:
+        model.zero_grad(set_to_none=True)
+        options = RealUID(a=0.94, b=0.96, fake_steps=2, settle=0.25)
+        torch.autograd.backward(realuid_loss(model, model, teacher, path, d, options, step, 8))
+        return tuple(
+            any(p.grad is not None for p in net.parameters()) for net in (model.generator, model.fake)
+        )  # type: ignore[return-value]
+
+    # two of the fake model's, one of the generator's, and from step 6 on only the fake model's
+    assert [reached(step) for step in range(8)] == 2 * [(False, True), (False, True), (True, False)] + 2 * [
+        (False, True)
+    ]
+    assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
+
+
+def test_settling_takes_over_the_averaged_generator_and_forgets_real_data() -> None:
+    model, average, path = one_step(), one_step(), PATHS["flow-matching"]
+    for parameter in average.parameters():
+        parameter.data.mul_(0.5)
+    d = draw(20, paired=False)
+    options = RealUID(a=0.94, b=0.96, settle=0.5)
+    loss = realuid_loss(model, average, field("flow-matching"), path, d, options, 4, 8)
+    for ours, theirs in zip(model.generator.parameters(), average.generator.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(loss, fake_loss(model, path, d, 1.0, 1.0))
+
+
+def test_penalty_on_folds_is_nought_for_monotone_maps_alone() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, scale: list[float]) -> None:
+            super().__init__()
+            self.scale = torch.tensor(scale, dtype=torch.float64)
+
+        def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            return z.sinh() * self.scale
+
+    d = draw(64, paired=False)
+    assert float(monotone_penalty(Scaled([1.0, 0.1]), d)) == 0.0
+    assert float(monotone_penalty(Scaled([1.0, -0.5]), d)) > 0.05
+    assert float(monotone_penalty(Scaled([0.0, 0.0]), d)) > 0.0  # a map to one point has no density either
+
+
+def test_generator_of_a_teacher_is_its_denoiser() -> None:
+    """With Gaussian data the field is exact: G(z) is the posterior mean at the start, an affine map of z."""
+    parts = [field("flow-matching") for _ in range(2)]
+    model = OneStepGenerator(*parts, "flow-matching", MEAN, VALUES, start=0.3, fake_is_flow=True).double()
+    z = torch.randn(50, 2, dtype=torch.float64)
+    scale = 0.3 * VALUES / (0.09 * VALUES + 0.49).sqrt()
+    torch.testing.assert_close(model.generate(z), MEAN + scale * z, atol=1e-7, rtol=1e-7)
+
+
+def test_pairs_have_the_density_that_they_say() -> None:
+    pairs = TurnedPairs(closed_form("gmm-2d"))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    data = pairs.truth.sample(20_000, generator=generator, dtype=torch.float64)
+    start = pairs.pairs(data, generator)
+    mean, covariance = pairs.starts.mean_and_covariance()
+    assert float((torch.cov(start.T) - covariance).abs().max()) < 0.06
+    assert float((start.mean(0) - mean).abs().max()) < 0.06
+    side = torch.linspace(-4, 4, 161, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    for x0 in start[:3]:
+        mass = float(pairs.log_prob(grid, x0.expand(len(grid), 2)).exp().sum()) * 0.05**2
+        assert abs(mass - 1) < 1e-6
+    with pytest.raises(ValueError, match="plane"):
+        TurnedPairs(closed_form("gmm-64d"))  # type: ignore[arg-type]
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    return read_checkpoint(path)[0]
+
+
+def test_interrupted_training_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("whole", "cut"):
+        train("gmm-2d", "teacher", out=tmp_path / folder, steps=2)
+    whole = train("gmm-2d", "realuid", out=tmp_path / "whole", steps=15)
+    monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
+    update = training._Run.update
+    for last in (3, 13):  # before the generator's first step, and while it settles
+
+        def interrupted(self: training._Run, loss: Tensor, last: int = last) -> None:
+            if self.step == last:
+                raise KeyboardInterrupt
+            update(self, loss)
+
+        monkeypatch.setattr(training._Run, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("gmm-2d", "realuid", out=tmp_path / "cut", steps=15)
+    monkeypatch.setattr(training._Run, "update", update)
+    resumed = train("gmm-2d", "realuid", out=tmp_path / "cut", steps=15)
+    expected, found = tensors_of(whole), tensors_of(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    start = tensors_of(tmp_path / "whole" / "gmm-2d" / "teacher.safetensors")
+    assert not torch.equal(expected["generator.first.weight"], start["first.weight"])
+
+
+@pytest.mark.parametrize("name", ["noise", "data", "bridge", "interpolant"])
+def test_every_framework_trains_from_its_own_teacher(name: str, tmp_path: Path) -> None:
+    train("gmm-2d", f"teacher-{name}", out=tmp_path, steps=2)
+    made = train("gmm-2d", f"realuid-{name}", out=tmp_path, steps=8)
+    model: Any = load_model("gmm-2d", f"realuid-{name}", path=made)
+    cond = torch.zeros(4, 2) if model.conditional else None
+    assert bool(torch.isfinite(model.generate(torch.randn(4, 2), cond=cond)).all())
+    assert hasattr(model.fake, "velocity") == (not model.conditional)
+
+
+def test_real_data_and_fine_tuning_and_digits_train(tmp_path: Path) -> None:
+    train("gmm-2d", "teacher", out=tmp_path, steps=2)
+    for model in ("realuid-data-free", "realuid", "realuid-fine-tuned"):
+        train("gmm-2d", model, out=tmp_path, steps=7)
+    made = train("digits", "realuid", out=tmp_path, steps=7)
+    model: Any = load_model("digits", "realuid", path=made)
+    assert model.generate(torch.randn(2, 1, 8, 8)).shape == (2, 1, 8, 8)
+
+
+def test_head_is_taught_by_the_flow_of_the_fake_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("gmm-2d", "teacher", out=tmp_path, steps=2)
+    train("gmm-2d", "realuid", out=tmp_path, steps=7)
+    small = dataclasses.replace(recipe_for("gmm-2d", "realuid-f2d2"), pool=64, batch=64)
+    monkeypatch.setitem(RECIPES["gmm-2d"], "realuid-f2d2", small)
+    made = train("gmm-2d", "realuid-f2d2", out=tmp_path, steps=3)
+    head = load_model("gmm-2d", "realuid-f2d2", path=made)
+    out = get("generator", route="head").log_prob(head, torch.randn(5, 2))
+    assert out.status == "ok"
+    assert out.cost.forwards == 1
+
+
+def test_flow_of_a_generator_is_its_fake_models_with_the_exact_divergence() -> None:
+    model = one_step()
+    flow = GeneratedFlow(model)
+    x, t = torch.randn(20, 2, dtype=torch.float64), torch.rand(20, dtype=torch.float64)
+    velocity, divergence = flow.velocity_and_divergence(x, t)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda y, r: model.fake(y[None], r[None])[0]))(x, t)
+    torch.testing.assert_close(velocity, model.fake(x, t).detach())
+    torch.testing.assert_close(divergence, torch.diagonal(jacobian, dim1=1, dim2=2).sum(1).detach())
+    assert flow.sample(7, generator=torch.Generator().manual_seed(0)).shape == (7, 2)
+    model.fake_is_flow = False
+    with pytest.raises(ValueError, match="train one with settle"):
+        GeneratedFlow(model)
+
+
+def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowlik_models.zoo.SHIPPED", tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors"):
+        train("gmm-2d", "realuid", out=tmp_path, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"a": 0.0}, "shares above 0"),
+        ({"b": 1.5}, "shares above 0"),
+        ({"fake_steps": 0}, "fake_steps must be at least 1"),
+        ({"start": 1.0}, "start lies between 0 and 1"),
+        ({"settle": 1.0}, "settle is a share below 1"),
+        ({"monotone": -1.0}, "monotone is a weight"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RealUID(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"realuid": None}, "need each other"),
+        ({"objective": "flow-matching"}, "need each other"),
+        ({"path": None}, "needs a path"),
+        ({"path": "bridges"}, "valid: flow-matching, noise, data, bridge, interpolant"),
+        ({"teacher": "closed-form"}, "needs a trained teacher"),
+        ({"objective": "meanflow", "realuid": None}, "path has no effect"),
+    ],
+)
+def test_recipes_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    recipe = recipe_for("gmm-2d", "realuid")
+    known = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{**known, **options})
