@@ -26,6 +26,7 @@ PAGE: Final = 7.1
 INK: Final = "#222222"
 MUTED: Final = "#6b6b6b"
 ALTERNATE_MARKERS: Final = ("", "<", ">", "d", "H", "8")
+MODEL_MARKERS: Final = ("", "P", "*", "p", "h")
 
 
 @contextmanager
@@ -129,16 +130,22 @@ def series_of(frame: pd.DataFrame) -> list[Series]:
     """Lines of a frame without its controls, in the order of METHODS.
 
     Colour and marker are the method's. A closed-form model is drawn dashed with hollow markers, a `-plain` network
-    dotted; where a method has several variants on one model, later ones are paler and take other markers.
+    dotted; where a method has several variants on one model, later ones are paler and take other markers; where it is
+    shown on several trained models, later ones are darker and take other markers.
     """
     found: list[Series] = []
     seen: dict[tuple[str, str], int] = {}
+    trained: dict[str, list[str]] = {}
     for names, part in _without_controls(frame).groupby(["method", "series", "model"], sort=False):
         method, label, model = (str(name) for name in names)
         alternate = seen.get((method, model), 0)
         seen[method, model] = alternate + 1
         words = f"{label} · {model}" if model else label
-        found.append(Series(words, method, model, part, _style(method, model, alternate)))
+        models = trained.setdefault(method, [])
+        if _line(model) == "-" and model not in models:
+            models.append(model)
+        other = models.index(model) if model in models else 0
+        found.append(Series(words, method, model, part, _style(method, model, alternate, other)))
     return found
 
 
@@ -151,19 +158,30 @@ def controls_of(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["method"] == "control"]
 
 
-def _style(method: str, model: str, alternate: int) -> dict[str, Any]:
+def _line(model: str) -> str:
+    """Line style that says what kind of model it is."""
+    return ":" if model.endswith("-plain") else "--" if model == "closed-form" else "-"
+
+
+def _style(method: str, model: str, alternate: int, other: int) -> dict[str, Any]:
+    """``alternate``: which variant of the method on this model; ``other``: which of the trained models."""
     looks = view.look(method)
-    colour = _faded(looks.colour) if alternate else looks.colour
-    hollow = model == "closed-form" or model.endswith("-plain")
-    line = ":" if model.endswith("-plain") else "--" if model == "closed-form" else "-"
+    colour = _faded(looks.colour) if alternate else _darker(looks.colour, other)
+    hollow = _line(model) != "-"
+    marker = ALTERNATE_MARKERS[alternate % len(ALTERNATE_MARKERS)]
     return {
         "color": colour,
-        "marker": ALTERNATE_MARKERS[alternate % len(ALTERNATE_MARKERS)] or looks.marker,
-        "linestyle": line,
+        "marker": marker or MODEL_MARKERS[other % len(MODEL_MARKERS)] or looks.marker,
+        "linestyle": _line(model),
         "markerfacecolor": "white" if hollow else colour,
         "markeredgecolor": colour if hollow else "white",
         "markeredgewidth": 0.9 if hollow else 0.4,
     }
+
+
+def _darker(colour: str, times: int) -> str:
+    rgb = 0.62**times * np.array(to_rgb(colour))
+    return to_hex((float(rgb[0]), float(rgb[1]), float(rgb[2])))
 
 
 def _faded(colour: str) -> str:
