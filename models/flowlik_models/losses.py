@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
 from .objectives.batch import Batch
 from .objectives.imitation import imitation_loss
+from .parallel import WHOLE, Part
 from .recipes import DATA_TEACHER, Recipe, smallest_step
 from .sources import Field, Source
 
@@ -21,13 +22,15 @@ def loss_of(
     source: Source,
     generator: torch.Generator,
     device: str,
+    part: Part = WHOLE,
 ) -> Tensor:
-    """The loss of one freshly drawn batch, a scalar with graph to the network's parameters.
+    """The loss of a part of one freshly drawn batch, a scalar with graph to the network's parameters.
 
     ``average`` is the averaged network, in evaluation mode: it gives the targets that a recipe takes from its own
     model.
     """
-    batch = source.batch(recipe, generator)
+    batch = source.batch(recipe, generator, part)
+    generator = part.generator(generator)
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
     if recipe.imitation is not None:
@@ -67,7 +70,7 @@ def loss_of(
 
 
 def _on(device: str, field: Field) -> Field:
-    return lambda x, t: tuple(part.to(device) for part in field(x.cpu(), t.cpu()))
+    return lambda x, t: tuple(part.to(device) for part in field(x, t))
 
 
 def _to(batch: Batch, device: str) -> Batch:
