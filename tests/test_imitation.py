@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowlik_estimators import get
 from flowlik_models import preparation
 from flowlik_models.checkpoints import read_checkpoint
-from flowlik_models.networks.policy import PolicyHead, PolicyUNet, VectorPolicy
+from flowlik_models.networks.policy import PolicyHead, PolicyImages, VectorPolicy
 from flowlik_models.objectives.imitation import Imitation, imitation_loss, segment_ends
 from flowlik_models.policies import MixturePolicy, Positions
 from flowlik_models.recipes import RECIPES, Recipe
@@ -159,7 +159,7 @@ def test_untrained_network_gives_policies_that_can_be_followed(
 def test_images_have_policies_that_start_from_a_field(tmp_path: Path) -> None:
     recipe = recipe_for("digits", "pi-flow-4")
     network = build("digits", recipe)
-    assert isinstance(network, PolicyUNet)
+    assert isinstance(network, PolicyImages)
     preparation._start(network, "digits", recipe, tmp_path)
     teacher = load_model("digits", "teacher")
     x, t = torch.randn(3, 1, 8, 8), torch.full((3,), 0.5)

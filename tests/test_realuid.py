@@ -286,6 +286,18 @@ def test_interrupted_training_resumes_to_the_same_result(
     assert not torch.equal(expected["generator.first.weight"], start["first.weight"])
 
 
+def test_parts_of_a_batch_make_the_same_steps(tmp_path: Path) -> None:
+    train("gmm-2d", "teacher", out=tmp_path, steps=2)
+    kept = []
+    for accumulate in (1, 4):
+        made = train("gmm-2d", "realuid-plain", out=tmp_path, steps=9, accumulate=accumulate, resume=False)
+        kept.append(tensors_of(made))
+    worst = max(float((kept[0][name] - kept[1][name]).abs().max()) for name in kept[0])
+    assert worst < 1e-5
+    with pytest.raises(ValueError, match="train realuid in one process, accumulate 1"):
+        train("gmm-2d", "realuid", out=tmp_path, steps=1, accumulate=2)
+
+
 @pytest.mark.parametrize("name", ["noise", "data", "bridge", "interpolant"])
 def test_every_framework_trains_from_its_own_teacher(name: str, tmp_path: Path) -> None:
     train("gmm-2d", f"teacher-{name}", out=tmp_path, steps=2)

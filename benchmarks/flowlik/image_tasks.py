@@ -74,7 +74,7 @@ class ImageTask(Task):
 
     def reference(self, split: str, items: Items, t: float) -> Reference:
         """The stored converged likelihoods of the teacher; UnavailableError where there is none."""
-        if self.reference_model not in self.models:
+        if not self.has_model(self.reference_model):
             raise UnavailableError(f"{self.id} has no teacher yet, so there is no reference likelihood")
         from flowlik.references import stored_log_prob
 

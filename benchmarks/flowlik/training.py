@@ -19,6 +19,7 @@ import torch
 from flowlik import measures
 from flowlik.cells import Cell, Options
 from flowlik.environment import commit
+from flowlik.executors import is_follower
 from flowlik.places import need_source_root
 from flowlik.points import whole
 from flowlik.tasks import Task, UnavailableError, get_task
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 STEPS = (1, 2, 4, 8)
 JUDGED_ITEMS = 1000
 FEW_DIMENSIONS = 8
+JUDGED_IMAGES = 128  # of more than 64 pixels: a field costs hundreds of evaluations an image
+SMALL = 64  # dimensions
 WATCHED_ITEMS = 256  # while training goes on
 PLAIN_LINE_EVERY = 30.0  # seconds
 
@@ -43,10 +46,11 @@ def train_model(
     steps: int | None = None,
     resume: bool = True,
     ship: bool = False,
+    accumulate: int | None = None,
 ) -> Path:
     """Train a model of a task below `out`, note its accuracy on the card, and copy it into the source tree on `ship`.
 
-    Model `features` of digits is the classifier behind the Frechet distance.
+    Model `features` is the classifier behind the Frechet distance of a data set of images.
 
     Returns:
         The checkpoint's path.
@@ -54,7 +58,6 @@ def train_model(
     Raises:
         ValueError: unknown task or model, a checkpoint it builds on is missing, or `ship` without a source tree.
     """
-    from flowlik_models.feature_training import STEPS as FEATURE_STEPS
     from flowlik_models.feature_training import train_features
     from flowlik_models.training import train
 
@@ -63,11 +66,15 @@ def train_model(
     if ship:
         shipped = need_source_root("--ship") / "models" / "flowlik_models" / "checkpoints" / task
     with progress_of(f"{task} {model}") as progress:
-        if (task, model) == ("digits", "features"):
+        if model == "features":
+            if is_follower():  # small, and trained by one process
+                return out / task / f"{model}.safetensors"
             path = train_features(
                 out / task / f"{model}.safetensors",
+                task,
+                device=device,
                 seed=seed,
-                steps=steps or FEATURE_STEPS,
+                steps=steps,
                 progress=progress,
                 commit=commit()[0],
             )
@@ -84,8 +91,9 @@ def train_model(
             validate=lambda network: accuracy(found, network, device),
             quick_validate=lambda network: likelihood_error(found, network, device),
             commit=commit()[0],
+            accumulate=accumulate,
         )
-    return _placed(path, shipped)
+    return path if is_follower() else _placed(path, shipped)
 
 
 def _placed(path: Path, shipped: Path | None) -> Path:
@@ -106,6 +114,9 @@ def progress_of(title: str) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     console = Console()
+    if is_follower():
+        yield lambda _: None
+        return
     if not console.is_terminal:
         last = [-PLAIN_LINE_EVERY]
 
@@ -130,11 +141,23 @@ def progress_of(title: str) -> Iterator[Callable[[Progress], None]]:
 
 
 def _state(progress: Progress) -> str:
-    """Loss, error of the likelihood where it is known, and skipped steps where there are any."""
+    """Loss, speed and error of the likelihood where they are known, and skipped steps where there are any."""
     text = f"loss {progress.loss:.4g}"
+    if progress.flops is not None:
+        text += f"  {progress.rate:.0f} images/s  {_operations(progress.flops)}FLOP/s"
+    if progress.utilisation is not None:
+        text += f" ({progress.utilisation:.0%} of the bf16 peak)"
     if progress.validation is not None:
         text += f"  error {progress.validation:.3g} bits/dim"
     return text + (f"  {progress.skipped} skipped" if progress.skipped else "")
+
+
+def _operations(flops: float) -> str:
+    """Operations a second with a prefix, up to where `FLOP/s` goes on."""
+    for prefix, size in (("P", 1e15), ("T", 1e12)):
+        if flops >= size:
+            return f"{flops / size:.3g} {prefix}"
+    return f"{flops / 1e9:.3g} G"
 
 
 def likelihood_error(task: Task, network: Any, device: str) -> float | None:
@@ -200,6 +223,8 @@ def _judged(
 ) -> dict[str, float]:
     from flowlik.evaluation import evaluate
 
+    if task.dim > SMALL:
+        items = min(items, JUDGED_IMAGES)
     cell = Cell(
         task=task.id,
         model="",

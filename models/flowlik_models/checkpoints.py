@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .files import write_atomically
 
+Stored = Literal["float32", "float16"]
 SHIPPED = Path(__file__).with_name("checkpoints")
 
 
@@ -30,9 +31,28 @@ def save_tensors(
     write_atomically(path, serialise(plain, dict(metadata or {})))
 
 
-def save_checkpoint(path: Path, module: nn.Module, card: Mapping[str, Any]) -> None:
+def as_stored(tensors: Mapping[str, Tensor], kind: Stored) -> dict[str, Tensor]:
+    """Tensors as a checkpoint holds them: in half precision weights and matrices, but not vectors, some of which (the
+    variances of images) are smaller than its smallest normal number."""
+    half = kind == "float16"
+    return {name: t.half() if half and t.ndim > 1 else t for name, t in tensors.items()}
+
+
+def rounded(module: nn.Module, kind: Stored) -> nn.Module:
+    """The module with its tensors as a checkpoint of that kind gives them back, in place."""
+    tensors = as_stored(module.state_dict(), kind)
+    module.load_state_dict(
+        {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+    )
+    return module
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, card: Mapping[str, Any], *, stored: Stored = "float32"
+) -> None:
     """Save a module's tensors to ``path`` and its card beside it as JSON."""
-    save_tensors(path, module.state_dict(), {"task": str(card["task"]), "model": str(card["model"])})
+    tensors = as_stored(module.state_dict(), stored)
+    save_tensors(path, tensors, {"task": str(card["task"]), "model": str(card["model"])})
     write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
 
 

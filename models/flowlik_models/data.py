@@ -19,10 +19,12 @@ __all__ = [
     "DIGITS_LEVELS",
     "SPLITS",
     "TRAIN_ITEMS",
+    "continuous",
     "data_hash",
     "dequantise",
     "digits",
     "mean_and_covariance",
+    "mirrored",
     "shifted",
 ]
 
@@ -73,6 +75,11 @@ def dequantise(levels: Tensor, n_levels: int, uniforms: Tensor) -> Tensor:
         raise ValueError(f"levels {tuple(levels.shape)} and uniforms {tuple(uniforms.shape)} differ in shape")
     if levels.numel() and (int(levels.min()) < 0 or int(levels.max()) >= n_levels):
         raise ValueError(f"levels must lie in 0..{n_levels - 1}")
+    return continuous(levels, n_levels, uniforms)
+
+
+def continuous(levels: Tensor, n_levels: int, uniforms: Tensor) -> Tensor:
+    """The same of levels known to be right: nothing is looked at, so a GPU need not wait."""
     return 2 * (levels.to(uniforms) + uniforms) / n_levels - 1
 
 
@@ -104,13 +111,22 @@ def data_hash(task: str, split: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def mirrored(levels: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (n, c, h, w), each mirrored left to right with probability one half."""
+    coin = torch.rand(len(levels), generator=generator, device=generator.device) < 0.5
+    return torch.where(coin[:, None, None, None], levels.flip(-1), levels)
+
+
 def shifted(levels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A share of the images moved by at most one pixel each way, background filled in."""
+    """A share of the images (n, c, h, w) moved by at most one pixel each way, zeros filled in."""
     n, _, height, width = levels.shape
-    moved = torch.rand(n, generator=generator) < share
+    device = generator.device
+    moved = torch.rand(n, generator=generator, device=device) < share
     dy, dx = (
-        torch.where(moved, torch.randint(0, 3, (n,), generator=generator), 1)[:, None] for _ in range(2)
+        torch.where(moved, torch.randint(0, 3, (n,), generator=generator, device=device), 1)[:, None]
+        for _ in range(2)
     )
-    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
+    rows, columns = dy + torch.arange(height, device=device), dx + torch.arange(width, device=device)
     padded = F.pad(levels, (1, 1, 1, 1))
-    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+    image = torch.arange(n, device=device)[:, None, None]
+    return padded.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)

@@ -35,22 +35,27 @@ class DivergenceTarget:
 
         ``model`` has ``velocity`` and, for the control, buffers ``mean``, ``eigenvalues`` and ``eigenvectors``.
         """
-        if self.trace == "exact":
-            unit = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
-            velocity, traces = velocity_and_products(model, x, t, unit.expand(-1, *x.shape))
-            return velocity, traces.sum(0)
-        probes = self._draw(x, generator)
+        return self.with_probes(model, x, t, self.draw(x, generator))
+
+    def with_probes(self, model: Any, x: Tensor, t: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with probes (k, batch, *event) that `draw` gave."""
         velocity, traces = velocity_and_products(model, x, t, probes)
+        if self.trace == "exact":
+            return velocity, traces.sum(0)
         if self.control == "gaussian":
             traces = traces + _gaussian_remainder(model, probes, t)
         return velocity, traces.mean(0)
 
-    def _draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Probes (k, batch, *event) with E[e e^T] = I."""
-        signs = torch.randint(0, 2, (self.probes, *x.shape), generator=generator).float() * 2 - 1
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Probes (k, batch, *event) for points x: E[e e^T] = I, or the unit vectors of the exact trace."""
+        if self.trace == "exact":
+            unit = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
+            return unit.expand(-1, *x.shape)
+        shape = (self.probes, *x.shape)
+        signs = torch.randint(0, 2, shape, generator=generator, device=generator.device).float() * 2 - 1
         if self.basis == "dct":
             axes = tuple(range(-1, -min(2, x.ndim - 1) - 1, -1))
-            signs = torch.from_numpy(idctn(signs.numpy(), axes=axes, norm="ortho"))
+            signs = torch.from_numpy(idctn(signs.cpu().numpy(), axes=axes, norm="ortho"))
         return signs.to(x)
 
 

@@ -12,6 +12,7 @@ from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching
 from .objectives.batch import Batch
 from .objectives.imitation import imitation_loss
 from .objectives.realuid import matching_loss, realuid_loss
+from .parallel import WHOLE, Part
 from .recipes import DATA_TEACHER, Recipe, smallest_step
 from .sources import Field, Source, draw_conditional
 
@@ -24,15 +25,17 @@ def loss_of(
     generator: torch.Generator,
     device: str,
     step: int,
+    part: Part = WHOLE,
 ) -> Tensor:
-    """The loss of step ``step``, of one freshly drawn batch, a scalar with graph to the network's parameters.
+    """The loss of a part of the batch of step ``step``, freshly drawn, a scalar with graph to the network's parameters.
 
     ``average`` is the averaged network, in evaluation mode: it gives the targets that a recipe takes from its own
     model.
     """
     if recipe.path is not None:
-        return _conditional_loss(recipe, network, average, source, generator, device, step)
-    batch = source.batch(recipe, generator)
+        return _conditional_loss(recipe, network, average, source, generator, device, step, part)
+    batch = source.batch(recipe, generator, part)
+    generator = part.generator(generator)
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
     if recipe.imitation is not None:
@@ -79,18 +82,19 @@ def _conditional_loss(
     generator: torch.Generator,
     device: str,
     step: int,
+    part: Part,
 ) -> Tensor:
     """The loss of a field of any framework, or of a one-step generator distilled from one."""
     assert recipe.path is not None
     path = PATHS[recipe.path]
-    draw = draw_conditional(source, recipe, path, generator, device)
+    draw = draw_conditional(source, recipe, path, generator, device, part)
     if recipe.realuid is None:
         return matching_loss(network, path, draw)
     return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, recipe.steps)
 
 
 def _on(device: str, field: Field) -> Field:
-    return lambda x, t: tuple(part.to(device) for part in field(x.cpu(), t.cpu()))
+    return lambda x, t: tuple(part.to(device) for part in field(x, t))
 
 
 def _to(batch: Batch, device: str) -> Batch:

@@ -195,7 +195,7 @@ class MixturePolicy(_Tensors):
         if share == 0:
             return self
         batch, _, components = self.log_weights.shape
-        score = torch.rand(batch, components, generator=generator)
+        score = torch.rand(batch, components, generator=generator, device=generator.device)
         out = (score < share) & (score < score.amax(1, keepdim=True))
         gone = out.to(self.log_weights.device)[:, None].expand_as(self.log_weights)
         return replace(self, log_weights=self.log_weights.masked_fill(gone, -math.inf))

@@ -11,12 +11,16 @@ from torch import nn
 
 from .checkpoints import CheckpointError, read_checkpoint
 from .generated import GeneratedFlow
+from .image_source import ImageSource
+from .networks.images import Moments
 from .networks.one_step import OneStepGenerator
-from .networks.policy import PolicyUNet
+from .networks.policy import PolicyImages
 from .networks.vector import VectorFlowMap
+from .parallel import ALONE, Group
 from .recipes import CLOSED_FORM_TEACHER, DATA_TEACHER, Recipe
-from .sources import ClosedFormSource, DigitsSource, Source, path_starts
+from .sources import ClosedFormSource, Source, path_starts
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
+from .training_images import IMAGE_SHAPES, training_images, training_moments
 from .trajectories import Paths, solve, solve_closed_form, stored_paths
 from .zoo import build, checkpoint_path, load_model, model_hash
 
@@ -30,13 +34,35 @@ def _trained(task: str, model: str, out: Path) -> Path:
     return own if own.is_file() else checkpoint_path(task, model)
 
 
+def prepared(
+    task: str, recipe: Recipe, out: Path, device: str, group: Group = ALONE
+) -> tuple[nn.Module, Source]:
+    """Network and source of a recipe, on the device; what is worked out once and kept, the first process works out.
+
+    Raises:
+        CheckpointError, MissingDataError, DataError: as of `network_for` and `source_for`.
+    """
+    if not group.first:
+        group.wait()
+    network = network_for(task, recipe, out).to(device)
+    source = source_for(task, recipe, out, device)
+    if group.first:
+        group.wait()
+    return network, source
+
+
+def training_hash(task: str) -> str:
+    """Names the training data of a task, or the constants of its closed form."""
+    return constants_hash(task) if task in SYNTHETIC_TASKS else training_images(task).identity
+
+
 def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
     """The network of a recipe as training begins: clusters fitted, weights taken from the model it starts from.
 
     Raises:
         CheckpointError: that model is missing, of another task, or does not fit.
     """
-    network = build(task, recipe)
+    network = build(task, recipe, _moments(task, recipe) if task in IMAGE_SHAPES else None)
     if isinstance(network, VectorFlowMap) and network.clusters is not None:
         generator = torch.Generator().manual_seed(_POOL_SEED)
         network.clusters.fit(closed_form(task).sample(_FITTED, generator=generator))
@@ -44,26 +70,34 @@ def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
     return network
 
 
+def _moments(task: str, recipe: Recipe) -> Moments:
+    """Moments of the training images; eigenvectors rounded as the checkpoint will store them."""
+    mean, values, vectors = training_moments(task)
+    return mean, values, vectors.half() if recipe.stored == "float16" else vectors
+
+
 def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     """Where the batches of a recipe come from; trajectories it needs are solved now and kept below ``out``.
 
     Raises:
         CheckpointError: its teacher is missing or does not fit.
+        MissingDataError, DataError: the images are not there, or not as published.
     """
     if task in SYNTHETIC_TASKS:
         return _closed_form_source(task, recipe, out, device)
     if recipe.teacher == DATA_TEACHER:
-        return DigitsSource(None)
+        return ImageSource(training_images(task), device=device)
     path = _trained(task, recipe.teacher, out)
     teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
     if not recipe.pool:
-        return DigitsSource(teacher)
+        return ImageSource(training_images(task), teacher, device=device)
     weights = model_hash(task, recipe.teacher, path=path)
     options: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
     name = hashlib.sha256(f"{weights} {recipe.pool} {options}".encode()).hexdigest()[:12]
     cache = out / task / f"{recipe.teacher}-paths-{name}.safetensors"
-    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, **options))
-    return DigitsSource(teacher, paths)
+    images = training_images(task)
+    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, images=images, **options))
+    return ImageSource(images, teacher, paths, device)
 
 
 def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
@@ -101,7 +135,7 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
         raise CheckpointError(
             f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
         )
-    if isinstance(network, PolicyUNet | OneStepGenerator):
+    if isinstance(network, PolicyImages | OneStepGenerator):
         tensors = network.adopted(tensors)
     expected = network.state_dict()
     unknown = [

@@ -48,7 +48,10 @@ class Recipe:
     trained on conditional targets alone, or of a one-step generator; ``realuid``: how the latter is trained, objective
     ``realuid`` alone. ``betas``: of Adam.
     ``faults``: faults of the released F2D2 code to reproduce (docs/training.md). ``precision``: of the network's
-    forward and backward.
+    forward and backward. ``accumulate``: parts of a batch that a process takes one after the other; like the number of
+    processes it changes the trajectory by rounding alone. ``channels_last``, ``fused``, ``compile``: memory format,
+    optimiser in one kernel, compiled backbone. ``stored``: type of the weights in the checkpoint. ``snapshots``: shares
+    of the steps after which the average is kept as well.
 
     Raises:
         ValueError: options that do not go together, in one line.
@@ -92,6 +95,12 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     faults: tuple[Fault, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    channels_last: bool = False
+    fused: bool = False
+    compile: bool = False
+    stored: Literal["float32", "float16"] = "float32"
+    snapshots: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
@@ -129,6 +138,12 @@ class Recipe:
             raise ValueError("direct is a share of the batch and needs a pool of solved trajectories")
         if "direct" in (self.objective, self.divergence_objective) and not self.direct:
             raise ValueError("objective direct needs a share of direct rows")
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} cannot be taken in {self.accumulate} equal parts")
+        if self.compile and needs_forward_mode(self):
+            raise ValueError(
+                "a compiled network has no forward-mode derivative: compile with derivative difference"
+            )
         if self.teacher == DATA_TEACHER and (self.altered or self.pool):
             raise ValueError("conditional velocities hold on the path only: altered and pool need a teacher")
 
@@ -136,6 +151,19 @@ class Recipe:
 def smallest_step(recipe: Recipe) -> float:
     """Steps up to this length are cut no further; 0 where there is no shortest step, or where a fault leaves a hole."""
     return SMALLEST_STEP if recipe.dyadic and "step-hole" not in recipe.faults else 0.0
+
+
+def needs_forward_mode(recipe: Recipe) -> bool:
+    """Whether a forward-mode derivative of the network is taken."""
+    conditions = {recipe.objective, recipe.divergence_objective}
+    return recipe.derivative == "jvp" and not conditions <= {
+        "flow-matching",
+        "direct",
+        "imitation",
+        "shortcut",
+        "realuid",
+        None,
+    }
 
 
 _PLANE = Recipe(
@@ -478,4 +506,104 @@ RECIPES["digits"] |= _generators(
         learning_rate=2e-4,
         weight_decay=0.0,
     )
+)
+
+# Fashion-MNIST, for two CPU cores. All maps share one pool of trajectories, which is solved once.
+_GREY_NOISE = 2 / 256 / 12**0.5  # standard deviation of the dequantisation noise of 256 levels
+_FASHION = Recipe(
+    objective="flow-matching",
+    teacher=DATA_TEACHER,
+    network={
+        "widths": (24, 48, 96),
+        "blocks": 1,
+        "attention": (7,),
+        "dropout": 0.0,
+        "noise": _GREY_NOISE,
+    },
+    steps=14_000,
+    batch=64,
+    learning_rate=2e-3,
+    weight_decay=0.01,
+    ema=0.9995,
+    clip=1.0,
+    delta=1e-3,
+    altered=0.0,
+    derivative="jvp",
+    channels_last=True,
+    fused=True,
+    stored="float16",
+    snapshots=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4),
+)
+
+
+def _image_maps(
+    teacher: Recipe, alone: dict[str, Any], joint: dict[str, Any], **direct: Any
+) -> dict[str, Recipe]:
+    """Teacher, MeanFlow, its joint map, and the joint map read off trajectories."""
+    base = replace(
+        teacher,
+        objective="meanflow",
+        start_from="teacher",
+        teacher="teacher",
+        network={**teacher.network, "dropout": 0.0},
+        learning_rate=teacher.learning_rate / 2,
+        weight_decay=0.0,
+        weight_c=(0.01, 0.1),
+        ends=0.02,
+        altered=0.1,
+        altered_scale=5 * _GREY_NOISE,
+        snapshots=(),
+        **alone,
+    )
+    both = replace(base, divergence=True, start_from="meanflow", **joint)
+    read_off: dict[str, Any] = {"objective": "direct", "direct": 0.9, "start_from": "teacher"}
+    return {
+        "teacher": teacher,
+        "meanflow": base,
+        "meanflow-f2d2": both,
+        "direct-f2d2": replace(both, **(read_off | direct)),
+    }
+
+
+RECIPES["fashion-mnist"] = _image_maps(
+    _FASHION,
+    {"steps": 2_000, "pool": 3_072, "pool_data": 0.5, "pool_probes": 2, "pool_share": 0.5, "direct": 0.3},
+    {"steps": 3_500},
+    steps=9_000,
+)
+
+# CIFAR-10, for one GPU. Its whole covariance would be larger than the network: cosines stand in for its axes.
+_CIFAR = replace(
+    _FASHION,
+    network={
+        "widths": (96, 192, 192),
+        "blocks": 2,
+        "attention": (16,),
+        "head": 64,
+        "dropout": 0.1,
+        "embed": 384,
+        "noise": _GREY_NOISE,
+        "basis": "cosine",
+    },
+    steps=200_000,
+    batch=256,
+    learning_rate=5e-4,
+    ema=0.9999,
+    precision="bfloat16",
+    compile=True,
+)
+RECIPES["cifar10"] = _image_maps(
+    _CIFAR,
+    {
+        "steps": 40_000,
+        "pool": 16_384,
+        "pool_data": 0.5,
+        "pool_probes": 2,
+        "pool_share": 0.5,
+        "direct": 0.3,
+        "compile": False,
+    },
+    {"steps": 60_000},
+    steps=100_000,
+    compile=True,
 )

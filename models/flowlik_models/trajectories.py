@@ -20,10 +20,11 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from .checkpoints import read_checkpoint, save_tensors
-from .data import DIGITS_LEVELS, dequantise, digits, shifted
+from .data import continuous, mirrored, shifted
 from .divergence_targets import velocity_and_products
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
+from .training_images import TrainingImages, training_images
 
 STEPS = 32
 _DELTA = 1e-3  # smallest 1 - t that the nodes resolve
@@ -58,6 +59,11 @@ class Paths:
     grid: tuple[int, ...] = ()
     cpu_seconds: float = 0.0
 
+    def to(self, device: torch.device | str) -> Paths:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("times", "states", "log_dets")}
+        return replace(self, **moved)
+
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
 
@@ -68,7 +74,7 @@ class Paths:
             a, b = self._any_or_grid_steps(n, generator)
         else:
             a, b = self._steps_about_the_ends(n, generator)
-        row = torch.randint(self.states.shape[1], (n,), generator=generator)
+        row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
         t, s = self.times[a, row], self.times[b, row]
         moved = self.states[b, row] - self.states[a, row]
         velocity = moved / (s - t).reshape(-1, *([1] * (moved.ndim - 1)))
@@ -80,9 +86,10 @@ class Paths:
         last = len(self.times) - 1
 
         def node() -> Tensor:
-            return torch.randint(last + 1, (n,), generator=generator)
+            return torch.randint(last + 1, (n,), generator=generator, device=generator.device)
 
-        kind, end = torch.rand(n, generator=generator), torch.rand(n, generator=generator) < _TO_END
+        kind = torch.rand(n, generator=generator, device=generator.device)
+        end = torch.rand(n, generator=generator, device=generator.device) < _TO_END
         at_data, at_noise = _FROM_END
         a = torch.where(kind < at_data, 0, torch.where(kind < at_data + at_noise, last, node()))
         b = torch.where(end, torch.where(a <= last // 2, last, 0), node())
@@ -185,9 +192,10 @@ def solve(
     shift: float = 0.0,
     seed: int = 77,
     steps: int = STEPS,
+    images: TrainingImages | None = None,
 ) -> Paths:
-    """``n`` trajectories: a share ``data`` from training digits, of which a share ``shift`` are moved by a pixel, the
-    others the teacher's own samples, from the noise.
+    """``n`` trajectories: a share ``data`` from training images (the digits by default), of which a share ``shift`` are
+    moved by a pixel, the others the teacher's own samples, from the noise.
 
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
     """
@@ -196,15 +204,17 @@ def solve(
     from_data = round(n * data)
     own = n - from_data
     noise = torch.randn((own, *teacher.event_shape), generator=generator)
-    levels = digits("train")[0]
-    levels = levels[torch.randint(len(levels), (from_data,), generator=generator)]
+    images = images or training_images("digits")
+    levels = images.levels[torch.randint(len(images.levels), (from_data,), generator=generator)]
     levels = shifted(levels, shift, generator)
-    images = dequantise(levels, DIGITS_LEVELS, torch.rand(levels.shape, generator=generator))
+    if images.flips:
+        levels = mirrored(levels, generator)
+    at_data = continuous(levels, images.n_levels, torch.rand(levels.shape, generator=generator))
     low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
     nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
     found = [
         _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, generator)
-        for start, forward in ((noise, False), (images, True))
+        for start, forward in ((noise, False), (at_data, True))
         for part in torch.split(start, _CHUNK)
     ]
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)

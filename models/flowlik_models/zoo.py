@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,25 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
-from .data import DIGITS_LEVELS, digits, mean_and_covariance
+from .networks.dit import DiT, FlowMapDiT, JointFlowMapDiT
+from .networks.images import Moments
 from .networks.one_step import OneStepGenerator, PathField
-from .networks.policy import PolicyUNet, VectorPolicy
+from .networks.policy import PolicyImages, VectorPolicy
 from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
 from .networks.vector import VectorFlowMap
 from .objectives.imitation import Imitation
 from .objectives.realuid import RealUID
 from .recipes import DATA_TEACHER, RECIPES, Recipe
 from .synthetic import CLOSED_FORM_TASKS, closed_form, constants_hash
+from .training_images import IMAGE_SHAPES, training_moments
 
 CLOSED_FORM = "closed-form"
 CHECKPOINTS_VARIABLE = "FLOWLIK_CHECKPOINTS"
 TASK_MODELS: dict[str, tuple[str, ...]] = {
     task: ((CLOSED_FORM,) if task in CLOSED_FORM_TASKS else ()) + tuple(RECIPES.get(task, {}))
-    for task in (*CLOSED_FORM_TASKS, "digits")
+    for task in (*CLOSED_FORM_TASKS, *IMAGE_SHAPES)
 }
+NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = {
+    "unet": (UNet, FlowMapUNet, JointFlowMapUNet),
+    "dit": (DiT, FlowMapDiT, JointFlowMapDiT),
+}
+"""Networks of images: a velocity field, a flow map, a joint flow map."""
 
 
 def _unknown(kind: str, name: str, valid: Iterable[str]) -> ValueError:
@@ -55,16 +63,23 @@ def recipe_for(task: str, model: str) -> Recipe:
     return RECIPES[task][model]
 
 
-def build(task: str, recipe: Recipe) -> nn.Module:
-    """The untrained network of a recipe with the moments of the task's training data."""
+def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Module:
+    """The untrained network of a recipe with the moments of the task's training data.
+
+    Of images that are read from files the moments are standard normal ones unless they are given: a checkpoint
+    brings its own, and nobody needs the files to load one.
+    """
+    if moments is None and task == "digits":
+        moments = training_moments(task)
     if recipe.realuid is not None:
-        return _one_step(task, recipe, recipe.realuid)
+        return _one_step(task, recipe, recipe.realuid, moments)
     if recipe.imitation is not None:
-        return _policy_network(task, recipe, recipe.imitation)
-    if task == "digits":
-        kind = UNet if recipe.objective == "flow-matching" else FlowMapUNet
-        kind = JointFlowMapUNet if recipe.divergence else kind
-        return kind((1, 8, 8), moments=_moments(task), **recipe.network)
+        return _policy_network(task, recipe, recipe.imitation, moments)
+    if task in IMAGE_SHAPES:
+        options = dict(recipe.network)
+        kinds = NETWORKS[options.pop("kind", "unet")]
+        kind = kinds[0 if recipe.objective == "flow-matching" else 2 if recipe.divergence else 1]
+        return kind(IMAGE_SHAPES[task], moments=moments, **options)
     if recipe.path is not None:
         return PathField(*_moments(task), path=recipe.path, delta=recipe.delta, **recipe.network)
     return VectorFlowMap(
@@ -76,37 +91,41 @@ def build(task: str, recipe: Recipe) -> nn.Module:
     )
 
 
-def _one_step(task: str, recipe: Recipe, options: RealUID) -> nn.Module:
+def _one_step(task: str, recipe: Recipe, options: RealUID, moments: Moments | None) -> nn.Module:
     """The untrained generator and fake model of a recipe, two fields alike."""
     field = replace(recipe, objective="flow-matching", realuid=None, teacher=DATA_TEACHER)
-    mean, values, vectors = _moments(task)
+    generator, fake = (build(task, field, moments) for _ in range(2))
+    moments = moments if task in IMAGE_SHAPES else _moments(task)
+    if moments is None:  # to be filled from a checkpoint
+        dim = math.prod(IMAGE_SHAPES[task])
+        mean, spread = torch.zeros(dim), torch.ones(dim)
+    else:
+        mean, values, vectors = moments
+        spread = vectors.to(values).square() @ values
     assert recipe.path is not None
     return OneStepGenerator(
-        build(task, field),
-        build(task, field),
+        generator,
+        fake,
         recipe.path,
         mean,
-        vectors.square() @ values,
+        spread,
         start=options.start,
         fake_is_flow=options.fake_is_flow,
     )
 
 
-def _policy_network(task: str, recipe: Recipe, imitation: Imitation) -> nn.Module:
+def _policy_network(task: str, recipe: Recipe, imitation: Imitation, moments: Moments | None) -> nn.Module:
     """The untrained network of a policy flow."""
     options: dict[str, Any] = {"head": imitation.head, "segments": imitation.segments, **recipe.network}
-    if task == "digits":
-        return PolicyUNet((1, 8, 8), moments=_moments(task), eps=imitation.eps, **options)
+    if task in IMAGE_SHAPES:
+        return PolicyImages(IMAGE_SHAPES[task], moments=moments, eps=imitation.eps, **options)
     eps = max(closed_form(task).eps, imitation.eps)
     return VectorPolicy(*_moments(task), eps=eps, delta=recipe.delta, **options)
 
 
-def _moments(task: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (d,), eigenvalues (d,) ascending and eigenvectors (d, d) of the task's training data."""
-    if task == "digits":
-        mean, covariance = mean_and_covariance(digits("train")[0], DIGITS_LEVELS)
-    else:
-        mean, covariance = closed_form(task).mean_and_covariance()
+def _moments(task: str) -> Moments:
+    """Mean (d,), eigenvalues (d,) ascending and eigenvectors (d, d) of a closed form."""
+    mean, covariance = closed_form(task).mean_and_covariance()
     values, vectors = torch.linalg.eigh(covariance)
     return mean, values, vectors
 

@@ -31,9 +31,13 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Number of steps instead of the recipe's.", min=1)] = None,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted training.")] = True,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts a process takes its batch in, to need less memory.", min=1)
+    ] = None,
     data_dir: DataOption = None,
 ) -> None:
     """Train a model from nothing, or go on where an interrupted training stopped."""
+    from flowlik.executors import is_follower
     from flowlik.training import train_model
     from flowlik_models.training import TrainingError
 
@@ -42,11 +46,13 @@ def train(
         chosen = pick_device(device)
         folder = out or TRAINED
         options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
+        options["accumulate"] = accumulate
         try:
             path = train_model(task, model, out=folder, device=chosen, **options)
         except TrainingError as error:
             raise fail(str(error), 1) from None
-    typer.echo(f"checkpoint: {path}")
+    if not is_follower():
+        typer.echo(f"checkpoint: {path}")
 
 
 def reference(

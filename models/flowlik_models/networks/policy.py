@@ -20,7 +20,9 @@ from torch.nn import functional as F
 
 from flowlik_models.policies import Layout, MixturePolicy, Positions, PredictionPolicy
 
+from .dit import DiT
 from .embedding import TimeFeatures
+from .images import ImageField, Moments
 from .unet import UNet
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped
@@ -197,12 +199,15 @@ class VectorPolicy(nn.Module):
         return self.mixture(raw.view(len(x), positions.count, -1), near, x, t)  # type: ignore[no-any-return]
 
 
-class PolicyUNet(nn.Module):
-    """Policies of images, one mixture a pixel, by the U-Net of a velocity field, whose weights it can start from.
+_BACKBONES: dict[str, type[ImageField]] = {"unet": UNet, "dit": DiT}
+
+
+class PolicyImages(nn.Module):
+    """Policies of images, one mixture a pixel, by the network of a velocity field, whose weights it can start from.
 
     The backbone's own velocity at (x, t) gives a first guess of the data point, about which components start that
     do not start at grey levels.
-    Arguments as of `UNet`, and as of `VectorPolicy`.
+    Arguments as of `UNet` (or of `DiT`, where ``kind`` says so), and as of `VectorPolicy`.
     """
 
     def __init__(
@@ -212,26 +217,26 @@ class PolicyUNet(nn.Module):
         head: PolicyHead,
         segments: tuple[int, ...],
         eps: float = 0.0,
+        kind: Literal["unet", "dit"] = "unet",
         embed: int = 128,
-        moments: tuple[Tensor, Tensor, Tensor] | None = None,
+        moments: Moments | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if head.layout != "position" or head.kind != "mixture":
             raise ValueError("policies of images are mixtures at positions")
-        self.backbone = UNet(event_shape, embed=embed, moments=moments, **options)
+        self.backbone = _BACKBONES[kind](event_shape, embed=embed, moments=moments, **options)
         self.event_shape = self.backbone.event_shape
         self.eps, self.head, self.segments, self.frozen_density = eps, head, segments, True
         positions = Positions(self.event_shape, "position")
-        variance = self.backbone.eigenvectors.square() @ self.backbone.eigenvalues
         location = positions.split(self.backbone.mean.view(1, *self.event_shape))[0]
-        spread = positions.split(variance.sqrt().view(1, *self.event_shape))[0]
+        spread = positions.split(self.backbone.variance.sqrt().view(1, *self.event_shape))[0]
         self.mixture = MixtureRead(head, positions, location, spread)
         if head.levels:
             self.mixture.start_at_levels()
         else:
             nn.init.ones_(self.mixture.follow)
-        width = self.backbone.norm.num_channels
+        width = self.backbone.hidden_width
         self.embed_s = nn.Sequential(
             nn.Linear(2 * self.backbone.time.size, embed), nn.SiLU(), nn.Linear(embed, embed)
         )

@@ -47,6 +47,12 @@ class Batch:
             direct,
         )
 
+    def cut(self, index: Tensor) -> Batch:
+        """The rows ``index`` (k,), everything that is known of them."""
+        divergence = None if self.divergence is None else self.divergence[index]
+        direct = None if self.direct is None else self.direct[index]
+        return Batch(self.x[index], self.t[index], self.s[index], self.velocity[index], divergence, direct)
+
     def rows(self, index: Tensor) -> Batch:
         """The rows ``index`` (k,) alone."""
         divergence = None if self.divergence is None else self.divergence[index]

@@ -74,14 +74,15 @@ def segment_ends(
     """Anchor time and the other end of a random segment of each row, (n,) each: that of a time uniform in logit(t)
     from 0.05 on, as matching times are, so that the segment next to the data comes most often."""
     end = min(end, 1 - imitation.eps)
-    counts = torch.tensor(imitation.segments)[
-        torch.randint(len(imitation.segments), (n,), generator=generator)
+    device = generator.device
+    counts = torch.tensor(imitation.segments, device=device)[
+        torch.randint(len(imitation.segments), (n,), generator=generator, device=device)
     ]
     first, last = (math.log(t / (1 - t)) for t in (_FIRST, 1 - _LOGIT_EPS))
-    somewhere = (first + (last - first) * torch.rand(n, generator=generator)).sigmoid()
+    somewhere = (first + (last - first) * torch.rand(n, generator=generator, device=device)).sigmoid()
     index = (somewhere * counts).long()
     low, high = end * index / counts, end * (index + 1) / counts
-    from_noise = torch.rand(n, generator=generator) < imitation.noise_end
+    from_noise = torch.rand(n, generator=generator, device=device) < imitation.noise_end
     return torch.where(from_noise, low, high), torch.where(from_noise, high, low)
 
 
@@ -102,7 +103,9 @@ def imitation_loss(
     ``relative``: targets whose root mean square exceeds it count relative to their size.
     """
     if imitation.data_free:
-        x = _own_points(network, torch.randn(x.shape, generator=generator).to(x), t, imitation)
+        x = _own_points(
+            network, torch.randn(x.shape, generator=generator, device=generator.device).to(x), t, imitation
+        )
     policy = network.policy(x, t, s).thinned(imitation.dropout, generator)
     times = _matching_times(t, s, imitation.matches, generator)
     with torch.no_grad():
@@ -131,7 +134,7 @@ def _logits(t: Tensor) -> Tensor:
 
 def _matching_times(t: Tensor, s: Tensor, matches: int, generator: torch.Generator) -> Tensor:
     """Times (matches, batch) from t towards s, one in each of equal parts in logit(t)."""
-    unit = torch.rand(matches, len(t), generator=generator).to(t)
+    unit = torch.rand(matches, len(t), generator=generator, device=generator.device).to(t)
     share = (torch.arange(matches, device=t.device)[:, None] + unit) / matches
     first, last = _logits(t), _logits(s)
     return (first + share * (last - first)).sigmoid()
@@ -152,7 +155,7 @@ def _states(policy: Any, x: Tensor, t: Tensor, times: Tensor, substeps: int) -> 
 
 def _beside(x: Tensor, t: Tensor, spread: float, generator: torch.Generator) -> Tensor:
     """Every second point moved by noise of standard deviation ``spread (1 - t)``, the scale on which p_t is smooth."""
-    noise = torch.randn(x.shape, generator=generator).to(x)
+    noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
     moved = spread * (1 - t) * (torch.arange(len(x), device=x.device) % 2)
     return x + _column(moved, x) * noise
 
