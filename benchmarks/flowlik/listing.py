@@ -99,7 +99,8 @@ def _models(task: str, models: Sequence[str], own: Sequence[str]) -> str:
         )
 
     missing = [model for model in models if not there(model)]
-    return ", ".join(filter(there, models)) + (f"; to train: {', '.join(missing)}" if missing else "")
+    parts = [", ".join(filter(there, models)), f"to train: {', '.join(missing)}" if missing else ""]
+    return "; ".join(filter(None, parts))
 
 
 if __name__ == "__main__":
