@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STEPS = (1, 2, 4, 8)
 JUDGED_ITEMS = 1000
 FEW_DIMENSIONS = 8
+JUDGED_STEPS = 32  # of a field
 JUDGED_IMAGES = 128  # of more than 64 pixels: a field costs hundreds of evaluations an image
 SMALL = 64  # dimensions
 WATCHED_ITEMS = 256  # while training goes on
@@ -195,7 +196,7 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     elif not hasattr(network, "velocity"):
         return {}
     else:
-        estimators = [get("ode", solver="rk4", steps=32, grid="logsnr", trace="hutchinson")]
+        estimators = [get("ode", solver="rk4", steps=JUDGED_STEPS, grid="logsnr", trace="hutchinson")]
     report: dict[str, Any] = {}
     for split in task.splits if task.levels else ("test",):
         for estimator in estimators:
