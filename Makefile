@@ -1,5 +1,6 @@
 # make bench   the benchmark, from nothing to figures, tables and report.html
-# make test    lint, types, tests and the check of the asv suites, in environments of their own
+# make test    lint, types, tests, the check of the asv suites and of the pages, in environments of their own
+# make docs    the pages of docs/ as a site in site/
 # make verify  the full numbers about runs: a hundred kills, a thousand bad inputs, Ray, overheads; half an hour alone
 # make asv     speed, memory, evaluations and accuracy of the current commit into results/asv, pages into results/asv-html
 #
@@ -15,7 +16,7 @@ ARGS ?=
 TOX = .tox/bootstrap
 ASV = $(VENV)/bin/asv
 
-.PHONY: bench test verify asv
+.PHONY: bench test docs verify asv
 
 bench: $(VENV)/.flowlik-installed
 	$(VENV)/bin/flowlik run $(ARGS)
@@ -23,6 +24,10 @@ bench: $(VENV)/.flowlik-installed
 test: $(TOX)/.installed
 	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \
 	echo "tox run $(ARGS)" && $(TOX)/bin/tox run $(ARGS)
+
+docs: $(TOX)/.installed
+	@FLOWLIK_SITE=site $(TOX)/bin/tox run -e docs $(ARGS)
+	@echo "open site/index.html, or for the search: $(PYTHON) -m http.server -d site"
 
 verify: $(TOX)/.installed
 	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \

@@ -116,6 +116,7 @@ def test_estimators_on_the_command_line_take_the_models_they_fit() -> None:
         (("figures", "nowhere"), "nowhere"),
         (("report", "nowhere"), "nowhere"),
         (("compare", "nowhere", "elsewhere"), "nowhere"),
+        (("gallery", "nowhere"), "nowhere"),
         (("table", "nowhere", "--format", "mdd"), "did you mean 'md'"),
         (("check", "--only", "no such gate"), "no gate contains"),
     ],

@@ -80,7 +80,9 @@ def test_wheel_installs_the_command_and_the_licence(wheel: zipfile.ZipFile) -> N
 def test_tools_are_pinned_to_the_same_versions_everywhere() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (ruff,) = (name for name in extras["dev"] if name.startswith("ruff"))
-    assert f"deps = {ruff}" in (ROOT / "tox.ini").read_text()
+    tox = (ROOT / "tox.ini").read_text()
+    assert f"deps = {ruff}" in tox
+    assert "deps =\n    " + "\n    ".join(extras["docs"]) + "\n" in tox
 
 
 def test_cpu_constraint_satisfies_the_declared_requirement() -> None:

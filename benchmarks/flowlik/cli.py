@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": results.compare,
     "reproduce": results.reproduce,
     "merge": results.merge,
+    "gallery": results.gallery,
     "check": look.check,
     "data": make.data,
     "sysinfo": look.sysinfo,

@@ -1,4 +1,4 @@
-"""`flowlik figures`, `table`, `report`, `compare`, `reproduce` and `merge`: what is done with a run that is there."""
+"""`flowlik figures`, `table`, `report`, `compare`, `reproduce`, `merge`, `gallery`: what is done with runs."""
 
 from __future__ import annotations
 
@@ -94,6 +94,21 @@ def merge(
 
         merged = merge_runs(folders, out)
     typer.echo(f"{merged.cells} cells in {merged.folder} ({merged.common} of them in several runs)")
+
+
+def gallery(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
+    ] = None,
+) -> None:
+    """Copy published figures from runs into the source tree and write docs/gallery.md; without a run the page."""
+    with bad_usage():
+        from flowlik.gallery import PAGE, need_tree, publish
+
+        names = publish(runs or [], need_tree())
+    for name in names:
+        typer.echo(name)
+    typer.echo(str(PAGE))
 
 
 def _need_records(folder: Path) -> None:
