@@ -326,6 +326,10 @@ def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Rec
 _DIGITS_JOINT = replace(_DIGITS_MAP, steps=2_400)
 _DIRECT = {"pool": 32_768, "learning_rate": 2e-3}
 
+_MAPS_OF_DIGITS = _maps(_DIGITS_MAP, _DIGITS_JOINT)
+# the shipped one began with the teacher's weights, not with those of the map alone
+_MAPS_OF_DIGITS["meanflow-f2d2"] = replace(_MAPS_OF_DIGITS["meanflow-f2d2"], start_from="teacher")
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     # the maps alone, which only start the joint ones, are trained in small batches and on the plain path
     "gmm-2d": _vectors(
@@ -357,7 +361,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "teacher": _DIGITS,
         # nearly Gaussian still: which probes are quiet depends on the stage of training
         "teacher-early": replace(_DIGITS, steps=200),
-        **_maps(_DIGITS_MAP, _DIGITS_JOINT),
+        **_MAPS_OF_DIGITS,
         "direct-f2d2": replace(
             _DIGITS_JOINT,
             objective="direct",
