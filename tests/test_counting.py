@@ -170,7 +170,7 @@ def test_proxy_offers_what_the_model_offers() -> None:
     assert proxy.event_shape == (DIM,)
     assert proxy.eps == 0.0
     assert proxy.eigenvalues is model.eigenvalues
-    assert not hasattr(proxy, "generate")
+    assert not hasattr(proxy, "own_samples")
 
 
 class Guided(nn.Module):

@@ -105,6 +105,8 @@ def gallery(
     with bad_usage():
         from flowlik.gallery import PAGE, need_tree, publish
 
+        for folder in runs or []:
+            _need_records(folder)
         names = publish(runs or [], need_tree())
     for name in names:
         typer.echo(name)
