@@ -147,6 +147,22 @@ def test_model_without_an_event_shape_is_refused() -> None:
     assert "event_shape" in out.reason
 
 
+def test_points_of_another_type_than_the_parameters_are_named_with_the_cure() -> None:
+    class Network(nn.Linear):
+        event_shape = (3,)
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            return super().forward(x)
+
+    model = Network(3, 3).double()
+    with pytest.raises(
+        ValueError, match=r"x is float32 and the model's parameters are float64: give both one type"
+    ):
+        build("ode[solver=rk4,steps=3]").log_prob(model, points(4, 3).float())
+    with pytest.raises(ValueError, match=r"x\.to\(torch\.float64\)"):
+        build("ode[solver=rk4,steps=3]").sample(model, 4, dtype=torch.float32)
+
+
 def test_parameters_are_frozen_during_the_call_and_as_before_after_it() -> None:
     seen: list[bool] = []
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from inspect import get_annotations
 from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowlik_estimators._guards import DTYPES, check_points, device_of, frozen, mode, one_dtype, ordinary
 from flowlik_estimators._words import unknown
-from flowlik_estimators.counting import Cost, Counts, counted, inner_networks
+from flowlik_estimators.counting import Cost, Counts, counted
 from flowlik_estimators.grids import time_grid
 from flowlik_models import random
 
@@ -28,7 +28,6 @@ Noise = Literal["rademacher", "gaussian"]
 
 SAMPLE_STREAM = 0
 PROBE_STREAM = 1
-_DTYPES = (torch.float32, torch.float64)
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, turned into a status, never seen by a caller
@@ -251,15 +250,15 @@ class Estimator:
 
         Raises:
             ValueError: misuse (empty batch, wrong event shape or dtype, NaN or infinity in x, lengths that
-                differ), or a model whose answers have the wrong shape. A model that does not fit, or a solve
-                that fails, is a status, not an exception.
+                differ, parameters of another type than x), or a model whose answers have the wrong shape. A
+                model that does not fit, or a solve that fails, is a status, not an exception.
         """
-        _check_points(x, getattr(model, "event_shape", None))
+        check_points(x, getattr(model, "event_shape", None))
         refusal = self._refusal(model)
         if refusal is not None:
             return _failed(x, "refused", refusal, Cost())
-        with _mode(differentiable), _frozen(model, not differentiable):
-            x = x if differentiable else _ordinary(x)
+        with mode(differentiable), frozen(model, not differentiable), one_dtype(model, x):
+            x = x if differentiable else ordinary(x)
             run = self._run(model, x, cond, generator, items, differentiable)
             try:
                 estimate = self._log_prob(counted(model, run.counts), x, run)
@@ -296,17 +295,17 @@ class Estimator:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
         like = torch.full(
-            (n, *getattr(model, "event_shape", ())), math.nan, dtype=dtype, device=_device(model)
+            (n, *getattr(model, "event_shape", ())), math.nan, dtype=dtype, device=device_of(model)
         )
         refusal = self._refusal(model)
         if refusal is None and type(self)._sample is Estimator._sample:
             refusal = f"{self.name} cannot sample"
         if refusal is not None:
             return _no_samples(like, "refused", refusal, Cost())
-        with _mode(differentiable=False), _frozen(model, True):
+        with mode(differentiable=False), frozen(model, True), one_dtype(model, like):
             run = self._run(model, like, cond, generator, items, differentiable=False)
             try:
                 samples = self._sample(counted(model, run.counts), run.source(), run, log_prob=log_prob)
@@ -338,7 +337,7 @@ class Estimator:
         if cond is not None:
             if len(cond) != batch:
                 raise ValueError(f"cond has {len(cond)} rows, x has {batch}")
-            cond = cond if differentiable else _ordinary(cond)
+            cond = cond if differentiable else ordinary(cond)
         if items is None:
             items = torch.arange(batch)
         elif items.shape != (batch,) or items.dtype != torch.int64:
@@ -428,24 +427,6 @@ def _spelled(value: object) -> str:
     return str(value)
 
 
-def _check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
-    if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
-        raise ValueError(
-            f"x must be a float32 or float64 tensor, got {getattr(x, 'dtype', type(x).__name__)}"
-        )
-    if x.ndim == 0 or (event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape)):
-        event_shape = event_shape or ("...",)
-        wanted = ", ".join(["batch", *map(str, event_shape)])
-        raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")
-    if x.shape[0] == 0:
-        raise ValueError("x is an empty batch")
-    if not bool(torch.isfinite(x).all()):
-        bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
-        raise ValueError(
-            f"x holds NaN or infinity in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}"
-        )
-
-
 def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:
     nothing = torch.full(x.shape[:1], math.nan, dtype=torch.float64, device=x.device)
     return Estimate(log_prob=nothing, cost=cost, valid=torch.isfinite(nothing), status=status, reason=reason)
@@ -472,44 +453,3 @@ def _verdict(status: Status, reason: str | None, valid: Tensor) -> tuple[Status,
     if status == "ok" and not bool(valid.any()):
         return "diverged", "no item has a finite value"
     return status, reason
-
-
-@contextmanager
-def _mode(differentiable: bool) -> Iterator[None]:
-    """Gradients on or off whatever the caller's mode; inference tensors could not take part in a trace."""
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        yield
-
-
-def _ordinary(x: Tensor) -> Tensor:
-    return x.clone() if x.is_inference() else x.detach()
-
-
-@contextmanager
-def _frozen(model: object, freeze: bool) -> Iterator[None]:
-    """Switch off the gradients of the parameters, so that a trace builds no graph towards them."""
-    held = [p for p in _parameters(model) if p.requires_grad and p.is_leaf] if freeze else []
-    for p in held:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in held:
-            p.requires_grad_(True)
-
-
-def _parameters(model: object) -> Iterator[nn.Parameter]:
-    if isinstance(model, nn.Module):
-        yield from model.parameters()
-    else:
-        for name in inner_networks(model):
-            yield from _parameters(getattr(model, name))
-
-
-def _device(model: object) -> torch.device:
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    for name in inner_networks(model):
-        return _device(getattr(model, name))
-    return torch.device("cpu")

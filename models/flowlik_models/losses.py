@@ -98,7 +98,4 @@ def _on(device: str, field: Field) -> Field:
 
 
 def _to(batch: Batch, device: str) -> Batch:
-    divergence = None if batch.divergence is None else batch.divergence.to(device)
-    x, t, s = batch.x.to(device), batch.t.to(device), batch.s.to(device)
-    direct = None if batch.direct is None else batch.direct.to(device)
-    return Batch(x, t, s, batch.velocity.to(device), divergence, direct)
+    return batch.each(lambda value: value.to(device))

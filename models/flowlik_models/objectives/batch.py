@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -47,13 +48,15 @@ class Batch:
             direct,
         )
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``change`` applied to everything that is known of it."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in known.items() if value is not None})
+
     def cut(self, index: Tensor) -> Batch:
         """The rows ``index`` (k,), everything that is known of them."""
-        divergence = None if self.divergence is None else self.divergence[index]
-        direct = None if self.direct is None else self.direct[index]
-        return Batch(self.x[index], self.t[index], self.s[index], self.velocity[index], divergence, direct)
+        return self.each(lambda value: value[index])
 
     def rows(self, index: Tensor) -> Batch:
-        """The rows ``index`` (k,) alone."""
-        divergence = None if self.divergence is None else self.divergence[index]
-        return Batch(self.x[index], self.t[index], self.s[index], self.velocity[index], divergence)
+        """The rows ``index`` (k,) alone: they no longer say which of them were direct."""
+        return replace(self.cut(index), direct=None)
