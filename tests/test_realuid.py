@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowlik_estimators import get
 from flowlik_models import training
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint
-from flowlik_models.conditional import PATHS, ends, weight
+from flowlik_models.conditional import PATHS, PathName, ends, mixed, weight
 from flowlik_models.coupling import TurnedPairs
 from flowlik_models.generated import GeneratedFlow
 from flowlik_models.networks.one_step import OneStepGenerator, PathField
@@ -21,6 +21,7 @@ from flowlik_models.objectives.realuid import (
     Draw,
     RealUID,
     _on_path,
+    averaged_target,
     fake_loss,
     generator_loss,
     matching_loss,
@@ -30,6 +31,7 @@ from flowlik_models.objectives.realuid import (
 from flowlik_models.recipes import RECIPES, Recipe
 from flowlik_models.synthetic import closed_form
 from flowlik_models.training import train
+from flowlik_models.trajectories import solve
 from flowlik_models.zoo import load_model, recipe_for
 
 EVERY = pytest.mark.parametrize("name", PATHS)
@@ -215,6 +217,59 @@ def test_settling_takes_over_the_averaged_generator_and_forgets_real_data() -> N
     torch.testing.assert_close(loss, fake_loss(model, path, d, 1.0, 1.0))
 
 
+@pytest.mark.parametrize("name", ["flow-matching", "noise", "data"])
+def test_averaged_targets_are_the_posterior_mean_over_the_batch(name: PathName) -> None:
+    """Against a sum over the batch with the normal densities themselves, row by row."""
+    path, d = PATHS[name], draw(30, paired=False)
+    x = mixed(path.point(d.t), d.data, None, d.noise)
+    found = averaged_target(path, x, d.t, d.data)
+    a, _, g = path.point(d.t)
+    for i in range(30):
+        noises = (x[i] - a[i] * d.data) / g[i]
+        density = torch.distributions.Normal(0.0, 1.0).log_prob(noises).sum(1).exp()
+        each = mixed(tuple(part[i].expand(30) for part in path.target(d.t)), d.data, None, noises)  # type: ignore[arg-type]
+        torch.testing.assert_close(found[i], (density[:, None] * each).sum(0) / density.sum())
+
+
+def test_averaged_targets_tend_to_the_exact_field() -> None:
+    """Gaussian data: the mean squared distance from the exact field falls with the batch, far below that of one row."""
+    path, exact = PATHS["flow-matching"], field("flow-matching").double()
+
+    def error(n: int) -> tuple[float, float]:
+        d = draw(n, paired=False)
+        x = mixed(path.point(d.t), d.data, None, d.noise)
+        truth, early = exact(x, d.t).detach(), d.t < 0.8
+        one = mixed(path.target(d.t), d.data, None, d.noise)
+        averaged = averaged_target(path, x, d.t, d.data)
+        return tuple(float((v - truth)[early].square().mean()) for v in (averaged, one))  # type: ignore[return-value]
+
+    (small, _), (large, alone) = error(100), error(2_000)
+    assert large < 0.25 * small
+    assert large < 0.02 * alone
+
+
+def test_the_teachers_trajectories_end_where_its_flow_takes_the_noise() -> None:
+    """With Gaussian data the flow is affine: x = mean + standard deviation * z."""
+    paths = solve(field("flow-matching").float(), 48, data=0.0)
+    latent, end = paths.ends(200, torch.Generator().manual_seed(0))
+    assert paths.own == 48
+    torch.testing.assert_close(end.double(), MEAN + VALUES.sqrt() * latent, atol=2e-3, rtol=0)
+
+
+def test_a_warm_start_fits_the_generator_alone_to_those_ends() -> None:
+    model, teacher, path = one_step(), field("flow-matching"), PATHS["flow-matching"]
+    latent = torch.randn(40, 2, dtype=torch.float64)
+    d = dataclasses.replace(draw(40, paired=False), solved=latent, end=MEAN + VALUES.sqrt() * latent)
+    options = RealUID(warm=0.5)
+    loss = realuid_loss(model, model, teacher, path, d, options, 3, 8)
+    made = model.generate(latent)
+    torch.testing.assert_close(loss, (made - MEAN - VALUES.sqrt() * latent).square().sum() / 80)
+    torch.autograd.backward(loss)
+    assert all(p.grad is None for p in model.fake.parameters())
+    other = realuid_loss(model, model, teacher, path, d, options, 4, 8)
+    torch.testing.assert_close(other, fake_loss(model, path, d, 1.0, 1.0))
+
+
 def test_penalty_on_folds_is_nought_for_monotone_maps_alone() -> None:
     class Scaled(nn.Module):
         def __init__(self, scale: list[float]) -> None:
@@ -360,6 +415,7 @@ def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: p
         ({"start": 1.0}, "start lies between 0 and 1"),
         ({"settle": 1.0}, "settle is a share below 1"),
         ({"monotone": -1.0}, "monotone is a weight"),
+        ({"warm": 0.9, "settle": 0.2}, "shares that leave some"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -376,6 +432,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         ({"path": "bridges"}, "valid: flow-matching, noise, data, bridge, interpolant"),
         ({"teacher": "closed-form"}, "needs a trained teacher"),
         ({"objective": "meanflow", "realuid": None}, "path has no effect"),
+        ({"realuid": RealUID(warm=0.3)}, "warm start and a pool"),
+        ({"realuid": RealUID(stable=True), "path": "bridge"}, "not for paired ones"),
     ],
 )
 def test_recipes_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from .parallel import ALONE, Group
 from .recipes import CLOSED_FORM_TEACHER, DATA_TEACHER, Recipe
 from .sources import ClosedFormSource, Source, path_starts
 from .synthetic import SYNTHETIC_TASKS, closed_form, constants_hash
-from .training_images import IMAGE_SHAPES, training_images, training_moments
+from .training_images import IMAGE_SHAPES, TrainingImages, training_images, training_moments
 from .trajectories import Paths, solve, solve_closed_form, stored_paths
 from .zoo import build, checkpoint_path, load_model, model_hash
 
@@ -92,12 +92,25 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     if not recipe.pool:
         return ImageSource(training_images(task), teacher, device=device)
     weights = model_hash(task, recipe.teacher, path=path)
-    options: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
-    name = hashlib.sha256(f"{weights} {recipe.pool} {options}".encode()).hexdigest()[:12]
-    cache = out / task / f"{recipe.teacher}-paths-{name}.safetensors"
     images = training_images(task)
-    paths = stored_paths(cache, lambda: solve(teacher, recipe.pool, images=images, **options))
+    told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
+    paths = _teacher_paths(out / task, recipe, teacher, weights, images=images, **told)
     return ImageSource(images, teacher, paths, device)
+
+
+def _teacher_paths(
+    folder: Path,
+    recipe: Recipe,
+    teacher: Any,
+    weights: str,
+    *,
+    images: TrainingImages | None = None,
+    **told: Any,
+) -> Paths:
+    """The recipe's pool of a network's trajectories, kept in ``folder`` under a name that tells how it was made."""
+    name = hashlib.sha256(f"{weights} {recipe.pool} {told}".encode()).hexdigest()[:12]
+    cache = folder / f"{recipe.teacher}-paths-{name}.safetensors"
+    return stored_paths(cache, lambda: solve(teacher, recipe.pool, images=images, **told))
 
 
 def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
@@ -106,7 +119,10 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> So
     if recipe.realuid is not None:
         path = _trained(task, recipe.teacher, out)
         teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
-        return ClosedFormSource(truth, teacher=teacher.to(device))
+        teacher = teacher.to(device)
+        weights = model_hash(task, recipe.teacher, path=path)
+        paths = _teacher_paths(out / task, recipe, teacher, weights, data=0.0) if recipe.pool else None
+        return ClosedFormSource(truth, paths, teacher)
     if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
         path = _trained(task, recipe.teacher, out)
         truth = GeneratedFlow(load_model(task, recipe.teacher, path=path))

@@ -128,6 +128,11 @@ class Recipe:
             raise ValueError("realuid needs a path and has no divergence head")
         if self.realuid is not None and self.teacher in (CLOSED_FORM_TEACHER, DATA_TEACHER):
             raise ValueError("realuid needs a trained teacher, whose weights the generator starts from")
+        if self.realuid is not None and bool(self.realuid.warm) != bool(self.pool):
+            raise ValueError("a warm start and a pool of the teacher's trajectories need each other")
+        from_noise = self.path is None or not PATHS[self.path].paired
+        if self.realuid is not None and (self.realuid.warm or self.realuid.stable) and not from_noise:
+            raise ValueError("warm and stable are for paths from the noise, not for paired ones")
         if self.path is not None and self.objective not in ("flow-matching", "realuid"):
             raise ValueError(f"path has no effect with objective {self.objective}")
         if self.objective == "flow-matching" and (self.divergence or self.divergence_objective):

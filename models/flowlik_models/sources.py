@@ -159,14 +159,16 @@ def draw_conditional(
     n = recipe.batch
     data = source.data(n, recipe, generator)
     noise, latent = (torch.randn(data.shape, generator=generator, device=generator.device) for _ in range(2))
-    drawn = [data, noise, latent, _times(n, 1.0, recipe, generator)]
+    drawn = {"data": data, "noise": noise, "latent": latent, "t": _times(n, 1.0, recipe, generator)}
     if path.paired:
         assert isinstance(source, ClosedFormSource)
-        drawn.append(TurnedPairs(source.truth).pairs(data, generator))
+        drawn["start"] = TurnedPairs(source.truth).pairs(data, generator)
+    if source.paths is not None:
+        drawn["solved"], drawn["end"] = source.paths.ends(n, generator)
     if part.count > 1:
         mine = part.rows(n, device=data.device)
-        drawn = [rows[mine] for rows in drawn]
-    return Draw(*(rows.to(device) for rows in drawn))
+        drawn = {name: rows[mine] for name, rows in drawn.items()}
+    return Draw(**{name: rows.to(device) for name, rows in drawn.items()})
 
 
 def path_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:

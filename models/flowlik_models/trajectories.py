@@ -64,6 +64,11 @@ class Paths:
         moved = {name: getattr(self, name).to(device) for name in ("times", "states", "log_dets")}
         return replace(self, **moved)
 
+    def ends(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents and data points (n, *event) of random trajectories among the teacher's own samples."""
+        row = torch.randint(self.own, (n,), generator=generator, device=generator.device)
+        return self.states[-1, row], self.states[0, row]
+
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
 
@@ -204,21 +209,27 @@ def solve(
     from_data = round(n * data)
     own = n - from_data
     noise = torch.randn((own, *teacher.event_shape), generator=generator)
-    images = images or training_images("digits")
-    levels = images.levels[torch.randint(len(images.levels), (from_data,), generator=generator)]
-    levels = shifted(levels, shift, generator)
-    if images.flips:
-        levels = mirrored(levels, generator)
-    at_data = continuous(levels, images.n_levels, torch.rand(levels.shape, generator=generator))
+    starts = [(part, False) for part in torch.split(noise, _CHUNK)]
+    if from_data:
+        at_data = _images(images or training_images("digits"), from_data, shift, generator)
+        starts += [(part, True) for part in torch.split(at_data, _CHUNK)]
     low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
     nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
     found = [
         _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, generator)
-        for start, forward in ((noise, False), (at_data, True))
-        for part in torch.split(start, _CHUNK)
+        for part, forward in starts
     ]
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)
     return Paths(times, torch.cat([s for s, _ in found], 1), torch.cat([d for _, d in found], 1), own)
+
+
+def _images(images: TrainingImages, n: int, shift: float, generator: torch.Generator) -> Tensor:
+    """``n`` random training images, dequantised, a share ``shift`` of them moved by a pixel."""
+    levels = images.levels[torch.randint(len(images.levels), (n,), generator=generator)]
+    levels = shifted(levels, shift, generator)
+    if images.flips:
+        levels = mirrored(levels, generator)
+    return continuous(levels, images.n_levels, torch.rand(levels.shape, generator=generator))
 
 
 def _times(nodes: Tensor) -> Tensor:

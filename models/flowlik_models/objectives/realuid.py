@@ -46,6 +46,8 @@ class RealUID:
     start: float = 0.3
     settle: float = 0.2
     monotone: float = 0.0
+    warm: float = 0.0
+    stable: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for options out of range."""
@@ -55,6 +57,8 @@ class RealUID:
             raise ValueError(f"fake_steps must be at least 1, got {self.fake_steps}")
         if not 0 < self.start < 1 or not 0 <= self.settle < 1:
             raise ValueError("start lies between 0 and 1, settle is a share below 1")
+        if self.warm < 0 or self.warm + self.settle >= 1:
+            raise ValueError(f"warm and settle are shares that leave some, got {self.warm} and {self.settle}")
         if self.monotone < 0:
             raise ValueError(f"monotone is a weight, got {self.monotone}")
 
@@ -66,13 +70,18 @@ class RealUID:
 
 @dataclass(frozen=True)
 class Draw:
-    """What one step draws: data x_1, noise and latents (batch, *event), times (batch,), and x_0 on a paired path."""
+    """What one step draws: data x_1, noise and latents (batch, *event), times (batch,), and x_0 on a paired path.
+
+    ``solved`` and ``end``: latents and where the teacher's ODE takes them, (batch, *event) each.
+    """
 
     data: Tensor
     noise: Tensor
     latent: Tensor
     t: Tensor
     start: Tensor | None = None
+    solved: Tensor | None = None
+    end: Tensor | None = None
 
 
 def matching_loss(field: Any, path: ConditionalPath, draw: Draw) -> Tensor:
@@ -84,13 +93,38 @@ def matching_loss(field: Any, path: ConditionalPath, draw: Draw) -> Tensor:
     return loss
 
 
-def fake_loss(model: Any, path: ConditionalPath, draw: Draw, a: float, b: float) -> Tensor:
+def fake_loss(
+    model: Any, path: ConditionalPath, draw: Draw, a: float, b: float, *, stable: bool = False
+) -> Tensor:
     """L(f, G) up to what does not depend on the fake model f, a scalar."""
     with torch.no_grad():
         made = model.generate(draw.latent, cond=draw.start)
-    loss = _expanded(model.fake, path, made, draw, a, b)
+    loss = _expanded(model.fake, path, made, draw, a, b, stable=stable)
     if (a, b) != (1, 1):
-        loss = loss + _expanded(model.fake, path, draw.data, draw, 1 - a, 1 - b)
+        loss = loss + _expanded(model.fake, path, draw.data, draw, 1 - a, 1 - b, stable=stable)
+    return loss
+
+
+def averaged_target(path: ConditionalPath, x: Tensor, t: Tensor, data: Tensor) -> Tensor:
+    """E[f_cond | x_t = x] where x_1 is any row of ``data``, (batch, *event): the target without most of its noise.
+
+    The stable target field (Xu, Tong, Jaakkola 2023, arXiv 2302.00670) with the batch as reference: it tends to the
+    exact field as the batch grows, and to the conditional target where a row has no neighbour within the noise.
+    """
+    (a, _, g), (alpha, _, gamma) = path.point(t), path.target(t)
+    flat, rows = x.flatten(1), data.flatten(1)
+    noise = (flat[:, None] - a[:, None, None] * rows) / g[:, None, None]
+    posterior = (-0.5 * noise.square().sum(2)).softmax(1) @ rows
+    target = alpha[:, None] * posterior + (gamma / g)[:, None] * (flat - a[:, None] * posterior)
+    return target.reshape(x.shape)
+
+
+def warm_loss(model: Any, draw: Draw) -> Tensor:
+    """Mean squared distance of the generator from the ends of the teacher's trajectories, a scalar."""
+    made = model.generate(draw.solved)
+    assert draw.end is not None
+    assert made.shape == draw.end.shape
+    loss: Tensor = (made - draw.end).square().mean()
     return loss
 
 
@@ -132,15 +166,17 @@ def realuid_loss(
 
     ``average``: the averaged model, whose generator the model takes over when it settles.
     """
+    if step < round(options.warm * steps):
+        return warm_loss(model, draw)
     settling = steps - round(options.settle * steps)
     if step == settling:
         model.generator.load_state_dict(average.generator.state_dict())
     if step >= settling:
-        return fake_loss(model, path, draw, 1.0, 1.0)
+        return fake_loss(model, path, draw, 1.0, 1.0, stable=options.stable)
     if step % (options.fake_steps + 1) == options.fake_steps:
         loss = generator_loss(model, teacher, path, draw, options.a, options.b)
         return loss + options.monotone * monotone_penalty(model, draw) if options.monotone else loss
-    return fake_loss(model, path, draw, options.a, options.b)
+    return fake_loss(model, path, draw, options.a, options.b, stable=options.stable)
 
 
 def _on_path(path: ConditionalPath, data: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -149,9 +185,13 @@ def _on_path(path: ConditionalPath, data: Tensor, draw: Draw) -> tuple[Tensor, T
     return mixed(path.point(t), data, x0, noise), mixed(path.target(t), data, x0, noise)
 
 
-def _expanded(field: Any, path: ConditionalPath, data: Tensor, draw: Draw, a: float, b: float) -> Tensor:
+def _expanded(
+    field: Any, path: ConditionalPath, data: Tensor, draw: Draw, a: float, b: float, *, stable: bool = False
+) -> Tensor:
     """Weighted ``a |f|^2 - 2 b f . f_cond``, mean over dimensions and batch."""
     x, target = _on_path(path, data, draw)
+    if stable:
+        target = averaged_target(path, x, draw.t, data)
     prediction = field(x, draw.t, cond=draw.start)
     assert prediction.shape == target.shape
     terms = (a * prediction.square() - 2 * b * prediction * target).flatten(1).mean(1)
