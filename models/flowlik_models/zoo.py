@@ -93,7 +93,7 @@ def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Modul
 
 def _one_step(task: str, recipe: Recipe, options: RealUID, moments: Moments | None) -> nn.Module:
     """The untrained generator and fake model of a recipe, two fields alike."""
-    field = replace(recipe, objective="flow-matching", realuid=None, teacher=DATA_TEACHER)
+    field = replace(recipe, objective="flow-matching", realuid=None, teacher=DATA_TEACHER, pool=0)
     generator, fake = (build(task, field, moments) for _ in range(2))
     moments = moments if task in IMAGE_SHAPES else _moments(task)
     if moments is None:  # to be filled from a checkpoint
