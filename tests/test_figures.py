@@ -13,10 +13,10 @@ from flowlik import view
 from flowlik.figures import draw_all
 from flowlik.figures.accuracy import pareto_front
 from flowlik.figures.images import tiled
-from flowlik.figures.samples import distance_name
 from flowlik.figures.scaling import slope
 from flowlik.records import read_rows
 from flowlik.report import write_report
+from flowlik.view import distance_name
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 
 from flowlik import suites
 from flowlik.cells import Cell, Options
-from flowlik.frechet import frechet_resampled
+from flowlik.frechet import frechet_resampled, normal_of
 from flowlik.precision_recall import kernel_distance, precision_recall
 from flowlik.runner import run_cell
 from flowlik.samples import energy_distance
@@ -82,23 +82,24 @@ def test_energy_distance_is_zero_for_equal_laws_and_grows_with_the_shift() -> No
     assert energy_distance(a, b + 50.0) == pytest.approx(100 - 4 / math.sqrt(math.pi), abs=0.2)
 
 
+def by_roots(real: torch.Tensor, samples: torch.Tensor) -> float:
+    """The Frechet distance by scipy's matrix root."""
+    from scipy.linalg import sqrtm
+
+    a, b = np.cov(real.numpy().T), np.cov(samples.numpy().T)
+    gap = (real.mean(0) - samples.mean(0)).numpy()
+    return float(gap @ gap + np.trace(a + b - 2 * np.real(sqrtm(a @ b))))
+
+
 def test_bootstrapped_frechet_distances_scatter_as_fresh_samples_do() -> None:
-    real = normal(4000, 4, 0).numpy()
-
-    def exact(samples: np.ndarray) -> float:
-        from scipy.linalg import sqrtm
-
-        a, b = np.cov(real.T), np.cov(samples.T)
-        gap = real.mean(0) - samples.mean(0)
-        return float(gap @ gap + np.trace(a + b - 2 * np.real(sqrtm(a @ b))))
-
-    drawn = [normal(400, 4, 10 + k).numpy() + 0.5 for k in range(40)]
-    scatter = np.std([exact(samples) for samples in drawn], ddof=1)
-    assert frechet_resampled(real, drawn[0]).std(ddof=1) == pytest.approx(scatter, rel=0.35)
+    real = normal(4000, 4, 0)
+    drawn = [normal(400, 4, 10 + k) + 0.5 for k in range(40)]
+    scatter = np.std([by_roots(real, samples) for samples in drawn], ddof=1)
+    assert frechet_resampled(normal_of(real), drawn[0]).std(ddof=1) == pytest.approx(scatter, rel=0.35)
 
 
 def test_a_shared_change_is_seen_through_the_noise_of_the_draw() -> None:
-    real, samples = normal(2000, 4, 0).numpy(), normal(400, 4, 1).numpy() + 0.5
+    real, samples = normal_of(normal(2000, 4, 0)), normal(400, 4, 1) + 0.5
     nearer = frechet_resampled(real, samples - 0.01)
     difference = frechet_resampled(real, samples) - nearer
     assert difference.mean() > 3 * difference.std()

@@ -88,6 +88,31 @@ def test_the_distance_is_frechets_where_there_are_features_and_energy_elsewhere(
     assert frame["distance_hi"].tolist() == pytest.approx([4.4, 0.696])
 
 
+def test_seeds_are_a_mean_with_their_spread_and_an_inception_makes_an_fid(tmp_path: Path) -> None:
+    rows = [
+        sampled("f2d2[steps=2]", value, extractor="inception-2015-12-05") | {"cell_id": f"{k}", "seed": k}
+        for k, value in enumerate((4.0, 5.0, 6.0))
+    ]
+    rows[1]["extra"]["samples_bpd"] = -0.7
+    write_rows(tmp_path, rows)
+    text = render(view.load(tmp_path), "md")
+    assert "| FID |" in " ".join(text.split())
+    assert "| 5.00 ± 1.0 |" in " ".join(text.split())
+    assert "−0.567 ± 0.12" in text
+    assert "Means over up to 3 seeds and repeats; ± is the standard deviation over them." in text
+
+
+def test_what_other_networks_or_fewer_samples_say_is_never_averaged() -> None:
+    rows = [
+        sampled("f2d2[steps=2]", 4.0) | {"cell_id": "a"},
+        sampled("f2d2[steps=2]", 5.0, extractor="inception-2015-12-05") | {"cell_id": "b"},
+        sampled("f2d2[steps=2]", 6.0) | {"cell_id": "c", "n_samples": 50},
+    ]
+    frame = view.averaged(view.prepare(view.pd.DataFrame(rows)))
+    assert sorted(frame["frechet"]) == [4.0, 5.0, 6.0]
+    assert set(frame["row"]) == {"F2D2, 2 steps, a classifier", "F2D2, 2 steps, inception-2015-12-05"}
+
+
 USES: dict[str, dict[str, Any]] = {
     "comparison": {
         "rescaled": {"kendall": 0.81, "kendall_lo": 0.6, "kendall_hi": 0.9, "spread": 0.05, "bias": 0.1},

@@ -77,9 +77,10 @@ class Cell:
         return replace(self, options=replace(self.options, **changes))
 
 
-def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str) -> str:
+def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str, extractor: str = "") -> str:
     """Sixteen hexadecimal digits of everything that determines the answer: estimator and its version, model, data and
-    reference hashes, split, number of items, batch size, dtype, kind of device, seed, repeat, and what is evaluated.
+    reference hashes, split, number of items, batch size, dtype, kind of device, seed, repeat, what is evaluated, and
+    the feature network of the samples where that is not the task's own.
     """
     options = {name: value for name, value in asdict(cell.options).items() if name not in _NOT_IN_THE_ANSWER}
     if not options["compile"]:
@@ -93,6 +94,7 @@ def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str) -> str:
         "device": cell.device.split(":")[0],
         "hashes": [model_hash, data_hash, reference],
         **options,
+        **({"extractor": extractor} if extractor else {}),
     }
     text = json.dumps(to_plain(parts), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

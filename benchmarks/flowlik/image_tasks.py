@@ -59,6 +59,11 @@ class ImageTask(Task):
     levels: int | None = 256
     reference_model: str = "teacher"
 
+    @property
+    def eight_bit_images(self) -> bool:
+        """True."""
+        return True
+
     def images(self, split: str) -> ImageSet:
         """The images of a split, verified; UnavailableError where they are not there."""
         from flowlik_models.images import open_images

@@ -14,6 +14,7 @@ from flowlik import speed
 from flowlik.cells import Cell, cell_id
 from flowlik.controls import why_not
 from flowlik.evaluation import DivergedError, RefusedError, is_out_of_memory
+from flowlik.extractors import standard_extractor
 from flowlik.tasks import Items, Reference, Task, UnavailableError, get_task
 
 
@@ -80,7 +81,11 @@ def prepare(cell: Cell) -> Prepared:
         known["status"], known["reason"] = status_of(error)
     reference = known.get("reference")
     identity = cell_id(
-        cell, known.get("model_hash", ""), known.get("data_hash", ""), reference.digest if reference else ""
+        cell,
+        known.get("model_hash", ""),
+        known.get("data_hash", ""),
+        reference.digest if reference else "",
+        standard_extractor(task) if cell.options.samples else "",
     )
     return Prepared(cell=cell, cell_id=identity, task=task, **known)
 

@@ -402,7 +402,7 @@ def _alt(kind: str, frame: pd.DataFrame, split: str | None) -> str:
     if kind in ("frechet", "samples"):
         shown = methods[methods["frechet"].notna()]
         values = (f"{row['row']} {view.number(row['frechet'])}" for row in view.as_dicts(shown))
-        return f"Fréchet distances: {'; '.join(values)}."
+        return f"{view.distance_names(shown)}: {'; '.join(values)}."
     return f"Methods: {names}."
 
 

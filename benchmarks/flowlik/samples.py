@@ -1,25 +1,27 @@
 """How good samples are, whatever drew them: distances to real items, and their likelihood under the reference.
 
-Where a task has a feature network: the Frechet distance with a bootstrap interval, precision, recall and the kernel
-distance in its features. Where it has a closed form: the energy distance in data space. Where its reference is known:
-the samples' bits/dim under it, exact or by the converged teacher. See docs/math.md section 9.
+Where a task has a feature network: the Frechet distance with an interval, precision, recall and the kernel distance
+in its features; images of 8 bits are judged by the standard Inception where its weights are at hand. Where it has a
+closed form: the energy distance in data space. Where its reference is known: the samples' bits/dim under it, exact or
+by the converged teacher. See docs/math.md section 9.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flowlik.frechet import PARTS, features_of, frechet_resampled, frechet_with_error
+from flowlik.extractors import extractor_of
+from flowlik.frechet import PARTS, features_of, frechet
 from flowlik.measures import bits_per_dim
 from flowlik.points import whole
 from flowlik.precision_recall import kernel_distance, precision_recall
+from flowlik.real_features import KEPT, RealFeatures, real_features
 from flowlik.tasks import Array, Task
 
 SCORED = 128
@@ -33,32 +35,37 @@ def judge(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> tuple[dic
 
     `teacher` loads the task's reference model where there is no closed form; None leaves out the samples' likelihood.
     """
-    from flowlik_models.features import load_extractor
-
     columns: dict[str, Any] = {"n_samples": len(x)}
     extra: dict[str, Any] = {}
-    extractor = load_extractor(task.id)
-    real = None if extractor is None else task.real_samples()
+    extractor = extractor_of(task)
+    real = None if extractor is None else real_features(task, extractor, x.device)
     if extractor is not None and real is not None:
-        in_features, interval = _in_features(extractor.to(x.device), real.to(x.device), x)
-        columns |= in_features
-        extra |= interval
+        in_features, more = _in_features(real, features_of(extractor.to(x.device), x))
+        columns |= in_features | {"extractor": str(extractor.name)}
+        extra |= more
     elif task.log_density(x[:1], 1.0 - task.eps) is not None:
         extra |= _energy(task, x)
     return columns, extra | _scored(task, x, teacher)
 
 
-def _in_features(extractor: Any, real: Tensor, x: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    columns: dict[str, Any] = asdict(frechet_with_error(extractor, real, x))
-    ours, theirs = features_of(extractor, x), features_of(extractor, real)
-    columns["precision"], columns["recall"] = precision_recall(theirs, ours)
-    columns["kid"] = kernel_distance(theirs, ours)
-    resampled = frechet_resampled(theirs.cpu().numpy(), ours.cpu().numpy())
-    half = 1.96 * float(resampled.std(ddof=1))
-    return columns, {
-        "frechet_lo": max(columns["frechet"] - half, 0.0),
-        "frechet_hi": columns["frechet"] + half,
-        "frechet_resampled": [round(float(value), 4) for value in resampled],
+def _in_features(real: RealFeatures, ours: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns and `extra` of features (n, f) of samples; the overlap is that of the first `KEPT` on each side."""
+    found = frechet(real.normal, ours)
+    theirs, some = real.features.to(ours.device), ours[:KEPT]
+    precision, recall = precision_recall(theirs, some, real_radii=real.radii.to(ours.device))
+    kid = kernel_distance(theirs, some, within_real=real.kernel)
+    half = 1.96 * float(found.resampled.std(ddof=1))
+    return {
+        "frechet": found.frechet,
+        "frechet_se": found.frechet_se,
+        "kid": kid,
+        "precision": precision,
+        "recall": recall,
+    }, {
+        "frechet_lo": max(found.frechet - half, 0.0),
+        "frechet_hi": found.frechet + half,
+        "frechet_resampled": [round(float(value), 4) for value in found.resampled],
+        "real_images": real.count,
     }
 
 

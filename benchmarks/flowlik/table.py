@@ -86,7 +86,8 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
 
 def by_steps(frame: pd.DataFrame) -> Table:
-    """Methods against steps for one task and split: bits/dim, and the Fréchet distance where it was measured."""
+    """Methods against steps for one task and split: bits/dim, and the Fréchet distance where it was measured, with
+    their spread over seeds where there are several."""
     shown = frame[frame["method"] != "control"]
     few = shown["steps"] < MANY_STEPS
     steps = sorted({int(s) for s in shown.loc[few, "steps"]}, reverse=True)
@@ -107,12 +108,13 @@ def by_steps(frame: pd.DataFrame) -> Table:
     ]
     heads = [f"{at} step{'' if at == 1 else 's'}" for at in steps]
     extractors = ", ".join(sorted(set(shown["extractor"]) - {""}))
-    note = f"Cells: bits/dim / Fréchet distance ({extractors})." if frechet else "Cells: bits/dim."
+    name = view.distance_names(shown)
+    note = f"Cells: bits/dim / {name} ({extractors})." if frechet else "Cells: bits/dim."
     return Table(
-        title=f"{_title(frame)}: bits/dim{' / Fréchet distance' if frechet else ''} by steps",
+        title=f"{_title(frame)}: bits/dim{f' / {name}' if frechet else ''} by steps",
         columns=("method", "model", *([f"adaptive or ≥ {MANY_STEPS} steps"] if many else []), *heads),
         rows=tuple(rows),
-        note=f"{_reference(frame)} {note}".strip(),
+        note=f"{_reference(frame)} {note} {seeds_note(shown)}".strip(),
     )
 
 
@@ -136,14 +138,20 @@ def in_detail(frame: pd.DataFrame) -> Table:
         )
         for row in rows
     )
-    seeds = int(frame["n_seeds"].max()) if "n_seeds" in frame and len(frame) else 1
-    note = f"Means over up to {seeds} seeds and repeats." if seeds > 1 else ""
     return Table(
         title=f"{_title(frame)}: accuracy and cost",
         columns=("method", "model", *(head for head, _ in columns)),
         rows=lines,
-        note=f"{_reference(frame)} Brackets: 95 % bootstrap intervals. {note}".strip(),
+        note=f"{_reference(frame)} Brackets: 95 % bootstrap intervals. {seeds_note(frame)}".strip(),
     )
+
+
+def seeds_note(frame: pd.DataFrame) -> str:
+    """What stands under a table whose numbers are means over seeds; empty where none is."""
+    seeds = int(frame["n_seeds"].max()) if "n_seeds" in frame and len(frame) else 1
+    if seeds < 2:
+        return ""
+    return f"Means over up to {seeds} seeds and repeats; ± is the standard deviation over them."
 
 
 def render(df: pd.DataFrame, format: str) -> str:
@@ -183,8 +191,9 @@ def write_tables(run_dir: Path) -> list[Path]:
 def _bpd_and_frechet(row: dict[str, Any] | None, frechet: bool) -> Cell:
     if row is None or math.isnan(row["bpd"]):
         return Cell("–")
-    text = view.fixed(row["bpd"], 3)
-    return Cell(f"{text} / {view.number(row['frechet'])}" if frechet else text, row["bpd"])
+    text = view.with_spread(view.fixed(row["bpd"], 3), row.get("bpd_sd"))
+    distance = view.with_spread(view.number(row["frechet"]), row.get("frechet_sd"))
+    return Cell(f"{text} / {distance}" if frechet else text, row["bpd"])
 
 
 def _number(column: str, digits: int = 3) -> Callable[[dict[str, Any]], Cell]:
@@ -193,6 +202,10 @@ def _number(column: str, digits: int = 3) -> Callable[[dict[str, Any]], Cell]:
 
 def _fixed(column: str, places: int) -> Callable[[dict[str, Any]], Cell]:
     return lambda row: Cell(view.fixed(row[column], places), _value(row[column]))
+
+
+def _with_spread(column: str, text: Callable[[float], str]) -> Callable[[dict[str, Any]], Cell]:
+    return lambda row: Cell(view.with_spread(text(row[column]), row.get(f"{column}_sd")), _value(row[column]))
 
 
 def _interval(column: str) -> Callable[[dict[str, Any]], Cell]:
@@ -244,7 +257,7 @@ def _value(value: float) -> float | None:
 _DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = (
     ("items", _count("n_items"), "n_items"),
     ("NFE", _count("nfe_mean"), "nfe_mean"),
-    ("bits/dim", _fixed("bpd", 3), "bpd"),
+    ("bits/dim", _with_spread("bpd", view.fixed), "bpd"),
     ("mean |error|", _error, "bpd_mae"),
     ("bias", _interval("bpd_error"), "bpd_error"),
     ("p95 |error|", _number("bpd_err_p95", 2), "bpd_err_p95"),
@@ -252,7 +265,7 @@ _DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = 
     ("coverage", _fixed("coverage95", 2), "coverage95"),
     ("invalid", _number("invalid_share", 2), "invalid_share"),
     ("mass", mass_cell, "mass"),
-    ("Fréchet", _number("frechet"), "frechet"),
+    ("Fréchet", _with_spread("frechet", view.number), "frechet"),
     ("work", _count("work"), "work"),
     ("forward-equivalents", _number("forward_equivalents"), "forward_equivalents"),
     ("ms/sample", _milliseconds, "items_per_s"),

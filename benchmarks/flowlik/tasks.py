@@ -118,6 +118,12 @@ class Task(ABC):
 
         return tuple(TASK_MODELS.get(self.id, ()))
 
+    @property
+    def eight_bit_images(self) -> bool:
+        """True for images of 256 levels in one or three colours, which `images(split)` gives as an `ImageSet`: where
+        the standard Inception is at hand, they are judged with it."""
+        return False
+
     def check_split(self, split: str) -> None:
         """Raise ValueError, naming the valid ones, where the task has no such split."""
         if split not in self.splits:

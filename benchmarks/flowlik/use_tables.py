@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from flowlik import view
-from flowlik.table import Cell, Table
+from flowlik.table import Cell, Table, seeds_note
 
 FAMILIES = ("rescaled", "displaced", "rounded")
 
@@ -33,6 +33,14 @@ def _cell(value: Any, low: Any = math.nan, high: Any = math.nan, digits: int = 3
     return Cell(text, float(value))
 
 
+def _over_seeds(row: dict[str, Any], name: str, low: Any = math.nan, high: Any = math.nan) -> Cell:
+    """A number with its standard deviation over seeds; of a single seed with its interval, where it has one."""
+    spread, value = row.get(f"{name}_sd"), row.get(name)
+    if spread is None or value is None or math.isnan(spread):
+        return _cell(value, low, high)
+    return Cell(view.with_spread(view.number(value), spread), float(value))
+
+
 def _head(row: dict[str, Any]) -> tuple[Cell, ...]:
     return Cell(row["row"]), Cell(row["model"]), _cell(row["nfe_mean"])
 
@@ -49,9 +57,9 @@ def _samples(frame: pd.DataFrame) -> Table | None:
         energy, error = extra.get("energy_distance"), extra.get("energy_distance_se") or math.nan
         bits, spread = extra.get("samples_bpd"), 1.96 * (extra.get("samples_bpd_se") or math.nan)
         distance = (
-            _cell(row["frechet"], extra.get("frechet_lo"), extra.get("frechet_hi"))
+            _over_seeds(row, "frechet", extra.get("frechet_lo"), extra.get("frechet_hi"))
             if energy is None
-            else _cell(energy, energy - 1.96 * error, energy + 1.96 * error)
+            else _over_seeds(extra, "energy_distance", energy - 1.96 * error, energy + 1.96 * error)
         )
         rows.append(
             (
@@ -59,11 +67,13 @@ def _samples(frame: pd.DataFrame) -> Table | None:
                 _cell(row["vjp_mean"]),
                 distance,
                 _gain(row, plain.get((row["model"], row["steps"]))),
-                *(_cell(row[name]) for name in ("kid", "precision", "recall")),
-                _cell(bits) if bits is None else _cell(bits, bits - spread, bits + spread),
+                *(_over_seeds(row, name) for name in ("kid", "precision", "recall")),
+                _cell(bits)
+                if bits is None
+                else _over_seeds(extra, "samples_bpd", bits - spread, bits + spread),
             )
         )
-    name = "Fréchet distance" if shown["frechet"].notna().any() else "energy distance"
+    name = view.distance_names(shown) if shown["frechet"].notna().any() else "energy distance"
     extractor = next((e for e in shown["extractor"] if e), "data space")
     return _without_empty(
         Table(
@@ -75,7 +85,7 @@ def _samples(frame: pd.DataFrame) -> Table | None:
             tuple(rows),
             note=f"{shown['n_samples'].max():.0f} samples a row, {extractor}; brackets: 95 % intervals, of the gain "
             "over the unguided map paired by noise. Bits/dim of the samples as continuous data, under the exact "
-            "density or the converged teacher.",
+            f"density or the converged teacher. {seeds_note(shown)}".strip(),
         )
     )
 

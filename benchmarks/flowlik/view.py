@@ -92,8 +92,16 @@ CELL: Final[tuple[str, ...]] = (
     "batch_size",
     "n_items",
     "hardware",
+    "extractor",
+    "n_samples",
 )
-"""What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged."""
+"""What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged, nor what
+different feature networks or numbers of samples say."""
+
+SPREAD: Final = ("bpd", "frechet", "kid", "precision", "recall")
+"""Columns whose standard deviation over seeds `averaged` keeps beside their mean, as `<name>_sd`."""
+SPREAD_EXTRA: Final = ("energy_distance", "samples_bpd")
+"""The same of numbers in `extra`, where mean and `<name>_sd` then stand too."""
 
 SPLIT_ORDER: Final = ("test", "teacher-samples", "train")
 
@@ -137,6 +145,7 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     ]
     mixed = [name for name in ("dtype", "device") if len(set(frame[name])) > 1]
     mixed += ["hardware"] if len(machines(frame)) > 1 else []
+    mixed += ["extractor"] if _several_extractors(frame) else []
     rows = as_dicts(frame)
     frame["method"] = pd.Series([method_of(row) for row in rows], index=frame.index, dtype=object)
     frame["series"] = pd.Series(
@@ -147,6 +156,10 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     )
     frame["brief"] = [brief(label) for label in frame["row"]]
     return _sorted(frame)
+
+
+def _several_extractors(frame: pd.DataFrame) -> bool:
+    return any(len(set(part["extractor"]) - {""}) > 1 for _, part in frame.groupby("task"))
 
 
 def brief(label: str) -> str:
@@ -215,9 +228,10 @@ def estimate_and_reference(
 def averaged(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per cell: numbers averaged over seeds and repeats, everything else from the first row.
 
-    The column `n_seeds` counts the rows behind each; a single row stays as it is.
+    The column `n_seeds` counts the rows behind each, and those of `SPREAD` have their standard deviation over them
+    beside, NaN for a single row, which stays as it is.
     """
-    frame = frame.assign(n_seeds=1.0)
+    frame = frame.assign(n_seeds=1.0, **{f"{name}_sd": math.nan for name in SPREAD})
     doubled = frame.duplicated(list(CELL), keep=False)
     if not doubled.any():
         return frame
@@ -226,8 +240,21 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
         row = group.head(1).copy()
         row[list(NUMERIC)] = group[list(NUMERIC)].mean().to_numpy()
         row["n_seeds"] = float(len(group))
+        for name in SPREAD:
+            row[f"{name}_sd"] = float(group[name].std(ddof=1))
+        row["extra"] = pd.Series([_extra_over_seeds(list(group["extra"]))], index=row.index, dtype=object)
         parts.append(row)
     return _sorted(pd.concat(parts))
+
+
+def _extra_over_seeds(extras: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first row's `extra` with mean and standard deviation of the numbers that all rows have."""
+    found = dict(extras[0])
+    for name in SPREAD_EXTRA:
+        values = [value for extra in extras if isinstance(value := extra.get(name), int | float)]
+        if len(values) == len(extras):
+            found[name], found[f"{name}_sd"] = float(np.mean(values)), float(np.std(values, ddof=1))
+    return found
 
 
 def from_extra(frame: pd.DataFrame, *path: str) -> pd.Series[float]:
@@ -294,6 +321,22 @@ def number(value: float, digits: int = 3) -> str:
     else:
         text = f"{value:.{max(digits - 1 - size, 0)}f}"
     return text.replace("-", "−")
+
+
+def with_spread(text: str, spread: Any) -> str:
+    """A number's text with its standard deviation over seeds, where there are several."""
+    return text if spread is None or math.isnan(spread) else f"{text} ± {number(float(spread), 2)}"
+
+
+def distance_name(extractor: str) -> str:
+    """What a Fréchet distance may be called: FID only where the features are those of the Inception network."""
+    return "FID" if "inception" in extractor.lower() else "Fréchet distance"
+
+
+def distance_names(frame: pd.DataFrame) -> str:
+    """The name that fits every Fréchet distance of a frame."""
+    names = {distance_name(extractor) for extractor in frame["extractor"] if extractor}
+    return names.pop() if len(names) == 1 else "Fréchet distance"
 
 
 def fixed(value: float, places: int = 3) -> str:

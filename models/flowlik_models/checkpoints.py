@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,15 @@ def save_tensors(
     """Save tensors as safetensors, moved into place when complete."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, serialise(plain, dict(metadata or {})))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes and bytes, hexadecimal."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().numpy().data)
+    return state.hexdigest()
 
 
 def as_stored(tensors: Mapping[str, Tensor], kind: Stored) -> dict[str, Tensor]:

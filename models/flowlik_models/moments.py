@@ -7,9 +7,8 @@ Up to `FULL_LIMIT` dimensions the covariance is kept whole, as its eigenvalues a
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from .checkpoints import CheckpointError, read_checkpoint, save_tensors
+from .checkpoints import CheckpointError, read_checkpoint, save_tensors, tensors_digest
 from .interfaces import Moments
 
 __all__ = ["FULL_LIMIT", "attach", "check", "estimate", "from_covariance", "load", "save"]
@@ -100,7 +99,7 @@ def save(path: Path, moments: Moments) -> None:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     if moments.rest is not None:
         tensors["rest"] = torch.tensor(moments.rest, dtype=torch.float64)
-    save_tensors(path, tensors, {"data_hash": moments.data_hash, "digest": _digest(tensors)})
+    save_tensors(path, tensors, {"data_hash": moments.data_hash, "digest": tensors_digest(tensors)})
 
 
 def load(path: Path, event_shape: Sequence[int] | None = None, data_hash: str | None = None) -> Moments:
@@ -118,7 +117,7 @@ def load(path: Path, event_shape: Sequence[int] | None = None, data_hash: str | 
     if missing or found is None:
         what = f"tensor {min(missing)!r}" if missing else "data hash"
         raise CheckpointError(f"{path}: expected a file of moments, found no {what}")
-    if metadata.get("digest") != _digest(tensors):
+    if metadata.get("digest") != tensors_digest(tensors):
         raise CheckpointError(f"{path}: altered since it was written")
     arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     rest = float(arrays["rest"]) if "rest" in arrays else None
@@ -169,15 +168,6 @@ def attach(model: Model, moments: Moments) -> Model:
     held: Any = model
     held.moments = moments
     return model
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names, shapes and bytes."""
-    state = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        state.update(tensor.contiguous().numpy().tobytes())
-    return state.hexdigest()
 
 
 def _check_rank(rank: int | None, dim: int) -> None:

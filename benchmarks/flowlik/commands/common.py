@@ -26,6 +26,14 @@ CheckpointsOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option("--data-dir", envvar="FLOWLIK_DATA", help="Folder of the image data sets.")
 ]
+InceptionOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--inception",
+        envvar="FLOWLIK_INCEPTION",
+        help="Weights of the standard Inception, for FID of images; see docs/images.md.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 
 
@@ -57,6 +65,17 @@ def use_checkpoints(folder: Path | None) -> None:
 def use_data(folder: Path | None) -> None:
     """Look for image files in this folder, in this process and in those it starts; ValueError where it is none."""
     _look_in(folder, "FLOWLIK_DATA", "data folder", "flowlik data get NAME --data-dir")
+
+
+def use_inception(file: Path | None) -> None:
+    """Judge samples of images by the Inception in this file, in this process and in those it starts; ValueError where
+    it is not the well-known one."""
+    if file is None:
+        return
+    from flowlik_models.inception import VARIABLE, check_weights
+
+    check_weights(file.expanduser())
+    os.environ[VARIABLE] = str(file.expanduser().resolve())
 
 
 def _look_in(folder: Path | None, variable: str, what: str, maker: str) -> None:

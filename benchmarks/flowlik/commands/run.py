@@ -15,12 +15,14 @@ from flowlik.commands.common import (
     CheckpointsOption,
     DataOption,
     DeviceOption,
+    InceptionOption,
     OutOption,
     bad_usage,
     fail,
     pick_device,
     use_checkpoints,
     use_data,
+    use_inception,
 )
 from flowlik.planning import parse_duration, parse_seeds, plan_cells, with_run_options
 from flowlik.progress import with_progress
@@ -66,6 +68,7 @@ def run(
         typer.Option("--train", help="Train models of the suite that are not there, into --checkpoints."),
     ] = False,
     data_dir: DataOption = None,
+    inception: InceptionOption = None,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
     from flowlik.launch import command_line, interruptible, parse_memory
@@ -75,6 +78,7 @@ def run(
 
         own = own_models(checkpoints, train_first)
         use_data(data_dir)
+        use_inception(inception)
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
         setup = Setup(
             run_id=new_run_id(),

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from flowlik import view
 from flowlik.figures import style
-from flowlik.figures.samples import distance_name
+from flowlik.view import distance_name
 
 DIRECTIONS: Final = {"likelihood": "#0072B2", "prior": "#D55E00", "random": "#767676"}
 WORDS: Final = {

@@ -10,11 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flowlik.figures import style
-
-
-def distance_name(extractor: str) -> str:
-    """What a Fréchet distance may be called: FID only where the features are those of the Inception network."""
-    return "FID" if "inception" in extractor.lower() else "Fréchet distance"
+from flowlik.view import distance_name
 
 
 def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -45,8 +41,9 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             adaptive = series.frame[series.frame["steps"].isna()]
             if len(adaptive):
                 colour = series.style["color"]
-                ax.axhline(adaptive["frechet"].min(), color=colour, linewidth=1.0, linestyle="-.", zorder=1)
-                label = style.shorten(f"{series.label} (NFE {adaptive['nfe_mean'].max():.0f})", 52)
+                finest = adaptive.sort_values("nfe_mean").iloc[-1]
+                ax.axhline(finest["frechet"], color=colour, linewidth=1.0, linestyle="-.", zorder=1)
+                label = style.shorten(f"{series.label} (NFE {finest['nfe_mean']:.0f})", 52)
                 handles.setdefault(label, Line2D([], [], color=colour, linestyle="-.", label=label))
         controls = style.controls_of(part).set_index("estimator_label")["frechet"]
         style.control_lines(ax, dict(controls), labels=True)
