@@ -231,9 +231,21 @@ def test_steps_that_are_not_finite_diverge_with_the_reason() -> None:
         def divergence(self, x: Tensor, t: Tensor) -> Tensor:
             return x.sum(1)
 
-    out = get("pi-flow").log_prob(Exploding(), points(3, 2))
+    x = points(3, 2)
+    out = get("pi-flow").log_prob(Exploding(), x)
     assert out.status == "diverged"
-    assert "substeps" in str(out.reason)
+    assert "do not stay finite in 3 of 3 rows; more than substeps=32 may help" in str(out.reason)
+    some = get("pi-flow").log_prob(Exploding(), x.index_fill(0, torch.tensor([1]), 0.0))
+    assert some.status == "ok"
+    assert some.valid.tolist() == [False, True, False]
+    assert "in 2 of 3 rows" in str(some.reason)
+
+
+def test_samples_of_broken_policies_are_no_numbers_and_say_why() -> None:
+    drawn = get("pi-flow").sample(Broken(), 40, dtype=torch.float64)
+    assert 0 < int(drawn.valid.sum()) < 40
+    assert bool(drawn.x[~drawn.valid].isnan().all())
+    assert "a variance is not positive in" in str(drawn.reason)
 
 
 def test_likelihood_is_differentiable_in_points_and_parameters() -> None:

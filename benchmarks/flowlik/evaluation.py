@@ -143,11 +143,14 @@ def sample(cell: Cell, model: Any, n: int, *, first: int = 0) -> tuple[Tensor, d
     """Samples `first` .. `first + n` by the cell's estimator, in batches, and what each cost, (n,) by name.
 
     Raises:
-        RefusedError: it does not fit the model, or cannot sample.
+        RefusedError: it does not fit the model, or cannot sample. DivergedError: samples that are not finite.
     """
     parts = _samples(cell, model, n, log_prob=False, first=first)
     if parts[0].status == "refused":
         raise RefusedError(parts[0].reason or f"{cell.label} does not sample from this model")
+    if any(not bool(out.valid.all()) for out in parts):
+        why = next((out.reason for out in parts if out.reason), None)
+        raise DivergedError(f"samples hold NaN or infinity{f': {why}' if why else ''}")
     cost = {
         name: np.concatenate([_per_item(getattr(out.cost, name), len(out.x)) for out in parts])
         for name in COSTS

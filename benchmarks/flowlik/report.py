@@ -78,6 +78,11 @@ MEASURES: Final[tuple[tuple[str, str], ...]] = (
         "Mean distance between an item and itself after data → noise → data through the same map.",
     ),
     ("Fréchet", "Fréchet distance of feature statistics; an FID only where the extractor is Inception."),
+    (
+        "precision, recall",
+        "Share of samples near real items, and of real items near samples: fidelity and diversity. In the features of "
+        "the Fréchet distance, or in data space where a task has no feature network.",
+    ),
 )
 CONTROLS: Final[tuple[tuple[str, str], ...]] = (
     ("control-mean", "gives every item the mean of the reference over the split: an oracle, but a constant"),
@@ -387,7 +392,7 @@ def _alt(kind: str, frame: pd.DataFrame, split: str | None) -> str:
     part = frame if split is None else frame[frame["split"] == split]
     methods = part[part["method"] != "control"]
     names = ", ".join(dict.fromkeys(methods["series"]))
-    if kind in ("bpd", "error") and methods["bpd_mae"].notna().any():
+    if kind in ("bpd", "error", "few-steps") and methods["bpd_mae"].notna().any():
         ranked = methods[methods["bpd_mae"].notna()].sort_values("bpd_mae", kind="stable")
         best, worst = ranked.iloc[0], ranked.iloc[-1]
         return (
@@ -403,6 +408,11 @@ def _alt(kind: str, frame: pd.DataFrame, split: str | None) -> str:
         shown = methods[methods["frechet"].notna()]
         values = (f"{row['row']} {view.number(row['frechet'])}" for row in view.as_dicts(shown))
         return f"{view.distance_names(shown)}: {'; '.join(values)}."
+    if kind in ("samples-and-error", "real-data"):
+        few = view.few_steps(view.samples_measured(methods))
+        shown = few[few["distance"].notna() & (few["sample_nfe"] == 1)].drop_duplicates(["method", "model"])
+        values = (f"{row['model']} {view.number(row['distance'])}" for row in view.as_dicts(shown))
+        return f"Distances of one-evaluation samples: {'; '.join(values)}."
     return f"Methods: {names}."
 
 

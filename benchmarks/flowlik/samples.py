@@ -2,8 +2,9 @@
 
 Where a task has a feature network: the Frechet distance with an interval, precision, recall and the kernel distance
 in its features; images of 8 bits are judged by the standard Inception where its weights are at hand. Where it has a
-closed form: the energy distance in data space. Where its reference is known: the samples' bits/dim under it, exact or
-by the converged teacher. See docs/math.md section 9.
+closed form: the energy distance in data space, in few dimensions precision and recall there, and for a mixture whether
+a mode is missing. Where its reference is known: the samples' bits/dim under it, exact or by the converged teacher. See
+docs/math.md section 9.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from flowlik.extractors import extractor_of
 from flowlik.frechet import PARTS, features_of, frechet
 from flowlik.measures import bits_per_dim
 from flowlik.points import whole
-from flowlik.precision_recall import kernel_distance, precision_recall
+from flowlik.precision_recall import NEIGHBOURS, kernel_distance, precision_recall
 from flowlik.real_features import KEPT, RealFeatures, real_features
 from flowlik.tasks import Array, Task
+from flowlik_models.mixture import GaussianMixture
 
 SCORED = 128
 ENERGY_POINTS = 2048
+FEW_DIMENSIONS = 64
+"""Up to so many, nearest neighbours in data space tell something."""
 SCORE = "whitened-ode[solver=rk4,steps=8,clock=stretched,trace=hutchinson]"
 """32 evaluations in the stretched clock: on the digits the solve is within 0.001 bits/dim of the converged value."""
 
@@ -45,6 +49,11 @@ def judge(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> tuple[dic
         extra |= more
     elif task.log_density(x[:1], 1.0 - task.eps) is not None:
         extra |= _energy(task, x)
+        if task.dim <= FEW_DIMENSIONS and min(len(x), ENERGY_POINTS) > NEIGHBOURS:
+            overlap, errors = _overlap(_real(task, len(x)), x[:ENERGY_POINTS].double().flatten(1).cpu())
+            columns |= overlap
+            extra |= errors
+        extra |= _modes(task, x)
     return columns, extra | _scored(task, x, teacher)
 
 
@@ -52,16 +61,14 @@ def _in_features(real: RealFeatures, ours: Tensor) -> tuple[dict[str, Any], dict
     """Columns and `extra` of features (n, f) of samples; the overlap is that of the first `KEPT` on each side."""
     found = frechet(real.normal, ours)
     theirs, some = real.features.to(ours.device), ours[:KEPT]
-    precision, recall = precision_recall(theirs, some, real_radii=real.radii.to(ours.device))
+    overlap, errors = _overlap(theirs, some, real_radii=real.radii.to(ours.device))
     kid = kernel_distance(theirs, some, within_real=real.kernel)
     half = 1.96 * float(found.resampled.std(ddof=1))
     return {
         "frechet": found.frechet,
         "frechet_se": found.frechet_se,
         "kid": kid,
-        "precision": precision,
-        "recall": recall,
-    }, {
+    } | overlap, errors | {
         "frechet_lo": max(found.frechet - half, 0.0),
         "frechet_hi": found.frechet + half,
         "frechet_resampled": [round(float(value), 4) for value in found.resampled],
@@ -69,10 +76,39 @@ def _in_features(real: RealFeatures, ours: Tensor) -> tuple[dict[str, Any], dict
     }
 
 
+def _overlap(
+    real: Tensor, samples: Tensor, real_radii: Tensor | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Precision and recall, and the standard errors that shares of so many samples and real items have."""
+    precision, recall = precision_recall(real, samples, real_radii=real_radii)
+    errors = {
+        f"{name}_se": math.sqrt(share * (1 - share) / n)
+        for name, share, n in (("precision", precision, len(samples)), ("recall", recall, len(real)))
+    }
+    return {"precision": precision, "recall": recall}, errors
+
+
+def _real(task: Task, n: int) -> Tensor:
+    """Training points in data space, as many as samples, (n, d) float64."""
+    return whole(task.items("train", min(n, ENERGY_POINTS)).x).double().flatten(1)
+
+
+def _modes(task: Task, x: Tensor) -> dict[str, float]:
+    """`least_mode`: the samples that fall to a mixture's worst covered component, over what is its due: 0 is a lost
+    mode, and even exact samples stay somewhat below 1."""
+    truth = getattr(task, "truth", None)
+    if not isinstance(truth, GaussianMixture):
+        return {}
+    with torch.no_grad():
+        nearest = truth.responsibilities(x.double().cpu(), 1.0 - task.eps).argmax(1)
+    shares = torch.bincount(nearest, minlength=len(truth.weights)) / len(x)
+    return {"least_mode": float((shares / truth.weights).min())}
+
+
 def _energy(task: Task, x: Tensor) -> dict[str, float]:
     """Energy distance of the samples, and a standard error from disjoint parts of them."""
     n = min(len(x), ENERGY_POINTS)
-    real = whole(task.items("train", n).x).double().flatten(1)
+    real = _real(task, n)
     x = x[:n].double().flatten(1).cpu()
     size = n // PARTS
     error = math.nan

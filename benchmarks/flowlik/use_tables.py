@@ -16,7 +16,7 @@ FAMILIES = ("rescaled", "displaced", "rounded")
 
 def use_tables(frame: pd.DataFrame) -> list[Table]:
     """The tables of one task and split that its records support."""
-    makers = (_samples, _comparison, _outliers, _importance, _gradient)
+    makers = (_one_evaluation, _routes, _samples, _comparison, _outliers, _importance, _gradient)
     return [table for make in makers if (table := make(frame)) is not None]
 
 
@@ -88,6 +88,117 @@ def _samples(frame: pd.DataFrame) -> Table | None:
             f"density or the converged teacher. {seeds_note(shown)}".strip(),
         )
     )
+
+
+def _one_evaluation(frame: pd.DataFrame) -> Table | None:
+    """Samples of one evaluation of every kind of few-step model and of the solved ODE, nearest first."""
+    measured = view.samples_measured(frame)
+    few = view.few_steps(measured)
+    few = few[(few["sample_nfe"] == 1) & few["distance"].notna()]
+    few = few.assign(unjudged=few["bpd_mae"].isna()).sort_values("unjudged", kind="stable")
+    few = few.drop_duplicates(["method", "model"])
+    if few.empty:
+        return None
+    solved = measured[(measured["estimator"] == "ode") & measured["distance"].notna()]
+    shown = pd.concat([few, solved]).sort_values("distance", kind="stable")
+    rows = view.as_dicts(shown)
+    without = next((row for row in rows if row["model"] == DATA_FREE), None)
+    lines = tuple(
+        (
+            Cell(row["row"]),
+            Cell(row["model"]),
+            _cell(row["sample_nfe"]),
+            _distance(row),
+            _nearer(row, without),
+            *(_interval(row, name, 2) for name in ("precision", "recall")),
+            _cell(row["extra"].get("least_mode"), digits=2),
+            _interval(row, "bpd_mae", 2),
+            _cell(row["nfe_mean"]),
+        )
+        for row in rows
+    )
+    extractor = next((one for one in shown["extractor"] if one), "")
+    name = view.distance_name(extractor) if extractor else "energy distance"
+    heads = (
+        *(
+            "method",
+            "model",
+            "NFE of a sample",
+            name,
+            f"nearer than {DATA_FREE} by",
+            "precision",
+            "recall",
+            "least covered mode",
+        ),
+        *("mean |error|", "NFE of the likelihood"),
+    )
+    note = (
+        f"{shown['n_samples'].max():.0f} samples a row, {extractor or 'data space'}; brackets: "
+        "95 % intervals, those of precision and recall of a share of so many, of a gain paired by noise where that was "
+        f"kept. {_verdict(rows, without)} {seeds_note(shown)}"
+    )
+    title = _title(frame, "samples of one evaluation, and of the ODE")
+    return _without_empty(Table(title, heads, lines, note=note.strip()))
+
+
+DATA_FREE = "realuid-data-free"
+WITH_DATA = ("realuid", "realuid-fine-tuned")
+
+
+def _interval(row: dict[str, Any], name: str, digits: int = 3) -> Cell:
+    return _cell(row[name], row[f"{name}_lo"], row[f"{name}_hi"], digits)
+
+
+def _distance(row: dict[str, Any]) -> Cell:
+    """The distance with its interval, or with its spread where several seeds are behind it."""
+    source, name = (row["extra"], "energy_distance") if math.isnan(row["frechet"]) else (row, "frechet")
+    return _over_seeds(source, name, row["distance_lo"], row["distance_hi"])
+
+
+def _nearer(row: dict[str, Any], without: dict[str, Any] | None) -> Cell:
+    """How much nearer a generator's samples are with real data than without."""
+    if without is None or row["model"] not in WITH_DATA:
+        return Cell("–")
+    gain = without["distance"] - row["distance"]
+    ours, theirs = (
+        np.array(of["extra"].get("frechet_resampled") or [], dtype=float) for of in (row, without)
+    )
+    if len(ours) and ours.shape == theirs.shape and row["n_samples"] == without["n_samples"]:
+        half = 1.96 * float(np.std(theirs - ours, ddof=1))
+    else:
+        half = math.hypot(*((of["distance_hi"] - of["distance_lo"]) / 2 for of in (row, without)))
+    return _cell(gain, gain - half, gain + half)
+
+
+def _verdict(rows: list[dict[str, Any]], without: dict[str, Any] | None) -> str:
+    """Whether real data make the samples better by more than the intervals, in words."""
+    found = []
+    for row in rows:
+        if without is None or row["model"] not in WITH_DATA:
+            continue
+        apart = row["distance_hi"] < without["distance_lo"]
+        words = "better" if apart else "not better"
+        found.append(f"{row['model']} is {words} than {DATA_FREE} by more than their intervals.")
+    return " ".join(found)
+
+
+def _routes(frame: pd.DataFrame) -> Table | None:
+    """How far the routes to a generator's likelihood agree."""
+    rows = _known(frame, "routes")
+    names = ("one_root_gap", "one_root_share", "folded_share", "lost_share", "mass", "flow_gap", "flow_bias")
+    lines = tuple(
+        (*_head(row)[:2], *(_cell(row["extra"]["routes"].get(name)) for name in names)) for row in rows
+    )
+    heads = (
+        *("method", "model", "largest gap to the samples' own density", "samples with one root"),
+        *("with roots of both signs", "without a root", "mass", "gap to the fake model's flow", "its mean"),
+    )
+    note = (
+        "In float64; gaps in nats, against own-samples where there is one root, and against fake-flow on the items. "
+        "Roots of both signs: the generator folds there."
+    )
+    title = _title(frame, "routes to a generator's likelihood")
+    return _without_empty(Table(title, heads, lines, note=note)) if rows else None
 
 
 def _gain(row: dict[str, Any], plain: dict[str, Any] | None) -> Cell:

@@ -268,6 +268,57 @@ def from_extra(frame: pd.DataFrame, *path: str) -> pd.Series[float]:
     return pd.Series([value(extra) for extra in frame["extra"]], index=frame.index, dtype="float64")
 
 
+def samples_measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with `distance` (Frechet, or energy where there is no feature network) and `samples_bpd`, each with
+    `_lo` and `_hi` of a 95 % interval, those of `precision` and `recall`, and `sample_nfe`, the cost of a sample.
+    """
+    found = frame.copy()
+    energy, error = (from_extra(frame, name) for name in ("energy_distance", "energy_distance_se"))
+    known = frame["frechet"].notna()
+    found["distance"] = frame["frechet"].where(known, energy)
+    found["distance_lo"] = from_extra(frame, "frechet_lo").where(known, energy - 1.96 * error)
+    found["distance_hi"] = from_extra(frame, "frechet_hi").where(known, energy + 1.96 * error)
+    if "n_seeds" in frame:  # the interval is that of the first seed, the value the mean over all
+        half = (found["distance_hi"] - found["distance_lo"]) / 2
+        several = frame["n_seeds"] > 1
+        found["distance_lo"] = found["distance_lo"].mask(several, found["distance"] - half)
+        found["distance_hi"] = found["distance_hi"].mask(several, found["distance"] + half)
+    found["samples_bpd"] = from_extra(frame, "samples_bpd")
+    for name in ("samples_bpd", "precision", "recall"):
+        half = 1.96 * from_extra(frame, f"{name}_se")
+        found[f"{name}_lo"], found[f"{name}_hi"] = found[name] - half, found[name] + half
+    found["sample_nfe"] = from_extra(frame, "sample_nfe")
+    return found
+
+
+FEW_STEPS: Final = ("f2d2", "meanflow", "pi-flow", "generator")
+"""Estimators of models that were trained to be asked a few times."""
+
+
+def few_steps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of few-step models where policies or one-step generators stand beside other rows; none elsewhere."""
+    shown = frame[frame["method"].isin(FEW_STEPS) & (frame["model"] != "closed-form")]
+    return shown if shown["method"].isin(["pi-flow", "generator"]).any() else shown.head(0)
+
+
+def without_segments(model: str) -> str:
+    """The name that policy flows of different numbers of segments share: `pi-flow-2-small-k`, `pi-flow-small-k`."""
+    return re.sub(r"^(pi-flow(?:-anchored)?)-\d+", r"\1", model)
+
+
+def one_a_sampler(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose samples differ: a policy flow read in two ways, or a generator by several routes, draws the same ones.
+
+    Policy flows of several segments share a model, and what costs one evaluation is one step.
+    """
+    frame = frame.assign(model=[without_segments(model) for model in frame["model"]])
+    once = frame["steps"].isna() & (from_extra(frame, "sample_nfe") == 1)
+    frame = frame.assign(steps=frame["steps"].mask(once, 1.0))
+    few = frame["method"].isin(["pi-flow", "generator"])
+    again = few & frame.duplicated(["task", "split", "method", "model", "steps", "n_samples", "extractor"])
+    return frame[~again]
+
+
 def machines(frame: pd.DataFrame) -> list[str]:
     """The hardware that the timed rows of a frame were made on."""
     return sorted(set(frame["hardware"]) - {""})
@@ -368,6 +419,9 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
     elif solver and "solver" in parse_label(row["estimator_label"]) and method != "ode-euler":
         name = f"{name} {solver}"
     steps, rtol, atol = params.pop("steps", None), params.pop("rtol", None), params.pop("atol", None)
+    params.pop("segments", None)  # of a policy flow: its steps
+    if method == "generator":
+        params = {"route": "invert"} | params
     trace = params.pop("trace", None)
     words = [_trace_words(trace, params.pop("probes", "1"))] if trace else []
     words += [f"{value} grid" if key == "grid" else f"{key} {value}" for key, value in params.items()]

@@ -105,7 +105,7 @@ class Generator(Estimator):
         if route == "head":
             return None if hasattr(model, "joint") else "route=head needs a joint flow map (a `joint` method)"
         if not hasattr(model, "generate"):
-            return "needs a one-step generator (a `generate` method)"
+            return "needs a one-step generator (a `generate` method), such as realuid"
         if route == "fake-flow":
             if not hasattr(getattr(model, "fake", None), "velocity"):
                 return "route=fake-flow needs a fake model whose ODE starts from noise (`fake.velocity`)"
@@ -341,7 +341,11 @@ def _fake(model: Any, run: Run) -> Any:
 
 def _missing_condition(model: Any, run: Run) -> str | None:
     needs = getattr(model, "conditional", False) and run.cond is None
-    return "the generator is conditioned on x_0; give it as cond=" if needs else None
+    return (
+        "the generator is conditioned on x_0: give it as cond= in Python, a run has no pairs"
+        if needs
+        else None
+    )
 
 
 def _refused(run: Run, why: str) -> Estimate:

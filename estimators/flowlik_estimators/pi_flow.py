@@ -60,7 +60,7 @@ class PiFlow(Estimator):
     def supports(self, model: object) -> str | None:
         """Needs policies, trained for this number of segments, whose divergence means something (or ``full``)."""
         if not hasattr(model, "policy"):
-            return "needs a policy flow (a `policy` method)"
+            return "needs a policy flow (a `policy` method), such as pi-flow or a closed form"
         trained = getattr(model, "segments", None)
         if trained is not None and self.segments not in trained:
             works = " or ".join(f"segments={count}" for count in trained)
@@ -94,12 +94,12 @@ class PiFlow(Estimator):
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         path = _Path(self, model, run, 0.0, run.data_end)
         if not log_prob or (self.jacobian == "frozen" and not getattr(model, "frozen_density", True)):
-            return Samples(x=path.moved(x0))
+            return path.samples(path.moved(x0))
         if self.jacobian == "full":
             x, change, _ = path.with_determinants(x0)
         else:
             x, change = path.frozen(x0)
-        return Samples(x=x, log_prob=standard_normal_log_prob(x0) - change)
+        return path.samples(x, standard_normal_log_prob(x0) - change)
 
 
 class _Path:
@@ -109,6 +109,7 @@ class _Path:
         self.estimator, self.model, self.run = estimator, model, run
         self.ends = run.times("uniform", estimator.segments, start, end)
         self.usable = torch.ones(run.batch, dtype=torch.bool, device=run.device)
+        self.finite = self.usable.clone()
         self.informative = getattr(model, "frozen_density", True)
         self.truncation: list[Tensor] = []
 
@@ -147,11 +148,23 @@ class _Path:
             extra["frozen_gap"] = (change - frozen).detach()
         return x, change, extra
 
+    def samples(self, x: Tensor, log_prob: Tensor | None = None) -> Samples:
+        """Samples x (batch, *event); NaN where the policy could not be followed, whatever came out of it."""
+        broken = ~self.usable.reshape(-1, *([1] * (x.ndim - 1)))
+        return Samples(x=x.masked_fill(broken, math.nan), log_prob=log_prob, reason=self.complaint())
+
     def complaint(self) -> str | None:
-        """One line where some samples got a policy that cannot be followed."""
-        bad = int((~self.usable).sum())
-        what = "the policy's parameters are not finite or a variance is not positive"
-        return f"{what} in {bad} of {len(self.usable)} rows" if bad else None
+        """One line where some rows got a policy that cannot be followed, or substeps that are not finite."""
+        bad, total = int((~self.usable).sum()), len(self.usable)
+        lost = int((self.usable & ~self.finite).sum())
+        parts = []
+        if bad:
+            what = "the policy's parameters are not finite or a variance is not positive"
+            parts.append(f"{what} in {bad} of {total} rows")
+        if lost:
+            more = f"more than substeps={self.estimator.substeps} may help"
+            parts.append(f"the substeps do not stay finite in {lost} of {total} rows; {more}")
+        return "; ".join(parts) or None
 
     def _policy(self, x: Tensor, t: float, s: float, rows: slice = slice(None)) -> Any:
         run = self.run
@@ -165,11 +178,11 @@ class _Path:
 
     def _check(self, x: Tensor) -> None:
         """Raise where nothing is left: a policy that cannot be followed, or steps that are not finite."""
-        finite = torch.isfinite(x).flatten(1).all(1)
+        self.finite = torch.isfinite(x).flatten(1).all(1)
         if not bool(self.usable.any()):
             raise Diverged(f"{self.complaint()}; the model's training went wrong, train it again")
-        if not bool(finite.any()):
-            raise Diverged(f"no row's substeps stay finite; more than substeps={self.estimator.substeps} may")
+        if not bool(self.finite.any()):
+            raise Diverged(str(self.complaint()))
 
     def _followed(
         self, policy: Any, x: Tensor, t: float, s: float, *, divergence: bool = True

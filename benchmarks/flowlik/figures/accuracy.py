@@ -71,6 +71,8 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     # beside other people's packages it is CPU time that can be compared
     costs = COSTS | (CPU_COST if frame["estimator"].str.startswith("peer-").any() else {})
     shown = frame[(frame["bpd_mae"] > 0) & (frame["method"] != "control")]
+    if len(view.few_steps(frame)):  # a figure of its own has them, a line over the segments of a policy flow
+        return None
     if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
     splits = view.splits(shown)

@@ -55,19 +55,8 @@ def self_guidance(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `distance` (Frechet, or energy where there is no feature network) and `samples_bpd`, each with
-    `_lo` and `_hi`, and the guidance's `direction`, `updates` and `step_size`.
-    """
-    found = frame.copy()
-    energy, error = (view.from_extra(frame, name) for name in ("energy_distance", "energy_distance_se"))
-    known = frame["frechet"].notna()
-    found["distance"] = frame["frechet"].where(known, energy)
-    found["distance_lo"] = view.from_extra(frame, "frechet_lo").where(known, energy - 1.96 * error)
-    found["distance_hi"] = view.from_extra(frame, "frechet_hi").where(known, energy + 1.96 * error)
-    bits, error = (view.from_extra(frame, name) for name in ("samples_bpd", "samples_bpd_se"))
-    found["samples_bpd"], found["samples_bpd_lo"], found["samples_bpd_hi"] = (
-        bits + k * 1.96 * error for k in (0, -1, 1)
-    )
+    """The frame with what `view.samples_measured` adds and the guidance's `direction`, `updates` and `step_size`."""
+    found = view.samples_measured(frame)
     for name in ("direction", "updates", "step_size"):
         found[name] = [params.get(name) for params in frame["params"]]
     return found

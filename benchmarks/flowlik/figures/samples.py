@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik import view
 from flowlik.figures import style
 from flowlik.view import distance_name
+
+MANY_LINES: Final = 6
+"""Beyond it the legend takes two columns and height of its own."""
 
 
 def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -19,8 +24,12 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     shown = frame[(frame["frechet"] > 0) & (frame["estimator"] != "self-guidance")]
     if shown.empty:
         return None
+    shown = view.one_a_sampler(shown)
     extractors = sorted(shown["extractor"].unique())
-    figure = style.new_figure(style.COLUMN + 1.2 if len(extractors) == 1 else style.PAGE, 3.1)
+    lines = len(style.series_of(shown))
+    many = lines > MANY_LINES
+    width = style.COLUMN + 1.2 if len(extractors) == 1 and not many else style.PAGE
+    figure = style.new_figure(width, 2.6 + 0.16 * -(-lines // 2) if many else 3.1)
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(extractors))))
     handles: dict[str, Line2D] = {}
     for ax, extractor in zip(axes, extractors, strict=True):

@@ -17,6 +17,7 @@ from flowlik.uses.comparison import model_comparison
 from flowlik.uses.gradient import gradients
 from flowlik.uses.importance import rare_events
 from flowlik.uses.outliers import outlier_detection
+from flowlik.uses.routes import routes_of_a_generator
 
 if TYPE_CHECKING:
     from flowlik.preparing import Prepared
@@ -31,4 +32,5 @@ USES: dict[str, Callable[[Prepared], tuple[Measures, Arrays]]] = {
     "outliers": outlier_detection,
     "importance": rare_events,
     "gradient": gradients,
+    "routes": routes_of_a_generator,
 }
