@@ -64,6 +64,13 @@ SHOWN: Final = (
         *("peers", "gmm-64d--error", "Error against cost of ours and of public libraries"),
         published="peers--gmm-64d--error",
     ),
+    Shown("few-steps", "gmm-2d--few-steps", "Few-step likelihoods of every kind against three costs"),
+    Shown(
+        "few-steps",
+        "digits--samples-and-error",
+        "Digits of one evaluation, and the error of their likelihood",
+    ),
+    Shown("few-steps", "digits--real-data", "One-step digits distilled with and without real data"),
     Shown("uses", "gmm-2d--comparison", "Ten models in order, by their estimated likelihoods"),
     Shown("uses", "digits--outliers", "Foreign images told from digits"),
     Shown("uses", "gmm-2d--importance", "Rare events by importance sampling"),
