@@ -14,6 +14,8 @@ from flowlik.records import COLUMNS
 
 LN2 = math.log(2.0)
 SHAPES = {"gmm-2d": 2, "checkerboard-2d": 2, "thin-2d": 2, "gmm-64d": 64, "digits": 64}
+SHAPES |= {"fashion-mnist": 784, "cifar10": 3072}
+LEVELS = {"digits": 17, "fashion-mnist": 256, "cifar10": 256}
 EXTRACTOR = "digits classifier"
 
 
@@ -25,13 +27,13 @@ def write_fake_run(
     splits: tuple[str, ...] = ("test", "teacher-samples", "train"),
     steps: tuple[int, ...] = (1, 2, 4, 8),
 ) -> Path:
-    """Write records, items, environments and run.json of a made-up run; the folder. `splits` are those of digits."""
+    """Write records, items, environments and run.json of a made-up run; the folder. `splits` are those of images."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "items").mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        for split in splits if task == "digits" else ("test",):
+        for split in splits if task in LEVELS else ("test",):
             rows += _task_rows(run_dir, task, split, n, rng, steps)
     rows.append(
         _row(tasks[0], "test", "f2d2[steps=4]", "teacher", status="refused", reason="needs a joint map")
@@ -125,8 +127,8 @@ def _row(task: str, split: str, label: str, model: str, **known: Any) -> dict[st
 
 def _cells(task: str, steps: tuple[int, ...]) -> list[tuple[str, str, float, float, float, float]]:
     """(label, model, bias, noise, nfe, work) of the methods of a task."""
-    trained = "teacher" if task == "digits" else "closed-form"
-    hard = 1.0 if task in ("digits", "thin-2d") else 0.15
+    trained = "teacher" if task in LEVELS else "closed-form"
+    hard = 1.0 if task in LEVELS or task == "thin-2d" else 0.15
     cells = [
         ("ode[rtol=0.001,atol=0.001]", trained, 2e-3, 3e-3, 44.0, 108.0),
         ("ode", trained, 1e-5, 2e-5, 80.0, 214.0),
@@ -147,12 +149,12 @@ def _task_rows(
     run_dir: Path, task: str, split: str, n: int, rng: np.random.Generator, steps: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     dim = SHAPES[task]
-    levels = math.log2(17 / 2) if task == "digits" else 0.0
+    levels = math.log2(LEVELS[task] / 2) if task in LEVELS else 0.0
     centre = {"digits": 1.9, "gmm-2d": 1.54, "checkerboard-2d": 2.5, "thin-2d": -0.28}.get(task, 0.0)
     spread = 0.0 if task == "checkerboard-2d" else 0.3
     ref = centre + spread * rng.standard_normal(n)
     truth = {
-        "ref_id": "teacher, 64 nodes, exact trace" if task == "digits" else "closed form",
+        "ref_id": "teacher, 64 nodes, exact trace" if task in LEVELS else "closed form",
         "ref_se": 1e-4,
     }
     rows = []
@@ -190,8 +192,9 @@ def _task_rows(
         if dim == 2:
             arrays |= _density(task, bias)
             row |= {"mass": math.exp(-min(bias, 3.0) * dim * LN2), "mass_se": None}
-        if task == "digits" and "euler" not in label and split == "test":
-            row |= {"frechet": 3.0 + 40.0 / nfe, "frechet_se": 0.4, "extractor": EXTRACTOR, "n_samples": 1000}
+        if task in LEVELS and "euler" not in label and split == "test":
+            extractor = EXTRACTOR.replace("digits", task)
+            row |= {"frechet": 3.0 + 40.0 / nfe, "frechet_se": 0.4, "extractor": extractor, "n_samples": 1000}
             arrays["samples"] = np.clip(rng.standard_normal((64, 1, 8, 8)) * 0.3, -1, 1).astype(np.float32)
         np.savez(run_dir / "items" / f"{row['cell_id']}.npz", **arrays)
         rows.append(row)

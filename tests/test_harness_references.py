@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowlik import references
+from flowlik import references, rule
 from flowlik.places import results_dir
 from flowlik.records import write_arrays
 from flowlik.tasks import DigitsTask, UnavailableError, get_task, tensor_hash
@@ -22,22 +22,20 @@ def test_the_rule_converges_to_the_closed_form(task: str, tolerance: float) -> N
     model = closed_form(task)
     x = model.sample(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     truth = model.log_prob(x).numpy()
-    coarse, fine = (
-        np.abs(references.converged_log_prob(model, x, steps) - truth).mean() for steps in (32, 64)
-    )
+    coarse, fine = (np.abs(rule.converged_log_prob(model, x, steps) - truth).mean() for steps in (32, 64))
     assert fine < tolerance
     assert fine < coarse / 4
 
 
 def test_nodes_run_from_the_data_end_to_noise_and_are_dense_near_the_data() -> None:
-    _, t, slope = references.times_of(64, 1.0)
+    _, t, slope = rule.times_of(64, 1.0)
     assert (t[0], t[-1]) == (1.0, 0.0)
     assert (np.diff(t) < 0).all()
     assert 1.0 - t[1] < 2e-4
     r = np.linspace(-2, 6, 9)
     step = 1e-6
-    rate = (references.time_of(r + step) - references.time_of(r - step)) / (2 * step)
-    assert references.slope_of(r) == pytest.approx(rate, rel=1e-6)
+    rate = (rule.time_of(r + step) - rule.time_of(r - step)) / (2 * step)
+    assert rule.slope_of(r) == pytest.approx(rate, rel=1e-6)
     assert len(slope) == 65
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from flowlik import suites
+from flowlik.planning import plan_cells
+from flowlik.runner import run_cell
+from flowlik_models import zoo
+from flowlik_models.zoo import TASK_MODELS
 
 ONE = """
 [defaults]
@@ -42,6 +46,46 @@ def test_controls_can_be_left_out_and_options_overridden(tmp_path: Path) -> None
     )
     assert len(cells) == 4
     assert {(cell.options.n_items, cell.options.seed) for cell in cells} == {(5, 3)}
+
+
+@pytest.mark.parametrize("task", ["fashion-mnist", "cifar10"])
+def test_the_published_table_has_every_model_at_every_number_of_steps(task: str) -> None:
+    cells = [cell for cell in suites.load_suite(task) if not cell.is_control]
+    assert {cell.task for cell in cells} == {task}
+    assert {cell.model for cell in cells} == set(TASK_MODELS[task])
+    plain = {"teacher": "ode", "meanflow": "meanflow"}
+    for model in TASK_MODELS[task]:
+        name = plain.get(model, "f2d2")
+        for split in ("test", "train", "teacher-samples"):
+            steps = [
+                cell.estimator.steps
+                for cell in cells
+                if (cell.model, cell.options.split, cell.estimator.name) == (model, split, name)
+                and getattr(cell.estimator, "solver", "euler") == "euler"
+            ]
+            assert steps == [8, 4, 2, 1], (model, split)
+    sampled = [cell for cell in cells if cell.options.samples]
+    assert {cell.model for cell in sampled} == set(TASK_MODELS[task])
+    assert max(cell.options.n_items for cell in cells) == 10_000  # the whole test set
+
+
+def test_a_limit_holds_for_items_and_samples_of_every_cell() -> None:
+    cells = plan_cells("cifar10", None, None, None, seeds=None, limit=7, device="cpu")
+    assert {cell.options.n_items for cell in cells} == {7}
+    assert {cell.options.samples for cell in cells if not cell.is_control} == {0, 7}
+    controls = [cell for cell in cells if cell.is_control]
+    assert len(controls) == len(set(controls)) == 2 * 3
+
+
+def test_a_model_without_a_checkpoint_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "SHIPPED", Path("nowhere"))
+    cells = plan_cells("cifar10", None, None, ["direct-f2d2"], seeds=None, limit=2, device="cpu")
+    row, _ = run_cell(next(cell for cell in cells if not cell.is_control))
+    assert row["status"] == "skipped"
+    assert row["reason"] == (
+        "the checkpoint of direct-f2d2 on cifar10 is not there; make it with `flowlik train cifar10 direct-f2d2` "
+        "and run with `--checkpoints runs/train`"
+    )
 
 
 @pytest.mark.parametrize("name", suites.available())

@@ -188,8 +188,10 @@ def test_the_gaussian_control_runs_without_a_teacher_and_the_mean_says_why_not(f
     assert row["bpd_mae"] is None
     row, _ = run_cell(mean)
     assert (row["status"], row["reason"]) == (
-        "skipped", "fashion-mnist has no teacher yet, so there is no reference likelihood"
-    )  # fmt: skip
+        "skipped",
+        "fashion-mnist has no teacher yet, so there is no reference likelihood: flowlik train fashion-mnist "
+        "teacher, then flowlik reference fashion-mnist",
+    )
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet64", "cifar10-gmm", "fashion-mnist-gmm"])

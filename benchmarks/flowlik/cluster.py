@@ -87,7 +87,7 @@ class RayExecutor:
     def __init__(self, setup: Setup, *, address: str | None = None) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ValueError("--executor ray needs Ray: pip install 'flowlik[ray]'")
-        self._setup = Setup(**(vars(setup) | {"cores": setup.cores or 1}))
+        self._setup = Setup(**(vars(setup) | {"cores": setup.cores or 1, "pieces": None}))
         self._address = address
         self._hosts: list[Any] = []
         self._started = self._ours = False

@@ -120,6 +120,26 @@ def evaluate(
     )
 
 
+def joined(parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of consecutive parts of the points."""
+    errors = [part.stderr for part in parts if part.stderr is not None]
+    return replace(
+        parts[0],
+        log_prob=np.concatenate([part.log_prob for part in parts]),
+        valid=np.concatenate([part.valid for part in parts]),
+        stderr=np.concatenate(errors) if len(errors) == len(parts) else None,
+        cost={name: np.concatenate([part.cost[name] for part in parts]) for name in parts[0].cost},
+        batch_size=min(part.batch_size for part in parts),
+        statuses=set().union(*(part.statuses for part in parts)),
+        reason=next((part.reason for part in parts if part.reason), None),
+        extra={
+            name: np.concatenate([part.extra[name] for part in parts])
+            for name in parts[0].extra
+            if all(name in part.extra for part in parts)
+        },
+    )
+
+
 def _policy_calls(parts: Sequence[tuple[Any, int]]) -> dict[str, Array]:
     """Network-free evaluations of policies by item, where there were any."""
     found = np.concatenate([_per_item(out.cost.policy_calls, size) for out, size in parts])

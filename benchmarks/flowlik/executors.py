@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from flowlik.words import unknown
@@ -34,7 +35,8 @@ class Setup:
     """What every worker of a run is told: the run's name and command line, and how much a cell may take.
 
     `timeout` in seconds, `memory` in bytes of the worker's process, `cores` processor cores a cell (default: as many
-    threads as torch takes).
+    threads as torch takes), `pieces` the folder where a worker on this machine keeps the finished pieces of a large
+    cell (`flowlik.pieces`).
     """
 
     run_id: str = field(default_factory=new_run_id)
@@ -42,6 +44,7 @@ class Setup:
     timeout: float | None = None
     memory: int | None = None
     cores: int | None = None
+    pieces: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowlik.points import Points, pieces
-from flowlik.tasks import DRAW_STRIDE, Array, Items, Reference, Task, UnavailableError, digest, seed_of
+from flowlik.points import Points, pieces, whole
+from flowlik.tasks import (
+    DRAW_STRIDE,
+    Array,
+    Items,
+    Reference,
+    Task,
+    UnavailableError,
+    digest,
+    seed_of,
+    tensor_hash,
+)
 
 if TYPE_CHECKING:
     from flowlik_models.images import ImageSet
     from flowlik_models.interfaces import Moments
     from flowlik_models.shared_basis import SharedBasisMixture
 
+TEACHER_SAMPLES = "teacher-samples"
 EXACT_ROWS = 256
 REAL_SAMPLES = 10_000
 
@@ -74,19 +85,37 @@ class ImageTask(Task):
 
     def items(self, split: str, n: int, draws: int = 1) -> Items:
         """The first n images of the split's order, ``draws`` dequantisations of each, made when they are asked for."""
+        if split == TEACHER_SAMPLES:
+            return self._teacher_samples(n)
         images = self.images(split)
         return _dequantised(images, min(n, len(images)), draws, self.key + self.splits.index(split))
 
+    def _teacher_samples(self, n: int) -> Items:
+        self.check_split(TEACHER_SAMPLES)
+        self._need_teacher()
+        from flowlik.references import stored
+
+        x = torch.from_numpy(stored(self.id).arrays["teacher_samples"])[:n]
+        return Items(x=x, ids=torch.arange(len(x)), n=len(x))
+
+    def _need_teacher(self) -> None:
+        if not self.has_model(self.reference_model):
+            cure = (
+                f": flowlik train {self.id} teacher, then flowlik reference {self.id}" if self.models else ""
+            )
+            raise UnavailableError(f"{self.id} has no teacher yet, so there is no reference likelihood{cure}")
+
     def reference(self, split: str, items: Items, t: float) -> Reference:
         """The stored converged likelihoods of the teacher; UnavailableError where there is none."""
-        if not self.has_model(self.reference_model):
-            raise UnavailableError(f"{self.id} has no teacher yet, so there is no reference likelihood")
+        self._need_teacher()
         from flowlik.references import stored_log_prob
 
         return stored_log_prob(self, split, items, t)
 
     def data_hash(self, split: str) -> str:
-        """Names the images and the dequantisation noise."""
+        """Names the images and the dequantisation noise; for the teacher's samples, the samples."""
+        if split == TEACHER_SAMPLES:
+            return tensor_hash(whole(self._teacher_samples(10**9).x))
         return digest(self.images(split).identity, self.version, self.key, split)
 
     def real_samples(self) -> Tensor | None:
@@ -257,10 +286,14 @@ def _digits_items(n: int, draws: int) -> Items:
 
 
 def image_tasks() -> tuple[Task, ...]:
-    """The built-in tasks on images."""
+    """The built-in tasks on images; those that have recipes for a teacher have its samples as a split."""
+    from flowlik_models.training_images import IMAGE_SHAPES
 
     def real(name: str, shape: tuple[int, int, int], text: str) -> ImageTask:
-        return ImageTask(id=name, event_shape=shape, description=f"{text}; files: flowlik data")
+        splits = ("test", "train", TEACHER_SAMPLES) if name in IMAGE_SHAPES else ("test", "train")
+        return ImageTask(
+            id=name, event_shape=shape, splits=splits, description=f"{text}; files: flowlik data"
+        )
 
     def mixture(
         name: str, shape: tuple[int, int, int], levels: int, text: str, measured: str

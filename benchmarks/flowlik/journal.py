@@ -29,6 +29,8 @@ with suppress(ImportError):  # where there is no build of it for the system, rea
     loads = orjson.loads
 
 CLAIMS = ".claims"
+PIECES = "pieces"
+"""Folder of a run that holds the finished pieces of cells under way (`flowlik.pieces`)."""
 CHUNK = 256
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -1,10 +1,10 @@
 """References: what a likelihood is judged against, how it was made, and the checks it passed.
 
 A closed-form task needs none stored: its truth is evaluated at the items themselves, and `flowlik reference` writes a
-summary of it. For `digits` the reference is the teacher's converged likelihood, one fixed dequantised point per image:
-RK4 in the variable r = log((t + 0.1)/(1 - t + 0.001)), exact trace at the nodes, the divergence integrated by a cubic
-spline through them; 64 steps, with the distance to 128 steps on the first items as its error. Stored are
-`<task>.json` and `<task>.npz`.
+summary of it. For images the reference is the teacher's converged likelihood, one fixed dequantised point per image, by
+the rule of `flowlik.rule`: 64 steps, exact trace at the nodes (`digits`), with the distance to 128 steps on the first
+items as its error. Beyond `EXACT_DIMS` dimensions the trace is taken by pooled probes (`flowlik.pooled_references`).
+Stored are `<task>.json` and `<task>.npz`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from flowlik import measures
 from flowlik.places import need_source_root, results_dir
 from flowlik.points import whole
 from flowlik.records import read_arrays, to_plain, utc_now, write_arrays
+from flowlik.rule import NEAR_DATA, NEAR_NOISE, converged_log_prob
 from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_task, tensor_hash
 from flowlik_models.files import write_atomically
 
@@ -36,15 +37,16 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 SCHEMA = 1
 ITEMS = 256
+EXACT_DIMS = 128  # a node costs d products an item
 STEPS, HALVED = 64, 128
 HALVED_ITEMS = 32  # an item costs d products a node: the halved step is taken on the first items
-NEAR_NOISE, NEAR_DATA = 0.1, 0.001  # the rule's variable resolves 1 - t down to about 0.001
 CHUNK = 64
 HALVING_LIMIT = 0.001  # bits/dim between 64 and 128 steps, mean over items
 ADAPTIVE_ITEMS = 8
 ADAPTIVE_LIMIT = 0.002  # bits/dim to dopri5 at 1e-5, mean over items
 TEACHER_SAMPLES = 1000
 SAMPLES_SEED = 0
+SAMPLES_BATCH = 250  # an adaptive solver has one step size a batch, so it is part of the draws
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -123,7 +125,13 @@ def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference
 
 
 def make_reference(
-    task: str, folder: Path, *, device: str = "cpu", limit: int | None = None, progress: Say = lambda _: None
+    task: str,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    limit: int | None = None,
+    stderr: float | None = None,
+    progress: Say = lambda _: None,
 ) -> Path:
     """Compute a task's reference and write it to `folder`; the path of its card.
 
@@ -131,15 +139,24 @@ def make_reference(
         task: task id.
         folder: where to write; partial results of an interrupted call are kept there and used.
         device: where the teacher runs.
-        limit: items a split, default 256.
+        limit: items a split, default 256, of pooled probes 500.
+        stderr: standard error of an item in bits/dim that pooled probes are to reach; without it the trace is exact up
+            to `EXACT_DIMS` dimensions, and the error 0.005 beyond.
         progress: called with lines of text.
 
     Raises:
-        ValueError: unknown task, or a check that failed. UnavailableError: the teacher is not there.
+        ValueError: unknown task, an error that has no effect, or a check that failed. UnavailableError: the teacher is
+            not there.
     """
+    from flowlik.pooled_references import converge
+
     found = get_task(task)
     if found.reference_model == "closed-form":
+        if stderr is not None:
+            raise ValueError(f"{task} is known in closed form: --stderr has no effect")
         return _summarise_closed_form(found, folder)  # type: ignore[arg-type]
+    if stderr is not None or found.dim > EXACT_DIMS:
+        return converge(found, folder, device, limit, stderr, progress)
     return _converge(found, folder, device, limit or ITEMS, progress)
 
 
@@ -155,11 +172,13 @@ def ship_reference(task: str, folder: Path) -> Path:
     return target / f"{task}.json"
 
 
-def _check(name: str, value: float, limit: float) -> dict[str, Any]:
+def check(name: str, value: float, limit: float) -> dict[str, Any]:
+    """A check of a card: passed where the value is at most the limit."""
     return {"name": name, "value": value, "limit": limit, "passed": bool(value <= limit)}
 
 
-def _write_card(file: Path, card: dict[str, Any]) -> Path:
+def write_card(file: Path, card: dict[str, Any]) -> Path:
+    """Write a card and return its path; ValueError where a check of it failed."""
     from flowlik.environment import commit, versions
 
     card |= {"created_utc": utc_now(), "commit": commit()[0], "versions": versions()}
@@ -176,16 +195,16 @@ def _summarise_closed_form(task: ClosedFormTask, folder: Path) -> Path:
     items = task.items("test", n)
     end = 1.0 - task.eps
     bits = measures.bits_per_dim(task.log_density(items.x, end), task.dim)
-    checks = [_check("share of points whose density is not finite", float(np.mean(~np.isfinite(bits))), 0.0)]
+    checks = [check("share of points whose density is not finite", float(np.mean(~np.isfinite(bits))), 0.0)]
     grid = task.grid()
     if grid is not None:
         mass = measures.mass(task.log_density(grid.points, end), grid.cell_area)
-        checks.append(_check("|mass on the task's grid - 1|", abs(mass - 1.0), 1e-4))
+        checks.append(check("|mass on the task's grid - 1|", abs(mass - 1.0), 1e-4))
     mean, covariance = task.moments()
     x = whole(items.x).flatten(1).numpy()
     spread = np.sqrt(np.diag(covariance) / n)
     checks.append(
-        _check("largest |sample mean - mean| in standard errors", _largest(x.mean(0) - mean, spread), 5.0)
+        check("largest |sample mean - mean| in standard errors", _largest(x.mean(0) - mean, spread), 5.0)
     )
     card = {
         "schema": SCHEMA,
@@ -201,7 +220,7 @@ def _summarise_closed_form(task: ClosedFormTask, folder: Path) -> Path:
         "bpd_quantiles": dict(zip(("p05", "p50", "p95"), np.quantile(bits, (0.05, 0.5, 0.95)), strict=True)),
         "checks": checks,
     }
-    return _write_card(folder / f"{task.id}.json", card)
+    return write_card(folder / f"{task.id}.json", card)
 
 
 def _largest(difference: Array, spread: Array) -> float:
@@ -214,7 +233,7 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
     model, model_hash = load(task.id, task.reference_model, device, "float32")
     parts = folder / f"{task.id}-{model_hash}-parts"
     end = 1.0 - float(getattr(model, "eps", 0.0))
-    samples = _teacher_samples(model, parts / "samples.npz", device, progress)
+    samples = teacher_samples(model, TEACHER_SAMPLES, parts, device, progress)
     arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
     card = _how(task, model_hash, end) | {"splits": {}, "checks": []}
     for split in task.splits:
@@ -229,7 +248,7 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
         progress(f"{split}: {told['bpd_mean']:.4f} bits/dim, error {told['error_bpd']:.2g}")
     write_arrays(folder / f"{task.id}.npz", arrays)
     card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
-    path = _write_card(folder / f"{task.id}.json", card)
+    path = write_card(folder / f"{task.id}.json", card)
     shutil.rmtree(parts, ignore_errors=True)
     return path
 
@@ -269,26 +288,32 @@ def _judged(
     }
     halving = f"{split}: mean distance of {STEPS} to {HALVED} steps, bits/dim"
     solving = f"{split}: mean distance to dopri5 at 1e-5, bits/dim"
-    return told, [_check(halving, distance.mean(), HALVING_LIMIT), _check(solving, gap, ADAPTIVE_LIMIT)]
+    return told, [check(halving, distance.mean(), HALVING_LIMIT), check(solving, gap, ADAPTIVE_LIMIT)]
 
 
-def _teacher_samples(model: Any, file: Path, device: str, progress: Say) -> Tensor:
+def teacher_samples(model: Any, n: int, parts: Path, device: str, progress: Say) -> Tensor:
+    """The first n draws of the teacher, (n, *event) float32; each batch is kept on disk.
+
+    Raises:
+        ValueError: a draw is not finite.
+    """
     from flowlik_estimators import get
 
-    if file.exists():
-        return torch.from_numpy(read_arrays(file)["x"])
     estimator = get("ode", solver="dopri5", rtol=1e-6, atol=1e-6)
-    parts = []
-    for ids in torch.split(torch.arange(TEACHER_SAMPLES), 250):
-        generator = torch.Generator().manual_seed(SAMPLES_SEED)
-        out = estimator.sample(model, len(ids), generator=generator, items=ids, log_prob=False)
-        if not bool(out.valid.all()):
-            raise ValueError(f"the teacher's samples by {estimator.label} are not all finite ({out.reason})")
-        parts.append(out.x.cpu())
-    x = torch.cat(parts)
-    write_arrays(file, {"x": x.numpy()})
-    progress(f"{len(x)} samples of the teacher")
-    return x
+    found = []
+    for ids in torch.split(torch.arange(n), SAMPLES_BATCH):
+        file = parts / f"samples-{int(ids[0])}-{len(ids)}.npz"
+        if not file.exists():
+            generator = torch.Generator().manual_seed(SAMPLES_SEED)
+            out = estimator.sample(model, len(ids), generator=generator, items=ids, log_prob=False)
+            if not bool(out.valid.all()):
+                raise ValueError(
+                    f"the teacher's samples by {estimator.label} are not all finite ({out.reason})"
+                )
+            write_arrays(file, {"x": out.x.cpu().numpy()})
+            progress(f"{int(ids[-1]) + 1} of {n} samples of the teacher")
+        found.append(torch.from_numpy(read_arrays(file)["x"]))
+    return torch.cat(found)
 
 
 def _adaptive(model: Any, x: Tensor, device: str) -> Array:
@@ -310,68 +335,3 @@ def _in_chunks(
             progress(f"{split}: {steps} steps, {min(len(x), (number + 1) * CHUNK)} of {len(x)} items")
         values.append(read_arrays(file)["log_prob"])
     return np.concatenate(values)
-
-
-# --- the rule -----------------------------------------------------------------------------------------------
-
-
-def times_of(steps: int, end: float) -> tuple[Array, Array, Array]:
-    """Nodes of the rule from `end` down to 0: r, t(r) and dt/dr, (steps + 1,) each."""
-    first, last = (math.log((t + NEAR_NOISE) / (1.0 - t + NEAR_DATA)) for t in (end, 0.0))
-    r = np.linspace(first, last, steps + 1)
-    t = np.clip(time_of(r), 0.0, end)
-    t[0], t[-1] = end, 0.0
-    return r, t, slope_of(r)
-
-
-def time_of(r: Any) -> Any:
-    """t from r = log((t + a)/(1 - t + b))."""
-    e = np.exp(r)
-    return ((1.0 + NEAR_DATA) * e - NEAR_NOISE) / (1.0 + e)
-
-
-def slope_of(r: Any) -> Any:
-    """dt/dr."""
-    e = np.exp(r)
-    return (1.0 + NEAR_DATA + NEAR_NOISE) * e / (1.0 + e) ** 2
-
-
-def converged_log_prob(model: Any, x: Tensor, steps: int, end: float = 1.0) -> Array:
-    """log p at t = `end` of every row of x by the fixed rule of this module, (batch,) nats.
-
-    The state is kept in float64, the network sees x's dtype. Cost: 4 forwards a step, and d vjps at each node.
-    """
-    from scipy.interpolate import CubicSpline
-
-    from flowlik_estimators.trace import exact
-
-    r, t, slope = times_of(steps, end)
-    step = float(r[1] - r[0])
-
-    def velocity(y: Tensor, time: float) -> Tensor:
-        with torch.no_grad():
-            v: Tensor = model.velocity(y.to(x.dtype), x.new_full((len(y),), time))
-        return v.double()
-
-    def rate(y: Tensor, where: float) -> Tensor:
-        return velocity(y, float(np.clip(time_of(where), 0.0, end))) * float(slope_of(where))
-
-    y = x.double()
-    divergences = []
-    for k in range(steps + 1):
-        now = x.new_full((len(x),), float(t[k]))
-        _, divergence = exact(lambda z, now=now: model.velocity(z, now), y.to(x.dtype))  # type: ignore[misc]
-        divergences.append(divergence[:, 0].double().cpu().numpy())
-        if k == steps:
-            break
-        k1 = rate(y, r[k])
-        k2 = rate(y + 0.5 * step * k1, r[k] + 0.5 * step)
-        k3 = rate(y + 0.5 * step * k2, r[k] + 0.5 * step)
-        k4 = rate(y + step * k3, r[k] + step)
-        y = y + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
-    integrand = np.stack(divergences) * slope[:, None]
-    # r falls from data to noise; the spline wants it rising, and then gives the integral from noise to data.
-    integral = CubicSpline(r[::-1], integrand[::-1], axis=0).integrate(r[-1], r[0])
-    flat = y.flatten(1).cpu().numpy()
-    log_source = -0.5 * (flat**2).sum(axis=1) - 0.5 * flat.shape[1] * math.log(2.0 * math.pi)
-    return np.asarray(log_source - integral)

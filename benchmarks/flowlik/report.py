@@ -20,6 +20,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flowlik import view
+from flowlik.published import beside_published
 from flowlik.table import MASS_WITHIN, Cell, Table, by_steps, in_detail, mass_cell
 from flowlik.use_tables import use_tables
 
@@ -274,7 +275,8 @@ def _parts(usable: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def _section(run_dir: Path, task: str, usable: pd.DataFrame) -> Section:
     frame = usable[usable["task"] == task]
     likelihoods = frame[frame["bpd"].notna()]
-    tables = [make(part) for _, _, part in _parts(likelihoods) for make in (by_steps, in_detail)]
+    tables = [table for _, _, part in _parts(likelihoods) for table in beside_published(part)]
+    tables += [make(part) for _, _, part in _parts(likelihoods) for make in (by_steps, in_detail)]
     tables += [table for _, _, part in _parts(frame) for table in use_tables(part)]
     return Section(
         anchor=f"task-{view.slug(task)}",

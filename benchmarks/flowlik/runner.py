@@ -6,6 +6,7 @@ looked at again when all others are done.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ class Book:
                 write_arrays(self._out / "items" / f"{result.cell_id}.npz", result.arrays)
         row = row | {"extra": row["extra"] | {"cell_s": round(result.seconds, 3)}}
         append_line(self._out / "records.jsonl", row)
+        if row["status"] in FINISHED:
+            shutil.rmtree(self._out / journal.PIECES / result.cell_id, ignore_errors=True)
         self._done.add(result.cell_id)
         self._claims.drop(result.cell_id)
         return Outcome(cell=result.cell, row=to_plain(row), seconds=result.seconds)

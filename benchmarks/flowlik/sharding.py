@@ -8,9 +8,8 @@ process joins them in order, computes what is left of the cell (measures, densit
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -145,26 +144,7 @@ def evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluat
     parts = _shared(
         lambda part: evaluation.evaluate(cell, model, x[part], ids[part]), len(x), cell.options.batch_size
     )
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[Evaluation]) -> Evaluation:
-    errors = [part.stderr for part in parts if part.stderr is not None]
-    return replace(
-        parts[0],
-        log_prob=np.concatenate([part.log_prob for part in parts]),
-        valid=np.concatenate([part.valid for part in parts]),
-        stderr=np.concatenate(errors) if len(errors) == len(parts) else None,
-        cost={name: np.concatenate([part.cost[name] for part in parts]) for name in parts[0].cost},
-        batch_size=min(part.batch_size for part in parts),
-        statuses=set().union(*(part.statuses for part in parts)),
-        reason=next((part.reason for part in parts if part.reason), None),
-        extra={
-            name: np.concatenate([part.extra[name] for part in parts])
-            for name in parts[0].extra
-            if all(name in part.extra for part in parts)
-        },
-    )
+    return evaluation.joined(parts)
 
 
 def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, dict[str, Array]]:

@@ -18,6 +18,7 @@ from flowlik import environment
 from flowlik.cells import Cell
 from flowlik.executors import Result, Setup, Wanted
 from flowlik.filling import HERE, Arrays, Engine, Row, blank_row, merged, run_prepared
+from flowlik.pieces import in_pieces
 from flowlik.preparing import Prepared, prepare
 
 
@@ -29,6 +30,7 @@ class Station:
         self.run_id = setup.run_id
         self.environment = environment.describe(setup.argv)
         self._engine = engine
+        self._pieces = setup.pieces if engine is HERE else None
         self._prepared: Prepared | None = None
         self._row: Row | None = None
 
@@ -54,7 +56,10 @@ class Station:
         """The prepared cell's row and arrays, computed in batches of `batch_size` where that is given."""
         assert self._prepared is not None
         assert self._row is not None
-        measured, arrays = run_prepared(self._prepared, batch_size=batch_size, engine=self._engine)
+        engine = self._engine
+        if self._pieces is not None:
+            engine = replace(engine, evaluate=in_pieces(self._pieces / self._prepared.cell_id))
+        measured, arrays = run_prepared(self._prepared, batch_size=batch_size, engine=engine)
         return merged(self._row, measured), arrays
 
 

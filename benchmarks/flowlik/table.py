@@ -50,12 +50,13 @@ CSV_COLUMNS: Final[tuple[str, ...]] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says, the number it is sorted by (None: by its text), and what is wrong with it (the report
-    marks it and shows these words)."""
+    """What a cell says, the number it is sorted by (None: by its text), what is wrong with it (the report marks it and
+    shows these words), and whether it was printed in a paper and not measured here (shown in grey)."""
 
     text: str
     value: float | None = None
     flag: str = ""
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class Table:
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
-    """Per task and split the published shape, the detailed one and those of samples and uses, where there are any."""
+    """Per task and split the published shape, the detailed one, that beside published values and those of samples and
+    uses, where there are any."""
+    from flowlik.published import beside_published
     from flowlik.use_tables import use_tables
 
     usable = view.averaged(view.usable(view.prepare(records)))
@@ -81,6 +84,7 @@ def tables(records: pd.DataFrame) -> list[Table]:
             frame = of_task[of_task["split"] == split]
             likelihoods = frame[frame["bpd"].notna()]
             found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
+            found += beside_published(likelihoods)
             found += use_tables(frame)
     return found
 
@@ -296,7 +300,7 @@ def _nothing(known: str) -> str:
 
 
 def _markdown(table: Table) -> str:
-    lines = [[_md(cell.text) for cell in row] for row in table.rows]
+    lines = [[_md_cell(cell) for cell in row] for row in table.rows]
     heads = [_md(head) for head in table.columns]
     widths = [max(3, *(len(line[k]) for line in [heads, *lines])) for k in range(len(heads))]
 
@@ -312,6 +316,11 @@ def _markdown(table: Table) -> str:
     return f"### {_md(table.title)}\n\n{body}\n\n{_md(table.note)}\n"
 
 
+def _md_cell(cell: Cell) -> str:
+    text = _md(cell.text)
+    return f"*{text}*" if cell.published and text else text
+
+
 def _md(text: str) -> str:
     text = " ".join(text.split())
     return (
@@ -325,7 +334,7 @@ def _md(text: str) -> str:
 def _latex(table: Table) -> str:
     align = "l" * table.names + "r" * (len(table.columns) - table.names)
     heads = " & ".join(_tex(head) for head in table.columns)
-    body = "\n".join(" & ".join(_tex(cell.text) for cell in row) + r" \\" for row in table.rows)
+    body = "\n".join(" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in table.rows)
     return "\n".join(
         [
             r"\begin{table}[t]",
@@ -358,6 +367,11 @@ _TEX: Final = {
     **{"−": "$-$", "–": "--", "×": r"$\times$", "±": r"$\pm$", "·": r"$\cdot$", "∞": r"$\infty$"},
     **{"ρ": r"$\rho$", "…": r"\ldots{}", "≥": r"$\geq$", "≤": r"$\leq$", "é": r"\'e", "[": "{[}", "]": "{]}"},
 }
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = _tex(cell.text)
+    return rf"\textcolor{{gray}}{{{text}}}" if cell.published and text else text
 
 
 def _tex(text: str) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from flowlik.commands.common import (
     TRAINED,
+    CheckpointsOption,
     DataOption,
     DeviceOption,
     JsonOption,
@@ -18,6 +19,7 @@ from flowlik.commands.common import (
     bad_usage,
     fail,
     pick_device,
+    use_checkpoints,
     use_data,
 )
 
@@ -60,20 +62,31 @@ def reference(
     out: OutOption = None,
     ship: ShipOption = False,
     device: DeviceOption = "auto",
-    limit: Annotated[int | None, typer.Option(help="Items a split (default 256).", min=2)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Items a split (default 256, of pooled probes 500).", min=2)
+    ] = None,
+    stderr: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard error of an item, bits/dim, that pooled probes reach (images of more than 128 numbers: "
+            "0.005); others take the exact trace without it."
+        ),
+    ] = None,
+    checkpoints: CheckpointsOption = None,
     data_dir: DataOption = None,
 ) -> None:
-    """Compute the task's converged likelihoods and the checks they passed."""
+    """Compute the task's converged likelihoods and the checks they passed; an interrupted call goes on."""
     from flowlik.references import make_reference, ship_reference
     from flowlik.tasks import UnavailableError, get_task
 
     with bad_usage():
         use_data(data_dir)
+        use_checkpoints(checkpoints)
         chosen = pick_device(device)
         get_task(task)
     folder = out or Path("runs") / "references"
     try:
-        path = make_reference(task, folder, device=chosen, limit=limit, progress=typer.echo)
+        path = make_reference(task, folder, device=chosen, limit=limit, stderr=stderr, progress=typer.echo)
         if ship:
             path = ship_reference(task, folder)
     except UnavailableError as error:

@@ -75,17 +75,21 @@ def run(
 
     with bad_usage(), interruptible() as stopped:
         from flowlik.executors import Setup, is_follower, make_executor, new_run_id
+        from flowlik.journal import PIECES
 
         own = own_models(checkpoints, train_first)
         use_data(data_dir)
         use_inception(inception)
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
+        run_id = new_run_id()
+        folder = out or Path("runs") / run_id
         setup = Setup(
-            run_id=new_run_id(),
+            run_id=run_id,
             argv=command_line(),
             timeout=None if timeout is None else parse_duration(timeout),
             memory=None if memory is None else parse_memory(memory),
             cores=cores,
+            pieces=folder / PIECES,
         )
         where = make_executor(executor, setup, address)
         if is_follower():
@@ -104,7 +108,7 @@ def run(
                 return
             if train_first and own is not None:
                 train_missing(cells, own, pick_device(device))
-            stopped.folder = folder = run_folder(out or Path("runs") / setup.run_id, resume)
+            stopped.folder = run_folder(folder, resume)
             failed = run_plan(cells, folder, suite or "quick", setup, where, resume=resume)
         finally:
             where.stop()

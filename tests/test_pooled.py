@@ -1,0 +1,243 @@
+"""Pooled probes: the value of the rule with the exact trace, within the error they state, whatever the batches are."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_flows import Linear
+from typer.testing import CliRunner
+
+from flowlik import pooled, pooled_references, references
+from flowlik.cli import app
+from flowlik.points import whole
+from flowlik.pooled import Plan, pilot, pooled_log_prob
+from flowlik.rule import converged_log_prob, times_of, weights_of
+from flowlik.runner import load
+from flowlik.tasks import Array, Items, Reference, Task, get_task, registry
+from flowlik_models import zoo
+from flowlik_models.synthetic import closed_form
+
+NATS = 64 * math.log(2.0)  # of one bit/dim of the digits
+
+
+def test_the_weights_integrate_what_the_spline_resolves() -> None:
+    for end in (1.0, 0.999):
+        weights, t = weights_of(64, end), times_of(64, end)[1]
+        assert weights.sum() == pytest.approx(end, abs=1e-5)
+        assert weights @ np.cos(3 * t) == pytest.approx(math.sin(3 * end) / 3, abs=1e-5)
+
+
+def test_signs_are_exact_where_the_jacobian_is_diagonal() -> None:
+    model = Linear(torch.diag(torch.linspace(-1.0, 0.5, 6)))
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    plan = Plan(bases=("pixel",) * 17, controls=(0.0,) * 17, probes=(2,) * 17)
+    out = pooled_log_prob(model, x, torch.arange(5), plan, steps=16, end=1.0, wanted=1e-3, key=1)
+    assert out.log_prob == pytest.approx(converged_log_prob(model, x, 16), abs=1e-5)
+    assert (out.stderr < 1e-6).all()
+    assert out.probes.tolist() == [34.0] * 5  # one round
+
+
+def test_a_plan_of_another_rule_is_refused() -> None:
+    plan = Plan(bases=("pixel",), controls=(0.0,), probes=(2,))
+    with pytest.raises(ValueError, match="a plan of 1 nodes does not fit a rule of 4 steps"):
+        pooled_log_prob(
+            Linear(torch.eye(2)), torch.zeros(1, 2), torch.arange(1), plan, steps=4, end=1.0, wanted=1, key=0
+        )
+
+
+# --- a trained network whose exact answer is known -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher() -> tuple[Any, Plan, torch.Tensor]:
+    """The digits teacher, a plan from four of its samples for 0.03 bits/dim, and its first test images."""
+    model, _ = load("digits", "teacher", "cpu", "float32")
+    samples = torch.from_numpy(references.stored("digits").arrays["teacher_samples"])[:4]
+    return model, pilot(model, samples, 64, 1.0, 0.03 * NATS), whole(get_task("digits").items("test", 12).x)
+
+
+@pytest.fixture(scope="module")
+def estimate(teacher: tuple[Any, Plan, torch.Tensor]) -> pooled.Pooled:
+    model, plan, x = teacher
+    return pooled_log_prob(model, x, torch.arange(len(x)), plan, steps=64, end=1.0, wanted=0.03 * NATS, key=7)
+
+
+def test_the_stated_error_covers_the_distance_to_the_exact_trace(estimate: pooled.Pooled) -> None:
+    exact = references.stored("digits").arrays["test_log_prob"][: len(estimate.log_prob)]
+    z = (estimate.log_prob - exact) / estimate.stderr
+    assert (estimate.stderr <= 0.03 * NATS).all()
+    assert (estimate.stderr > 0.005 * NATS).all()  # a bar that is far too long would cover anything
+    assert np.abs(z).max() < 4
+    assert 0.5 < np.sqrt(np.square(z).mean()) < 1.6
+
+
+def test_the_pilot_takes_pixels_near_the_data_of_digits(teacher: tuple[Any, Plan, torch.Tensor]) -> None:
+    _, plan, _ = teacher
+    assert plan.bases[1:20].count("pixel") > 12
+    assert all(0.0 <= c <= 2.0 for c in plan.controls)
+    assert min(plan.probes) >= 2
+    assert "of 65 nodes" in plan.words()
+
+
+def test_the_answer_does_not_depend_on_the_batch() -> None:
+    model, task = closed_form("gmm-64d"), get_task("gmm-64d")
+    x = whole(task.items("test", 8).x)
+    rule: dict[str, Any] = {"steps": 12, "end": 1.0, "wanted": 0.03 * NATS}
+    plan = pilot(model, x[:4], *rule.values())
+    every, part = (
+        pooled_log_prob(model, x[k], torch.arange(8)[k], plan, key=7, **rule)
+        for k in (slice(None), slice(3, 6))
+    )
+    assert part.log_prob == pytest.approx(every.log_prob[3:6], abs=1e-6)
+    assert part.stderr == pytest.approx(every.stderr[3:6], rel=1e-6)
+    assert len(set(every.probes)) > 1  # items took as many rounds as they needed
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+class _OnlyAField(torch.nn.Module):
+    """The velocity of another model and nothing else."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.event_shape = model, model.event_shape
+
+    def velocity(self, x: torch.Tensor, t: torch.Tensor, *, cond: Any = None) -> torch.Tensor:
+        found: torch.Tensor = self.model.velocity(x, t)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MadeUp(Task):
+    """A task whose teacher is the mixture fitted to the digits, as a field that must be integrated."""
+
+    @property
+    def known(self) -> Any:
+        return get_task("digits-gmm")
+
+    def items(self, split: str, n: int, draws: int = 1) -> Items:
+        if split == "teacher-samples":
+            x = torch.from_numpy(references.stored(self.id).arrays["teacher_samples"])[:n]
+            return Items(x=x, ids=torch.arange(len(x)), n=len(x))
+        x = whole(self.known.items(split, n).x).float()
+        return Items(x=x, ids=torch.arange(n), n=n)
+
+    def load_model(self, model: str, device: str) -> tuple[Any, str]:
+        return _OnlyAField(self.known.load_model("closed-form", device)[0]), "made-up"
+
+    def reference(self, split: str, items: Items, t: float) -> Reference:
+        return references.stored_log_prob(self, split, items, t)
+
+    def data_hash(self, split: str) -> str:
+        return "made-up"
+
+    def moments(self) -> tuple[Array, Array]:
+        found: tuple[Array, Array] = self.known.moments()
+        return found
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> _MadeUp:
+    task = _MadeUp(
+        id="made-up",
+        event_shape=(1, 8, 8),
+        description="-",
+        levels=17,
+        splits=("test", "teacher-samples"),
+        reference_model="teacher",
+    )
+    monkeypatch.setitem(registry(), task.id, task)
+    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "made-up")
+    monkeypatch.setattr(pooled_references, "CHUNK", 4)
+    return task
+
+
+def test_the_command_makes_a_reference_in_pieces_that_a_run_can_use(
+    made_up: _MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "reference",
+        "made-up",
+        "--out",
+        str(tmp_path / "references"),
+        "--limit",
+        "10",
+        "--stderr",
+        "0.02",
+    ]
+    pieces = 0
+    real = pooled_references.pooled_log_prob
+
+    def counted(*known: Any, **named: Any) -> pooled.Pooled:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 3:
+            raise ValueError("interrupted")
+        return real(*known, **named)
+
+    monkeypatch.setattr(pooled_references, "pooled_log_prob", counted)
+    stopped = CliRunner().invoke(app, command)
+    assert (stopped.exit_code, stopped.output.splitlines()[-1]) == (1, "flowlik: interrupted")
+    ended = CliRunner().invoke(app, command)
+    assert ended.exit_code == 0, ended.output
+    assert pieces == 7  # 3 a split; the two that were finished are not made again
+    assert not list((tmp_path / "references").glob("*-parts"))
+
+    card = json.loads((tmp_path / "references" / "made-up.json").read_text())
+    assert all(check["passed"] for check in card["checks"])
+    assert card["model_hash"] == "made-up"
+    told = card["splits"]["test"]
+    assert told["stderr_bpd_max"] <= 0.02
+    assert told["error_bpd"] >= told["stderr_bpd_mean"]
+    assert told["rule_error_bpd"] < 1e-3
+
+    monkeypatch.setattr(references, "results_dir", lambda: tmp_path)
+    references.stored.cache_clear()
+    try:
+        arrays = references.stored("made-up").arrays
+        assert {array.dtype for array in arrays.values()} == {np.dtype("float32")}
+        for split in made_up.splits:
+            items = made_up.items(split, 10)
+            found = made_up.reference(split, items, 1.0)
+            truth = made_up.known.log_density(items.x, 1.0)
+            z = (found.log_prob[0] - truth) / arrays[f"{split}_stderr"]
+            assert np.abs(z).max() < 4.5
+            assert found.error == card["splits"][split]["error_bpd"]
+    finally:
+        references.stored.cache_clear()
+
+
+def test_an_error_that_has_no_effect_or_no_meaning_is_bad_input(made_up: _MadeUp, tmp_path: Path) -> None:
+    call = CliRunner().invoke
+    closed = call(app, ["reference", "gmm-2d", "--stderr", "0.01", "--out", str(tmp_path)])
+    assert (closed.exit_code, "known in closed form: --stderr has no effect" in closed.output) == (1, True)
+    nought = call(app, ["reference", "made-up", "--stderr", "0", "--out", str(tmp_path)])
+    assert (nought.exit_code, "expected bits/dim above 0" in nought.output) == (1, True)
+
+
+def test_a_reference_that_is_not_as_sure_as_wanted_fails_its_check(
+    made_up: _MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        pooled_references,
+        "pooled_log_prob",
+        lambda model, x, *_, **__: pooled.Pooled(
+            log_prob=np.zeros(len(x)), stderr=np.ones(len(x)), probes=np.ones(len(x))
+        ),
+    )
+    monkeypatch.setattr(
+        pooled_references,
+        "_with_one_set_of_probes",
+        lambda teacher, x: (np.zeros((2, 4)),) * 2 + (np.zeros(2),),
+    )
+    with pytest.raises(ValueError, match="failed its checks: test: largest standard error of an item"):
+        references.make_reference("made-up", tmp_path, limit=2, stderr=0.01)
+    assert (tmp_path / "made-up.json").exists()
