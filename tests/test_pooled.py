@@ -57,22 +57,22 @@ def test_a_plan_of_another_rule_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def teacher() -> tuple[Any, Plan, torch.Tensor]:
-    """The digits teacher, a plan from four of its samples for 0.03 bits/dim, and its first test images."""
+    """The digits teacher, a plan from four of its samples for 0.04 bits/dim, and its first test images."""
     model, _ = load("digits", "teacher", "cpu", "float32")
     samples = torch.from_numpy(references.stored("digits").arrays["teacher_samples"])[:4]
-    return model, pilot(model, samples, 64, 1.0, 0.03 * NATS), whole(get_task("digits").items("test", 12).x)
+    return model, pilot(model, samples, 64, 1.0, 0.04 * NATS), whole(get_task("digits").items("test", 10).x)
 
 
 @pytest.fixture(scope="module")
 def estimate(teacher: tuple[Any, Plan, torch.Tensor]) -> pooled.Pooled:
     model, plan, x = teacher
-    return pooled_log_prob(model, x, torch.arange(len(x)), plan, steps=64, end=1.0, wanted=0.03 * NATS, key=7)
+    return pooled_log_prob(model, x, torch.arange(len(x)), plan, steps=64, end=1.0, wanted=0.04 * NATS, key=7)
 
 
 def test_the_stated_error_covers_the_distance_to_the_exact_trace(estimate: pooled.Pooled) -> None:
     exact = references.stored("digits").arrays["test_log_prob"][: len(estimate.log_prob)]
     z = (estimate.log_prob - exact) / estimate.stderr
-    assert (estimate.stderr <= 0.03 * NATS).all()
+    assert (estimate.stderr <= 0.04 * NATS).all()
     assert (estimate.stderr > 0.005 * NATS).all()  # a bar that is far too long would cover anything
     assert np.abs(z).max() < 4
     assert 0.5 < np.sqrt(np.square(z).mean()) < 1.6

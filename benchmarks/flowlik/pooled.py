@@ -32,6 +32,7 @@ PILOT_PROBES = 2
 LARGEST_CONTROL = 2.0  # at the ends the control's Jacobian is plus or minus one, and any coefficient as good
 SMALLEST = 2  # probes a node and round: fewer have no variance
 ROUNDS = 64
+TINY = 1e-300
 ROUND_STREAMS = 4096  # streams of a round; a rule has fewer nodes
 EXPECTED_ROUNDS = 2.0  # of an item with the pilot's variance
 
@@ -182,7 +183,7 @@ def pooled_log_prob(
             y = path[j] if len(active) == len(x) else path[j][chosen.to(x.device)]
             columns = _columns(model, kit, y, time, plan, j, key, items[chosen], stream)
             pool.add(active, j, columns)
-        active = active[pool.stderr()[active] > wanted]
+        active = active[pool.surely()[active] > wanted]
     return Pooled(
         log_prob=log_source(path[-1].double()) - pool.integral(), stderr=pool.stderr(), probes=pool.taken()
     )
@@ -245,9 +246,20 @@ class _Pool:
 
     def stderr(self) -> Array:
         """Its standard error from the probes, (batch,)."""
+        return np.asarray(np.sqrt(self._shares().sum(1)))
+
+    def _shares(self) -> Array:
+        """What every node adds to the squared standard error, (batch, nodes)."""
         numbers = self._numbers()
-        variance = (self._square - np.square(self._sum) / numbers) / (numbers - 1)
-        return np.asarray(np.sqrt((variance / numbers) @ np.square(self._weights)))
+        variance = np.maximum(self._square - np.square(self._sum) / numbers, 0.0) / (numbers - 1)
+        return np.asarray(variance / numbers * np.square(self._weights))
+
+    def surely(self) -> Array:
+        """The standard error and what is unsure of it, so that few items stop because theirs came out too small."""
+        numbers = self._numbers()
+        shares = self._shares()
+        degrees = np.square(shares.sum(1)) / np.maximum((np.square(shares) / (numbers - 1)).sum(1), TINY)
+        return np.asarray(self.stderr() * (1.0 + 1.0 / np.sqrt(2.0 * np.maximum(degrees, 1.0))))
 
     def taken(self) -> Array:
         """Probes of each item, over all nodes, (batch,)."""

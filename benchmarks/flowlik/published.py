@@ -101,8 +101,10 @@ def beside_published(frame: pd.DataFrame) -> list[Table]:
     lines = [*_converged(frame, paper)]
     lines += [_line(row, known.get(k), paper, extractors) for k, row in enumerate(rows)]
     lines += _not_run(paper, known) if paper.same else []
-    heads = ("method", "model", "NFE", "forward-equivalents", "bits/dim", _distance_head(extractors))
-    heads += ("published bits/dim", "published FID", "bias", "mean |error|", "Spearman")
+    heads = (
+        *("method", "model", "NFE", "forward-equivalents", "bits/dim", _distance_head(extractors)),
+        *("published bits/dim", "published FID", "bias", "mean |error|", "Spearman"),
+    )
     title = f"{shown['task'].iloc[0]}, {view.split_title('test')}: beside published values"
     return [Table(title, heads, tuple(lines), names=2, note=_note(shown, paper, extractors))]
 
