@@ -100,39 +100,50 @@ def pilot(model: Any, x: Tensor, steps: int, end: float, wanted: float) -> Plan:
         wanted: standard error of an item in nats that `EXPECTED_ROUNDS` rounds should reach.
     """
     kit, items = _Probes(model, x), torch.arange(len(x))
-    signs = {basis: kit.signs(basis, PILOT_KEY, items, PILOT_PROBES, 0) for basis in kit.rotations}
-    probes = torch.cat([rotation.apply(signs[basis]) for basis, rotation in kit.rotations.items()], 1)
-    shaped = probes.reshape(len(x), -1, *kit.shape)
-    found, times = [], []
-    for time, y in states(model, x, steps, end):
-        now = x.new_full((len(x),), time)
-        found.append(products(lambda z, now=now: model.velocity(z, now), y.to(x.dtype), shaped))  # type: ignore[misc]
-        times.append(time)
-    w = torch.stack(found)
-    variances, coefficients = [], []
-    for index, (basis, rotation) in enumerate(kit.rotations.items()):
-        where = slice(PILOT_PROBES * index, PILOT_PROBES * (index + 1))
-        e, product = probes[:, where], w[:, :, where]
-        pairs = (product[:, :, 0] * e[:, 1]).sum(2) - (product[:, :, 1] * e[:, 0]).sum(2)
-        forms = spread.Forms(signs[basis], rotation.back(e), rotation.back(product), pairs, diagonal=True)
-        coefficient = torch.zeros(len(times), dtype=torch.float64, device=x.device)
-        if kit.control is not None:
-            spectrum = torch.stack([kit.control.spectrum(torch.tensor([t])) for t in times])
-            known = spread.Known(rotation.back(kit.control.vectors.T), spectrum)
-            coefficient = spread.coefficient(forms, known).clamp(0.0, LARGEST_CONTROL)
-            forms = spread.less(forms, known, coefficient)
-        variances.append(spread.variance(forms))
-        coefficients.append(coefficient)
-    index, coefficient, variance = spread.choose(torch.stack(variances), torch.stack(coefficients))
+    signs = [kit.signs(basis, PILOT_KEY, items, PILOT_PROBES, 0) for basis in kit.rotations]
+    probes = [rotation.apply(s) for rotation, s in zip(kit.rotations.values(), signs, strict=True)]
+    times, found = _products(model, x, torch.cat(probes, 1).reshape(len(x), -1, *kit.shape), steps, end)
+    judged = [
+        _judged(kit, rotation, *of, times)
+        for rotation, *of in zip(
+            kit.rotations.values(), signs, probes, found.split(PILOT_PROBES, 2), strict=True
+        )
+    ]
+    variances, coefficients = (torch.stack(part) for part in zip(*judged, strict=True))
+    chosen, coefficient, variance = spread.choose(variances, coefficients)
     noisy = np.abs(weights_of(steps, end)) * variance.sqrt().cpu().numpy()
     budget = int(np.ceil((noisy.sum() / wanted) ** 2 / EXPECTED_ROUNDS))
     numbers = allocate(noisy.tolist(), max(budget, len(noisy)))
     names = tuple(kit.rotations)
     return Plan(
-        bases=tuple(names[k] for k in index.tolist()),
+        bases=tuple(names[k] for k in chosen.tolist()),
         controls=tuple(float(c) for c in coefficient.tolist()),
         probes=tuple(max(SMALLEST, number) for number in numbers),
     )
+
+
+def _products(model: Any, x: Tensor, probes: Tensor, steps: int, end: float) -> tuple[list[float], Tensor]:
+    """Times of the nodes and J^T e of every probe there, (nodes, batch, probes, d)."""
+    times, found = [], []
+    for time, y in states(model, x, steps, end):
+        now = x.new_full((len(x),), time)
+        found.append(products(lambda z, now=now: model.velocity(z, now), y.to(x.dtype), probes))  # type: ignore[misc]
+        times.append(time)
+    return times, torch.stack(found)
+
+
+def _judged(
+    kit: _Probes, rotation: Rotation, signs: Tensor, probes: Tensor, found: Tensor, times: list[float]
+) -> tuple[Tensor, Tensor]:
+    """Variance of one probe in a basis and the control's coefficient, (nodes,) each."""
+    pairs = (found[:, :, 0] * probes[:, 1]).sum(2) - (found[:, :, 1] * probes[:, 0]).sum(2)
+    forms = spread.Forms(signs, rotation.back(probes), rotation.back(found), pairs, diagonal=True)
+    if kit.control is None:
+        return spread.variance(forms), torch.zeros(len(times), dtype=torch.float64, device=found.device)
+    spectrum = torch.stack([kit.control.spectrum(torch.tensor([t])) for t in times])
+    known = spread.Known(rotation.back(kit.control.vectors.T), spectrum)
+    coefficient = spread.coefficient(forms, known).clamp(0.0, LARGEST_CONTROL)
+    return spread.variance(spread.less(forms, known, coefficient)), coefficient
 
 
 # --- the estimate -------------------------------------------------------------------------------------------
