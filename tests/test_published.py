@@ -63,7 +63,7 @@ def test_published_rows_that_were_not_run_follow_all_in_grey(cifar: Path) -> Non
 
 def test_a_distance_by_another_extractor_is_named_and_not_called_fid(cifar: Path) -> None:
     shown = _table(cifar)
-    assert "Fréchet (cifar10 classifier)" in shown.columns
+    assert "Fréchet distance (cifar10 classifier)" in shown.columns
     assert "Inception features: not comparable" in shown.note
     assert "arXiv 2512.02636" in shown.note
 

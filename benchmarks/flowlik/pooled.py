@@ -104,10 +104,10 @@ def pilot(model: Any, x: Tensor, steps: int, end: float, wanted: float) -> Plan:
     probes = [rotation.apply(s) for rotation, s in zip(kit.rotations.values(), signs, strict=True)]
     times, found = _products(model, x, torch.cat(probes, 1).reshape(len(x), -1, *kit.shape), steps, end)
     judged = [
-        _judged(kit, rotation, *of, times)
-        for rotation, *of in zip(
-            kit.rotations.values(), signs, probes, found.split(PILOT_PROBES, 2), strict=True
+        _judged(
+            kit, rotation, signs[k], probes[k], found[:, :, PILOT_PROBES * k : PILOT_PROBES * (k + 1)], times
         )
+        for k, rotation in enumerate(kit.rotations.values())
     ]
     variances, coefficients = (torch.stack(part) for part in zip(*judged, strict=True))
     chosen, coefficient, variance = spread.choose(variances, coefficients)

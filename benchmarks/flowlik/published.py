@@ -17,7 +17,7 @@ from typing import Any, Final
 import pandas as pd
 
 from flowlik import view
-from flowlik.table import Cell, Table
+from flowlik.table import Cell, Table, seeds_note
 
 FILE: Final = Path(__file__).with_name("published.toml")
 PLAIN_OPTIONS: Final = frozenset({"solver", "steps", "trace", "probes", "noise"})
@@ -134,7 +134,7 @@ def _converged(frame: pd.DataFrame, paper: Paper) -> Iterator[tuple[Cell, ...]]:
 def _line(
     row: dict[str, Any], printed: Printed | None, paper: Paper, extractors: list[str]
 ) -> tuple[Cell, ...]:
-    text = view.number(row["frechet"])
+    text = view.with_spread(view.number(row["frechet"]), row.get("frechet_sd"))
     if math.isfinite(row["frechet"]) and len(extractors) > 1:
         text += f" ({row['extractor']})"
     return (
@@ -142,7 +142,7 @@ def _line(
         Cell(row["model"]),
         _cell(row["nfe_mean"]),
         _cell(row["forward_equivalents"]),
-        Cell(view.fixed(row["bpd"], 3), _value(row["bpd"])),
+        Cell(view.with_spread(view.fixed(row["bpd"], 3), row.get("bpd_sd")), _value(row["bpd"])),
         Cell(text, _value(row["frechet"])),
         _grey(printed.bpd if printed else None, paper),
         _grey(printed.fid if printed else None, paper),
@@ -176,9 +176,8 @@ def _grey(value: float | None, paper: Paper) -> Cell:
 
 def _distance_head(extractors: list[str]) -> str:
     if len(extractors) != 1:
-        return "Fréchet"
-    name = "FID" if "inception" in extractors[0].lower() else "Fréchet"
-    return f"{name} ({extractors[0]})"
+        return "Fréchet distance"
+    return f"{view.distance_name(extractors[0])} ({extractors[0]})"
 
 
 def _note(shown: pd.DataFrame, paper: Paper, extractors: list[str]) -> str:
@@ -186,7 +185,7 @@ def _note(shown: pd.DataFrame, paper: Paper, extractors: list[str]) -> str:
     words = [f"Grey: printed in {paper.source}; its teacher by {paper.teacher['how']}."]
     if not paper.same:
         words.append(f"Those values are of {paper.data} and other networks: not comparable with these rows.")
-    elif extractors and not all("inception" in name.lower() for name in extractors):
+    elif extractors and not all(view.distance_name(name) == "FID" for name in extractors):
         words.append("The published FID is of Inception features: not comparable with the distances here.")
     if samples > 0:
         words.append(f"Distances of {samples:.0f} samples.")
@@ -195,7 +194,7 @@ def _note(shown: pd.DataFrame, paper: Paper, extractors: list[str]) -> str:
     if len(set(shown["n_items"])) > 1:
         least, most = shown["n_items"].min(), shown["n_items"].max()
         words.append(f"Rows are of {least:.0f} to {most:.0f} images.")
-    return " ".join(words)
+    return " ".join([*words, seeds_note(shown)]).strip()
 
 
 def _cell(value: float, digits: int = 3) -> Cell:

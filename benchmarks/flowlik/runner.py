@@ -142,6 +142,8 @@ class Book:
         append_line(self._out / "records.jsonl", row)
         if row["status"] in FINISHED:
             shutil.rmtree(self._out / journal.PIECES / result.cell_id, ignore_errors=True)
+            with suppress(OSError):  # others may be there, or none ever were
+                (self._out / journal.PIECES).rmdir()
         self._done.add(result.cell_id)
         self._claims.drop(result.cell_id)
         return Outcome(cell=result.cell, row=to_plain(row), seconds=result.seconds)
