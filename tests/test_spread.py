@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,3 +121,18 @@ def test_quietest_basis_is_chosen_node_by_node_after_smoothing() -> None:
     assert basis.tolist() == [0, 0, 1, 1]
     assert coefficient.tolist() == [1.0, 2.0, 7.0, 8.0]
     torch.testing.assert_close(left, torch.tensor([1.0, 3.0, 4.0, 2.0]))
+
+
+@pytest.mark.parametrize("name", ["pixel", "dct", "pca"])
+def test_a_control_without_variance_is_left_alone(name: Any) -> None:
+    """A multiple of one, and a control whose axes are the basis: any coefficient would be rounding over rounding."""
+    basis, moments = basis_of(name), moments_of(spd(D))
+    forms = forms_of(stable_matrix(D), basis)
+    forms = replace(forms, products=forms.products.float())
+    axes = basis.back(torch.from_numpy(moments.eigenvectors.T.copy()).to(F64))
+    one = Known(axes, torch.full((1, D), -1.0, dtype=F64))
+    assert coefficient(forms, one).tolist() == [0.0]
+    if name == "pca":
+        assert coefficient(
+            forms, Known(axes, torch.from_numpy(moments.eigenvalues)[None].to(F64))
+        ).tolist() == [0.0]

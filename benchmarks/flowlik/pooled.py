@@ -29,7 +29,6 @@ from flowlik_estimators.trace import hutchinson, products
 
 PILOT_KEY = 60_013
 PILOT_PROBES = 2
-LARGEST_CONTROL = 2.0  # at the ends the control's Jacobian is plus or minus one, and any coefficient as good
 SMALLEST = 2  # probes a node and round: fewer have no variance
 ROUNDS = 64
 TINY = 1e-300
@@ -142,7 +141,7 @@ def _judged(
         return spread.variance(forms), torch.zeros(len(times), dtype=torch.float64, device=found.device)
     spectrum = torch.stack([kit.control.spectrum(torch.tensor([t])) for t in times])
     known = spread.Known(rotation.back(kit.control.vectors.T), spectrum)
-    coefficient = spread.coefficient(forms, known).clamp(0.0, LARGEST_CONTROL)
+    coefficient = spread.coefficient(forms, known)
     return spread.variance(spread.less(forms, known, coefficient)), coefficient
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-6  # of a control's squared size, in single precision: a variance below that is none
+
 
 @dataclass(frozen=True)
 class Forms:
@@ -74,11 +76,16 @@ def less(forms: Forms, known: Known, by: Tensor) -> Forms:
 
 
 def coefficient(forms: Forms, known: Known) -> Tensor:
-    """The coefficient of the control that leaves the least variance, (nodes,)."""
+    """The coefficient of the control that leaves the least variance, (nodes,).
+
+    0 where the control's own variance is rounding only: its Jacobian is a multiple of one, as at both ends of time, or
+    its axes are the rows of the basis.
+    """
     one = torch.ones(len(forms.products), dtype=torch.float64, device=forms.products.device)
     below, here, above = (_estimate(less(forms, known, c * one)) for c in (-1.0, 0.0, 1.0))
     slope, curvature = (below - above) / 4.0, (below + above) / 2.0 - here
-    return torch.where(curvature > 0, slope / torch.where(curvature > 0, curvature, 1.0), 0.0)
+    moves = curvature > _ROUNDING * known.spectrum.double().square().sum(1)
+    return torch.where(moves, slope / torch.where(moves, curvature, 1.0), 0.0)
 
 
 def _estimate(forms: Forms) -> Tensor:
