@@ -250,23 +250,30 @@ def test_averaged_targets_tend_to_the_exact_field() -> None:
 
 def test_the_teachers_trajectories_end_where_its_flow_takes_the_noise() -> None:
     """With Gaussian data the flow is affine: x = mean + standard deviation * z."""
-    paths = solve(field("flow-matching").float(), 48, data=0.0)
+    paths = solve(field("flow-matching").float(), 48, data=0.0, beside=0.1)
     latent, end = paths.ends(200, torch.Generator().manual_seed(0))
     assert paths.own == 48
     torch.testing.assert_close(end.double(), MEAN + VALUES.sqrt() * latent, atol=2e-3, rtol=0)
+    torch.testing.assert_close((latent[100:] - latent[:100]).norm(dim=1), torch.full((100,), 0.1))
 
 
-def test_a_warm_start_fits_the_generator_alone_to_those_ends() -> None:
+def test_a_warm_start_fits_the_generator_alone_to_those_ends_and_to_their_slopes() -> None:
     model, teacher, path = one_step(), field("flow-matching"), PATHS["flow-matching"]
-    latent = torch.randn(40, 2, dtype=torch.float64)
+    latent = torch.randn(20, 2, dtype=torch.float64)
+    latent = torch.cat((latent, latent + 1e-4 * torch.tensor([1.0, 0.0])))
     d = dataclasses.replace(draw(40, paired=False), solved=latent, end=MEAN + VALUES.sqrt() * latent)
-    options = RealUID(warm=0.5)
-    loss = realuid_loss(model, model, teacher, path, d, options, 3, 8)
+    values, both = (
+        realuid_loss(model, model, teacher, path, d, RealUID(warm=0.5, slope=slope), 3, 8)
+        for slope in (0.0, 3.0)
+    )
     made = model.generate(latent)
-    torch.testing.assert_close(loss, (made - MEAN - VALUES.sqrt() * latent).square().sum() / 80)
-    torch.autograd.backward(loss)
+    torch.testing.assert_close(values, (made - MEAN - VALUES.sqrt() * latent).square().sum() / 80)
+    first = torch.func.vmap(torch.func.jacrev(lambda z: model.generate(z[None])[0]))(latent[:20])[:, :, 0]
+    wanted = (first - torch.stack((VALUES[0].sqrt(), torch.zeros(()).double()))).square().mean()
+    torch.testing.assert_close(both - values, 3.0 * wanted, rtol=1e-2, atol=0)
+    torch.autograd.backward(both)
     assert all(p.grad is None for p in model.fake.parameters())
-    other = realuid_loss(model, model, teacher, path, d, options, 4, 8)
+    other = realuid_loss(model, model, teacher, path, d, RealUID(warm=0.5), 4, 8)
     torch.testing.assert_close(other, fake_loss(model, path, d, 1.0, 1.0))
 
 
@@ -414,7 +421,8 @@ def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: p
         ({"fake_steps": 0}, "fake_steps must be at least 1"),
         ({"start": 1.0}, "start lies between 0 and 1"),
         ({"settle": 1.0}, "settle is a share below 1"),
-        ({"monotone": -1.0}, "monotone is a weight"),
+        ({"monotone": -1.0}, "monotone and slope are weights"),
+        ({"slope": 1.0}, "no effect without a warm start"),
         ({"warm": 0.9, "settle": 0.2}, "shares that leave some"),
     ],
 )

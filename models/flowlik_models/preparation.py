@@ -26,6 +26,10 @@ from .zoo import build, checkpoint_path, load_model, model_hash
 
 _POOL_SEED = 77
 _FITTED = 20_000  # points that clusters are fitted to
+_LATENT = {
+    "data": 0.0,
+    "beside": 0.02,
+}  # trajectories for a warm start: from neighbouring latents, as slopes are told
 
 
 def _trained(task: str, model: str, out: Path) -> Path:
@@ -94,6 +98,8 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
     weights = model_hash(task, recipe.teacher, path=path)
     images = training_images(task)
     told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
+    if recipe.realuid is not None:
+        told = dict(_LATENT)
     paths = _teacher_paths(out / task, recipe, teacher, weights, images=images, **told)
     return ImageSource(images, teacher, paths, device)
 
@@ -121,7 +127,7 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> So
         teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
         teacher = teacher.to(device)
         weights = model_hash(task, recipe.teacher, path=path)
-        paths = _teacher_paths(out / task, recipe, teacher, weights, data=0.0) if recipe.pool else None
+        paths = _teacher_paths(out / task, recipe, teacher, weights, **_LATENT) if recipe.pool else None
         return ClosedFormSource(truth, paths, teacher)
     if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
         path = _trained(task, recipe.teacher, out)

@@ -292,9 +292,9 @@ def train(
     parts = group.parts(accumulate=recipe.accumulate)
     if recipe.batch % parts[0].count:
         raise ValueError(f"a batch of {recipe.batch} cannot be taken in {parts[0].count} equal parts")
-    if parts[0].count > 1 and recipe.realuid is not None and recipe.realuid.monotone:
+    if parts[0].count > 1 and recipe.realuid is not None and recipe.realuid.whole_batch:
         raise ValueError(
-            f"the penalty on folds compares all latents of a batch: train {model} in one process, accumulate 1"
+            f"{model} compares the rows of a batch with each other: train {model} in one process, accumulate 1"
         )
     torch.manual_seed(seed)
     network, source = prepared(task, recipe, out, device, group)

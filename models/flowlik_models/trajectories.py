@@ -65,9 +65,13 @@ class Paths:
         return replace(self, **moved)
 
     def ends(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents and data points (n, *event) of random trajectories among the teacher's own samples."""
-        row = torch.randint(self.own, (n,), generator=generator, device=generator.device)
-        return self.states[-1, row], self.states[0, row]
+        """Latents and data points (n, *event), n even, of random trajectories among the teacher's own samples.
+
+        The second half of them are the neighbours of the first: of rows 2 k and 2 k + 1 one in each half.
+        """
+        row = 2 * torch.randint(self.own // 2, (n // 2,), generator=generator, device=generator.device)
+        rows = torch.cat((row, row + 1))
+        return self.states[-1, rows], self.states[0, rows]
 
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
@@ -195,6 +199,7 @@ def solve(
     probes: int = 1,
     data: float = 1 / 3,
     shift: float = 0.0,
+    beside: float = 0.0,
     seed: int = 77,
     steps: int = STEPS,
     images: TrainingImages | None = None,
@@ -202,6 +207,7 @@ def solve(
     """``n`` trajectories: a share ``data`` from training images (the digits by default), of which a share ``shift`` are
     moved by a pixel, the others the teacher's own samples, from the noise.
 
+    ``beside``: every other one of its samples begins so far from the one before it, in a random direction (0: anywhere).
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
     """
     device = next(teacher.parameters()).device
@@ -209,6 +215,10 @@ def solve(
     from_data = round(n * data)
     own = n - from_data
     noise = torch.randn((own, *teacher.event_shape), generator=generator)
+    if beside:
+        step = noise[1::2].flatten(1)
+        step = beside * step / step.norm(dim=1, keepdim=True)
+        noise[1::2] = noise[: 2 * len(step) : 2] + step.reshape(noise[1::2].shape)
     starts = [(part, False) for part in torch.split(noise, _CHUNK)]
     if from_data:
         at_data = _images(images or training_images("digits"), from_data, shift, generator)

@@ -47,6 +47,7 @@ class RealUID:
     settle: float = 0.2
     monotone: float = 0.0
     warm: float = 0.0
+    slope: float = 0.0
     stable: bool = False
 
     def __post_init__(self) -> None:
@@ -59,13 +60,20 @@ class RealUID:
             raise ValueError("start lies between 0 and 1, settle is a share below 1")
         if self.warm < 0 or self.warm + self.settle >= 1:
             raise ValueError(f"warm and settle are shares that leave some, got {self.warm} and {self.settle}")
-        if self.monotone < 0:
-            raise ValueError(f"monotone is a weight, got {self.monotone}")
+        if self.monotone < 0 or self.slope < 0:
+            raise ValueError(f"monotone and slope are weights, got {self.monotone} and {self.slope}")
+        if self.slope and not self.warm:
+            raise ValueError("slope has no effect without a warm start")
 
     @property
     def fake_is_flow(self) -> bool:
         """Whether the fake model ends up fitted to the generator alone."""
         return self.settle > 0 or self.a == self.b == 1
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether rows of a batch are compared with each other."""
+        return bool(self.monotone or self.slope or self.stable)
 
 
 @dataclass(frozen=True)
@@ -119,12 +127,24 @@ def averaged_target(path: ConditionalPath, x: Tensor, t: Tensor, data: Tensor) -
     return target.reshape(x.shape)
 
 
-def warm_loss(model: Any, draw: Draw) -> Tensor:
-    """Mean squared distance of the generator from the ends of the teacher's trajectories, a scalar."""
+def warm_loss(model: Any, draw: Draw, slope: float) -> Tensor:
+    """Mean squared distance of the generator from the ends of the teacher's trajectories, a scalar.
+
+    The second half of the rows are neighbours of the first, and ``slope`` times the mean squared error of their
+    difference quotients is added: a density is as good as a map's slopes (Czarnecki et al. 2017, arXiv 1706.04859).
+    """
     made = model.generate(draw.solved)
+    assert draw.solved is not None
     assert draw.end is not None
     assert made.shape == draw.end.shape
-    loss: Tensor = (made - draw.end).square().mean()
+    error = (made - draw.end).flatten(1)
+    loss: Tensor = error.square().mean()
+    if slope:
+        latent, other = draw.solved.flatten(1).chunk(2)
+        distance = (other - latent).square().sum(1)
+        between = torch.sub(*error.chunk(2)).square().mean(1)
+        assert between.shape == distance.shape
+        loss = loss + slope * (between / distance).mean()
     return loss
 
 
@@ -167,7 +187,7 @@ def realuid_loss(
     ``average``: the averaged model, whose generator the model takes over when it settles.
     """
     if step < round(options.warm * steps):
-        return warm_loss(model, draw)
+        return warm_loss(model, draw, options.slope)
     settling = steps - round(options.settle * steps)
     if step == settling:
         model.generator.load_state_dict(average.generator.state_dict())
