@@ -26,10 +26,9 @@ from .zoo import build, checkpoint_path, load_model, model_hash
 
 _POOL_SEED = 77
 _FITTED = 20_000  # points that clusters are fitted to
-_LATENT = {
-    "data": 0.0,
-    "beside": 0.02,
-}  # trajectories for a warm start: from neighbouring latents, as slopes are told
+_BESIDE = (
+    0.02  # distance of the latents whose trajectories tell a warm start the slopes of the teacher's flow
+)
 
 
 def _trained(task: str, model: str, out: Path) -> Path:
@@ -97,23 +96,17 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
         return ImageSource(training_images(task), teacher, device=device)
     weights = model_hash(task, recipe.teacher, path=path)
     images = training_images(task)
-    told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
-    if recipe.realuid is not None:
-        told = dict(_LATENT)
-    paths = _teacher_paths(out / task, recipe, teacher, weights, images=images, **told)
+    paths = _teacher_paths(out / task, recipe, teacher, weights, images)
     return ImageSource(images, teacher, paths, device)
 
 
 def _teacher_paths(
-    folder: Path,
-    recipe: Recipe,
-    teacher: Any,
-    weights: str,
-    *,
-    images: TrainingImages | None = None,
-    **told: Any,
+    folder: Path, recipe: Recipe, teacher: Any, weights: str, images: TrainingImages | None = None
 ) -> Paths:
     """The recipe's pool of a network's trajectories, kept in ``folder`` under a name that tells how it was made."""
+    told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
+    if recipe.realuid is not None:
+        told = {"data": 0.0, "beside": _BESIDE}
     name = hashlib.sha256(f"{weights} {recipe.pool} {told}".encode()).hexdigest()[:12]
     cache = folder / f"{recipe.teacher}-paths-{name}.safetensors"
     return stored_paths(cache, lambda: solve(teacher, recipe.pool, images=images, **told))
@@ -127,7 +120,7 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> So
         teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
         teacher = teacher.to(device)
         weights = model_hash(task, recipe.teacher, path=path)
-        paths = _teacher_paths(out / task, recipe, teacher, weights, **_LATENT) if recipe.pool else None
+        paths = _teacher_paths(out / task, recipe, teacher, weights) if recipe.pool else None
         return ClosedFormSource(truth, paths, teacher)
     if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
         path = _trained(task, recipe.teacher, out)

@@ -207,7 +207,7 @@ def solve(
     """``n`` trajectories: a share ``data`` from training images (the digits by default), of which a share ``shift`` are
     moved by a pixel, the others the teacher's own samples, from the noise.
 
-    ``beside``: every other one of its samples begins so far from the one before it, in a random direction (0: anywhere).
+    ``beside``: every other of its samples begins so far from the one before it, in a random direction (0: anywhere).
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
     """
     device = next(teacher.parameters()).device
