@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sizes import FULL, figure
+from torch import Tensor
 from toy_flows import Linear
 from typer.testing import CliRunner
 
@@ -23,6 +25,7 @@ from flowlik.runner import load
 from flowlik.tasks import Array, Items, Reference, Task, get_task, registry
 from flowlik_estimators.probes import cosines
 from flowlik_models import zoo
+from flowlik_models.images.errors import DataError
 from flowlik_models.synthetic import closed_form
 
 NATS = 64 * math.log(2.0)  # of one bit/dim of the digits
@@ -66,6 +69,62 @@ def test_the_stated_error_covers_the_distance_to_the_exact_trace() -> None:
     assert (out.stderr > 0.005 * NATS).all()  # a bar that is far too long would cover anything
     assert np.abs(z).max() < 4
     assert 0.5 < np.sqrt(np.square(z).mean()) < 1.6
+
+
+@pytest.mark.skipif(not FULL, reason="minutes: FLOWLIK_FULL=1")
+@pytest.mark.parametrize(
+    ("task", "model", "steps"), [("digits", "teacher", 64), ("fashion-mnist-gmm", "closed-form", 96)]
+)
+def test_five_thousandths_of_a_bit_are_reached_and_covered(task: str, model: str, steps: int) -> None:
+    """On images that no choice was made by: those after the first 100; the pilot sees other ones."""
+    try:
+        held = get_task(task)
+        items = held.items("test" if task == "digits" else "images", 196)
+    except DataError as missing:
+        pytest.skip(str(missing))
+    flow, _ = load(task, model, "cpu", "float32")
+    x, nats = whole(items.x), math.prod(items.x.shape[1:]) * math.log(2.0)
+    plan = pilot(flow, x[:8], steps, 1.0 - held.eps, 0.005 * nats)
+    out = pooled_log_prob(
+        flow,
+        x[100:],
+        torch.arange(100, 196),
+        plan,
+        steps=steps,
+        end=1.0 - held.eps,
+        wanted=0.005 * nats,
+        key=11,
+    )
+    exact = (
+        references.stored(task).arrays["test_log_prob"][100:196]
+        if task == "digits"
+        else truth_of(held, x[100:])
+    )
+    error, z = (out.log_prob - exact) / nats, (out.log_prob - exact) / out.stderr
+    covered = float((np.abs(z) < 1.96).mean())
+    figure(
+        f"pooled reference of {task}, largest standard error",
+        f"{out.stderr.max() / nats:.4f} bits/dim",
+        "0.005",
+    )
+    figure(
+        f"pooled reference of {task}, rms and mean error", f"{rms(error):.4f} and {error.mean():.4f} bits/dim"
+    )
+    figure(f"pooled reference of {task}, within 1.96 standard errors", f"{covered:.2f} of 96 images", "0.95")
+    figure(f"pooled reference of {task}, probes an image", f"{out.probes.mean():.0f}")
+    assert out.stderr.max() <= 0.005 * nats
+    assert 0.8 < rms(z) < 1.25
+    assert covered > 0.87  # 0.95 less 3.5 standard deviations of 96 images
+
+
+def rms(values: Array) -> float:
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def truth_of(task: Task, x: Tensor) -> Array:
+    known = task.log_density(x, 1.0 - task.eps)
+    assert known is not None
+    return np.asarray(known, dtype=np.float64)
 
 
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
