@@ -186,17 +186,18 @@ def realuid_loss(
 
     ``average``: the averaged model, whose generator the model takes over when it settles.
     """
-    if step < round(options.warm * steps):
-        return warm_loss(model, draw, options.slope)
     settling = steps - round(options.settle * steps)
     if step == settling:
         model.generator.load_state_dict(average.generator.state_dict())
     if step >= settling:
         return fake_loss(model, path, draw, 1.0, 1.0, stable=options.stable)
-    if step % (options.fake_steps + 1) == options.fake_steps:
+    if step < round(options.warm * steps):
+        loss = warm_loss(model, draw, options.slope)
+    elif step % (options.fake_steps + 1) == options.fake_steps:
         loss = generator_loss(model, teacher, path, draw, options.a, options.b)
-        return loss + options.monotone * monotone_penalty(model, draw) if options.monotone else loss
-    return fake_loss(model, path, draw, options.a, options.b, stable=options.stable)
+    else:
+        return fake_loss(model, path, draw, options.a, options.b, stable=options.stable)
+    return loss + options.monotone * monotone_penalty(model, draw) if options.monotone else loss
 
 
 def _on_path(path: ConditionalPath, data: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
