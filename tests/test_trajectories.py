@@ -9,6 +9,7 @@ import torch
 from toy_flows import Linear
 
 from flowlik_models import trajectories
+from flowlik_models.checkpoints import read_checkpoint, save_tensors
 from flowlik_models.gaussian import LOG_2PI
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.synthetic import closed_form
@@ -60,6 +61,11 @@ def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
     assert torch.equal(made.states, again.states)
     assert torch.equal(made.log_dets, again.log_dets)
     assert made.own == again.own == 4
+    kept, _ = read_checkpoint(file)
+    save_tensors(file, {name: kept[name] for name in ("times", "states", "log_dets", "own", "grid")})
+    renewed = stored_paths(file, lambda: solve(teacher, 6))  # a file without what later versions keep
+    assert torch.equal(made.states, renewed.states)
+    assert read_checkpoint(file)[0].keys() == kept.keys()
 
 
 @pytest.mark.parametrize(

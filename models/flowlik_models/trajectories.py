@@ -42,6 +42,7 @@ _LEVELS = (
 _GRID = 8  # steps of the finest few-step grid
 _JITTERED = 32  # nodes of a closed form's trajectories beside those of the grid
 _BLOCK = 1024  # trajectories that share their nodes
+_KEPT = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # in a file of them
 
 
 @dataclass(frozen=True)
@@ -120,20 +121,24 @@ class Paths:
 
 
 def stored_paths(file: Path, solved: Callable[[], Paths]) -> Paths:
-    """The trajectories kept in ``file``, or solved now and kept there: minutes on one core."""
-    if not file.is_file():
-        begun = time.process_time()
-        made = solved()
-        made = replace(made, cpu_seconds=time.process_time() - begun)
-        tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
-        tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
-        tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
-        save_tensors(file, tensors)
-        return made
-    kept, _ = read_checkpoint(file)
-    grid = tuple(kept["grid"].tolist())
-    arrays = (kept["times"], kept["states"], kept["log_dets"])
-    return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
+    """The trajectories kept in ``file``, or solved now and kept there: minutes on one core.
+
+    A file that lacks a part, as an older version wrote them, is made anew.
+    """
+    if file.is_file():
+        kept, _ = read_checkpoint(file)
+        if kept.keys() >= _KEPT:
+            arrays = (kept["times"], kept["states"], kept["log_dets"])
+            grid = tuple(kept["grid"].tolist())
+            return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
+    begun = time.process_time()
+    made = solved()
+    made = replace(made, cpu_seconds=time.process_time() - begun)
+    tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
+    tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
+    tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
+    save_tensors(file, tensors)
+    return made
 
 
 def solve_closed_form(truth: Any, starts: Tensor, *, delta: float, generator: torch.Generator) -> Paths:

@@ -62,7 +62,10 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
-    """Mean |error| per sample with its 95 % interval against NFE, forward-equivalents and time, a row per split."""
+    """Mean |error| per sample with its 95 % interval against NFE, forward-equivalents and time.
+
+    A row of panels for every split that was timed; those that were not have one panel each, side by side.
+    """
     batch = pd.Series([extra.get("timing_batch", np.nan) for extra in frame["extra"]], index=frame.index)
     frame = frame.assign(
         ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0),
@@ -75,31 +78,53 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         return None
     if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
-    splits = view.splits(shown)
-    figure = style.new_figure(style.PAGE, 0.9 + 2.15 * len(splits))
-    axes = np.atleast_2d(np.asarray(figure.subplots(len(splits), len(costs), sharey="row")))
+    rows = _panels(shown, list(costs))
+    figure = style.new_figure(style.PAGE, 0.9 + (2.15 if len(rows) == 1 else 2.4) * len(rows))
+    axes = np.atleast_2d(np.asarray(figure.subplots(len(rows), len(costs), squeeze=False)))
+    for ax in axes.ravel():
+        ax.axis("off")
     handles: dict[str, Line2D] = {}
-    for row, split in zip(axes, splits, strict=True):
-        part = shown[shown["split"] == split]
-        levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
-        _limits(row[0], part, levels)
-        for ax, (cost, label) in zip(row, costs.items(), strict=True):
-            handles |= _cost_panel(ax, part, cost, label) | handles
-            if ax.axison:
-                ax.set_xlabel(label if split == splits[-1] else "")
-        measured = [ax for ax in row if ax.axison]
-        for ax in measured:
-            style.control_lines(ax, dict(levels), labels=ax is measured[-1])
-        tail = f"\n{view.split_title(split)}" if len(splits) > 1 else ""
-        row[0].set_ylabel(f"mean |error| (bits/dim){tail}")
+    for line, row in zip(axes, rows, strict=True):
+        for k, (ax, (split, cost)) in enumerate(zip(line, row, strict=False)):
+            ax.axis("on")
+            part = shown[shown["split"] == split]
+            levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
+            _limits(ax, part, levels)
+            handles |= _cost_panel(ax, part, cost, costs[cost]) | handles
+            if not ax.axison:
+                continue
+            ax.set_xlabel(costs[cost])
+            last = k + 1 == len(row) or (row[k + 1][0] == split and not _measured(part, row[k + 1][1]))
+            style.control_lines(ax, dict(levels), labels=last)
+            for text in ax.texts if len(row) < len(line) else ():
+                text.set_in_layout(False)  # there is room beside it
+            if k and row[k - 1][0] == split:
+                ax.tick_params(labelleft=False)
+            elif len(view.splits(shown)) > 1:
+                ax.set_title(view.split_title(split), loc="left")
+        line[0].set_ylabel("mean |error| (bits/dim)")
     _finish(figure, axes.ravel(), f"{_task(frame)}: per-sample error against cost")
     front = Line2D([], [], color="#bdbdbd", linewidth=4, alpha=0.6, label="Pareto front")
     style.legend_below(figure, [*handles.values(), front])
     return figure
 
 
+def _panels(shown: pd.DataFrame, costs: list[str]) -> list[list[tuple[str, str]]]:
+    """Rows of (split, cost): all costs of a timed split, or of the first where none is; NFE alone of the others."""
+    splits = view.splits(shown)
+    timed = [s for s in splits if any(_measured(shown[shown["split"] == s], cost) for cost in costs[1:])]
+    timed = timed or splits[:1]
+    others = [(split, costs[0]) for split in splits if split not in timed]
+    rest = [others[k : k + len(costs)] for k in range(0, len(others), len(costs))]
+    return [[(split, cost) for cost in costs] for split in timed] + rest
+
+
+def _measured(part: pd.DataFrame, cost: str) -> bool:
+    return bool((part[cost] > 0).any())
+
+
 def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> dict[str, Line2D]:
-    if not (part[cost] > 0).any():
+    if not _measured(part, cost):
         style.note(ax, f"not measured:\n{label.splitlines()[0]}")
         return {}
     style.cost_axis(ax, part[cost])

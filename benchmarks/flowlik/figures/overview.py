@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from flowlik import view
 from flowlik.figures import style
 
-MOST_ROWS: Final = 32
+MOST_ROWS: Final = 48
 
 
 def error_overview(frame: pd.DataFrame) -> Figure | None:
     """Mean |error| in bits/dim (colour: decades) of methods and steps (rows) on tasks and splits (columns).
 
-    A row holds one method on exact fields or on networks, the best of them where there are several; of many steps the
-    fewest and the most are shown. None where fewer than two tasks or splits have errors.
+    A row holds one method on exact fields or on networks, by name where a task has several; of many steps the fewest
+    and the most are shown. None where fewer than two tasks or splits have errors.
     """
     shown = _ends(frame[np.isfinite(frame["bpd_mae"])])
     if shown.empty or len(shown.groupby(["task", "split"])) < 2:
@@ -40,16 +40,22 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
     sns.heatmap(
         exponents,
         ax=ax,
-        annot=[[view.number(v, 2) if np.isfinite(v) else "" for v in line] for line in values],
+        annot=[[_short(v) for v in line] for line in values],
         fmt="",
         cmap="rocket_r",
         vmin=-4,
         vmax=1,
         linewidths=0.8,
         annot_kws={"fontsize": 6.3},
-        cbar_kws={"label": "mean |error| (bits/dim)", "ticks": [-4, -3, -2, -1, 0, 1], "extend": "both"},
+        cbar_kws={
+            "label": "mean |error| (bits/dim)",
+            "ticks": [-4, -3, -2, -1, 0, 1],
+            "extend": "both",
+            "aspect": 45,
+            "pad": 0.02,
+        },
         xticklabels=[f"{t}, {s}" if several[t] else t for t, s in columns],
-        yticklabels=[style.shorten(r, 60) for r in rows],
+        yticklabels=[style.shorten(r, 76) for r in rows],
     )
     bar = ax.collections[0].colorbar
     if bar is not None:
@@ -65,18 +71,32 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
 
 
 def _rows(frame: pd.DataFrame) -> list[str]:
-    """Row names: method, steps and parameters (an exact trace is the same by any way), and the kind of model."""
-    names = []
-    for row in view.as_dicts(frame):
-        kind = (
-            ""
-            if row["method"] == "control"
-            else " · exact field"
-            if row["model"] == "closed-form"
-            else " · network"
-        )
-        names.append(f"{row['brief']}{kind}")
-    return names
+    """Row names: method, steps and parameters (an exact trace is the same by any way), and the kind of model.
+
+    Networks are named where a task has several for one method.
+    """
+    rows = view.as_dicts(frame)
+    names = [f"{row['brief']}{_kind(row)}" for row in rows]
+    trained = [row["method"] != "control" and row["model"] != "closed-form" for row in rows]
+    models: dict[tuple[str, str, str], set[str]] = {}
+    for name, row in zip(names, rows, strict=True):
+        models.setdefault((name, row["task"], row["split"]), set()).add(row["model"])
+    several = {name for (name, _, _), found in models.items() if len(found) > 1}
+    return [
+        f"{row['brief']} · {row['model']}" if network and name in several else name
+        for name, row, network in zip(names, rows, trained, strict=True)
+    ]
+
+
+def _short(value: float) -> str:
+    """As narrow as a cell: two digits, one below a thousandth."""
+    return view.number(value, 2 if value >= 1e-3 else 1) if np.isfinite(value) else ""
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row["method"] == "control":
+        return ""
+    return " · exact field" if row["model"] == "closed-form" else " · network"
 
 
 def _ends(frame: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +110,13 @@ def _ordered(frame: pd.DataFrame, names: list[str]) -> list[str]:
     """Row names in the order of the methods, exact fields before networks, by steps."""
     rank = {name: k for k, name in enumerate(view.METHODS)}
     keys = [
-        (rank.get(row["method"], len(rank) - 1.5), row["model"] != "closed-form", row["series"], row["steps"])
-        for row in view.as_dicts(frame)
+        (
+            rank.get(row["method"], len(rank) - 1.5),
+            row["model"] != "closed-form",
+            row["series"],
+            row["model"] if name.endswith(f" · {row['model']}") else "",
+            row["steps"],
+        )
+        for name, row in zip(names, view.as_dicts(frame), strict=True)
     ]
     return [name for _, name in sorted(zip(keys, names, strict=True), key=lambda pair: pair[0])]
