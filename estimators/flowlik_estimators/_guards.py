@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from flowlik_estimators.counting import inner_networks
+from flowlik_models.holding import held
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -42,17 +43,9 @@ def ordinary(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x.detach()
 
 
-@contextmanager
-def frozen(model: object, freeze: bool) -> Iterator[None]:
+def frozen(model: object, freeze: bool) -> AbstractContextManager[None]:
     """Switch off the gradients of the parameters, so that a trace builds no graph towards them."""
-    held = [p for p in _parameters(model) if p.requires_grad and p.is_leaf] if freeze else []
-    for p in held:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in held:
-            p.requires_grad_(True)
+    return held(_parameters(model)) if freeze else nullcontext()
 
 
 def _parameters(model: object) -> Iterator[nn.Parameter]:

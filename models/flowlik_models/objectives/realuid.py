@@ -15,15 +15,14 @@ generated and (a or b below 1) real points; the generator's is a forward and a b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowlik_models.conditional import ConditionalPath, column, mixed, weight
+from flowlik_models.holding import held
 
 _SLOPE = 0.05  # of a monotone map, at least
 _SHORTEST = 0.01  # of the steps over which that is asked, as a share of the distance between two latents
@@ -151,7 +150,7 @@ def warm_loss(model: Any, draw: Draw, slope: float) -> Tensor:
 def generator_loss(model: Any, teacher: Any, path: ConditionalPath, draw: Draw, a: float, b: float) -> Tensor:
     """L(f*, G) - L(f, G), a scalar with graph to the generator alone."""
     made = model.generate(draw.latent, cond=draw.start)
-    with _held(model.fake), _held(teacher):
+    with held(model.fake.parameters()), held(teacher.parameters()):
         fake, taught = (_expanded(field, path, made, draw, a, b) for field in (model.fake, teacher))
     return taught - fake
 
@@ -220,16 +219,3 @@ def _expanded(
     assert weights.shape == terms.shape
     loss: Tensor = (weights * terms).mean()
     return loss
-
-
-@contextmanager
-def _held(network: nn.Module) -> Iterator[None]:
-    """No graph to the network's parameters, only through it to its input."""
-    held = [p for p in network.parameters() if p.requires_grad]
-    for p in held:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in held:
-            p.requires_grad_(True)
