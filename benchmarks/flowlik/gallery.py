@@ -57,6 +57,13 @@ SHOWN: Final = (
     ),
     Shown("quick", "gmm-2d--density", "Log-densities of the ring of eight modes, and their masses"),
     Shown("quick", "thin-2d--bpd", "A thin density: bits/dim against network evaluations"),
+    Shown(
+        "family", "gmm-64d--joint-maps", "Ways to train a joint map: bias, rank correlation, per-sample error"
+    ),
+    Shown(
+        *("faults", "gmm-64d--joint-maps", "What each fault of the released recipe costs"),
+        published="faults--gmm-64d--joint-maps",
+    ),
     Shown("rules", "digits--rules", "Rules that need no training, on the digits teacher at equal forwards"),
     Shown("probes", "digits--probes", "Noise of the trace estimators on the digits teacher"),
     Shown("scaling", "scaling", "Cost against dimension, batch, probes and steps"),
