@@ -335,3 +335,13 @@ def test_times_of_different_hardware_never_share_a_figure_or_a_mean(tmp_path: Pa
     write_rows(tmp_path, rows)
     assert "gmm-2d--error" in {path.stem for path in draw_all(tmp_path)}
     assert not list((tmp_path / "figures").glob("*A100*"))
+
+
+def test_axes_of_either_sign_have_plain_numbers() -> None:
+    figure = style.new_figure(3, 3)
+    ax = figure.subplots()
+    ax.plot([1, 2], [-30, 40])
+    style.symlog_axis(ax, 0.1)
+    figure.canvas.draw()
+    assert {"−10", "0", "10"} <= {label.get_text() for label in ax.get_yticklabels()}
+    assert not any("$" in label.get_text() for label in ax.get_yticklabels())

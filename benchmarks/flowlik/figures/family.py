@@ -71,7 +71,7 @@ def _panel(ax: Axes, part: pd.DataFrame, column: str, looks: dict[str, dict[str,
     if column == "bpd_error":
         ax.axhline(0, color="#8a8a8a", linewidth=0.8, zorder=1)
         if float(part[column].abs().max()) > 0.5:
-            ax.set_yscale("symlog", linthresh=0.1)
+            style.symlog_axis(ax, 0.1)
     else:
         ax.set_yscale("log")
     for model, line in part.groupby("model"):

@@ -304,7 +304,7 @@ def _quality_axis(ax: Axes, shown: pd.DataFrame, name: str) -> None:
             ax.set_yscale("log")
             style.error_axis(ax)
         else:  # unbiased, so that it may fall below zero
-            ax.set_yscale("symlog", linthresh=max(float(np.quantile(np.abs(values), 0.25)), 1e-4))
+            style.symlog_axis(ax, max(float(np.quantile(np.abs(values), 0.25)), 1e-4))
 
 
 def _log_ticks(ax: Axes) -> None:

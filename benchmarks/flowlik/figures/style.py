@@ -253,6 +253,8 @@ def cost_axis(ax: Axes, values: Iterable[float], *, most_doublings: int = 5) -> 
 
 def plain(value: float) -> str:
     """A tick label: 0.001 to 9,999 as it is, thousands with k."""
+    if value == 0:
+        return "0"
     if value >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
@@ -267,6 +269,14 @@ def error_axis(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def symlog_axis(ax: Axes, threshold: float) -> None:
+    """A vertical axis linear up to the threshold and logarithmic beyond, either sign, with plain numbers."""
+    ax.set_yscale("symlog", linthresh=threshold)
+    ax.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: ("−" if value < 0 else "") + plain(abs(value)))
+    )
 
 
 def control_lines(ax: Axes, levels: dict[str, float], *, labels: bool, height: float = 1.5) -> None:

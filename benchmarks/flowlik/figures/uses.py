@@ -111,7 +111,7 @@ def _drawn(
         if bands and low is not None and high is not None:
             ax.axhspan(float(low.min()), float(high.max()), color="#e6e6e6", zorder=0)
         if np.nanmax(np.abs(value)) > WIDE:
-            ax.set_yscale("symlog", linthresh=1.0)
+            style.symlog_axis(ax, 1.0)
         if right == 1.0:
             ax.set_ylim(top=min(ax.get_ylim()[1], 1.05))
         if right is not None:
