@@ -10,7 +10,7 @@ import pytest
 from fake_run import record, write_fake_run, write_rows
 
 from flowlik import view
-from flowlik.figures import draw_all
+from flowlik.figures import draw_all, style
 from flowlik.figures.accuracy import pareto_front
 from flowlik.figures.images import tiled
 from flowlik.figures.scaling import slope
