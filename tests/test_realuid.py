@@ -229,6 +229,7 @@ def test_averaged_targets_are_the_posterior_mean_over_the_batch(name: PathName) 
         density = torch.distributions.Normal(0.0, 1.0).log_prob(noises).sum(1).exp()
         each = mixed(tuple(part[i].expand(30) for part in path.target(d.t)), d.data, None, noises)  # type: ignore[arg-type]
         torch.testing.assert_close(found[i], (density[:, None] * each).sum(0) / density.sum())
+    assert averaged_target(path, d.data, torch.ones_like(d.t), d.data).isfinite().all()
 
 
 def test_averaged_targets_tend_to_the_exact_field() -> None:

@@ -18,10 +18,11 @@ MOST_ROWS: Final = 48
 def error_overview(frame: pd.DataFrame) -> Figure | None:
     """Mean |error| in bits/dim (colour: decades) of methods and steps (rows) on tasks and splits (columns).
 
-    A row holds one method on exact fields or on networks, by name where a task has several; of many steps the fewest
-    and the most are shown. None where fewer than two tasks or splits have errors.
+    A row holds one method on exact fields or on networks, by name where a task has several; of several exact traces
+    the one of most items; of many steps the fewest and the most are shown. None where fewer than two tasks or splits
+    have errors.
     """
-    shown = _ends(frame[np.isfinite(frame["bpd_mae"])])
+    shown = _ends(frame[np.isfinite(frame["bpd_mae"])]).sort_values("n_items", kind="stable")
     if shown.empty or len(shown.groupby(["task", "split"])) < 2:
         return None
     names = _rows(shown)
@@ -31,8 +32,7 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
     values = np.full((len(rows), len(columns)), np.nan)
     for name, task, split, error in zip(names, shown["task"], shown["split"], shown["bpd_mae"], strict=True):
         if name in rows:
-            i, j = rows.index(name), columns.index((task, split))
-            values[i, j] = np.nanmin([values[i, j], error])
+            values[rows.index(name), columns.index((task, split))] = error
     figure = style.new_figure(style.PAGE, 1.2 + 0.2 * len(rows))
     ax = figure.subplots()
     exponents = np.log10(np.where(values > 0, values, np.nan))

@@ -24,6 +24,7 @@ from torch import Tensor
 from flowlik_models.conditional import ConditionalPath, column, mixed, weight
 from flowlik_models.holding import held
 
+_LEAST_NOISE = 1e-4  # at the data end of a path there is none to divide by
 _SLOPE = 0.05  # of a monotone map, at least
 _SHORTEST = 0.01  # of the steps over which that is asked, as a share of the distance between two latents
 
@@ -119,6 +120,7 @@ def averaged_target(path: ConditionalPath, x: Tensor, t: Tensor, data: Tensor) -
     exact field as the batch grows, and to the conditional target where a row has no neighbour within the noise.
     """
     (a, _, g), (alpha, _, gamma) = path.point(t), path.target(t)
+    g = g.clamp_min(_LEAST_NOISE)
     flat, rows = x.flatten(1), data.flatten(1)
     noise = (flat[:, None] - a[:, None, None] * rows) / g[:, None, None]
     posterior = (-0.5 * noise.square().sum(2)).softmax(1) @ rows
