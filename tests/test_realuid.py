@@ -217,6 +217,20 @@ def test_settling_takes_over_the_averaged_generator_and_forgets_real_data() -> N
     torch.testing.assert_close(loss, fake_loss(model, path, d, 1.0, 1.0))
 
 
+def test_each_stage_has_a_schedule_of_its_own() -> None:
+    """The rate falls from its peak to nothing within a stage, and the distillation's peak is lower."""
+    options = RealUID(warm=0.5, settle=0.25, rate=0.1)
+    recipe = dataclasses.replace(
+        recipe_for("gmm-2d", "realuid"), realuid=options, steps=8_000, pool=64, learning_rate=1e-3
+    )
+    rates = [training._learning_rate(recipe, step) for step in range(8_000)]
+    for first, last, peak in ((0, 4_000, 1e-3), (4_000, 6_000, 1e-4), (6_000, 8_000, 1e-3)):
+        assert options.stage(first, 8_000)[:2] == options.stage(last - 1, 8_000)[:2] == (first, last)
+        assert 0.9 * peak < max(rates[first:last]) <= peak
+        assert rates[last - 1] <= 1e-2 * peak
+        assert rates[first] <= 0.02 * peak  # moments of the other networks' gradients: warmed up anew
+
+
 @pytest.mark.parametrize("name", ["flow-matching", "noise", "data"])
 def test_averaged_targets_are_the_posterior_mean_over_the_batch(name: PathName) -> None:
     """Against a sum over the batch with the normal densities themselves, row by row."""
@@ -425,6 +439,7 @@ def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: p
         ({"monotone": -1.0}, "monotone and slope are weights"),
         ({"slope": 1.0}, "no effect without a warm start"),
         ({"warm": 0.9, "settle": 0.2}, "shares that leave some"),
+        ({"rate": 0.0}, "rate is a share above 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -71,8 +71,12 @@ def _recipe_key(recipe: Recipe, seed: int) -> str:
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
-    warm = min(1.0, (step + 1) / _WARM_UP)
-    return recipe.learning_rate * warm * max(0.5 * (1 + math.cos(math.pi * step / recipe.steps)), 1e-3)
+    first, last, share = 0, recipe.steps, 1.0
+    if recipe.realuid is not None:  # whose stages train different networks
+        first, last, share = recipe.realuid.stage(step, recipe.steps)
+    warm = min(1.0, (step - first + 1) / _WARM_UP)
+    decay = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
+    return recipe.learning_rate * share * warm * max(decay, 1e-3)
 
 
 class _Run:

@@ -38,6 +38,11 @@ class RealUID:
     the last ones, in which the averaged generator stands still and the fake model alone goes on with a = b = 1, so
     that its ODE becomes the generator's (0: none, as published). ``monotone``: weight of the penalty on folds (0: none,
     as published), see `monotone_penalty`.
+
+    ``warm``: share of the steps, the first ones, in which the generator is fitted to the ends of the teacher's
+    trajectories, and ``slope`` the weight of their difference quotients there (`warm_loss`). ``rate``: learning rate of
+    the distillation proper, between warm start and settling, as a share of the recipe's. ``stable``: the fake model's
+    targets are averaged over the batch (`averaged_target`).
     """
 
     a: float = 1.0
@@ -49,6 +54,7 @@ class RealUID:
     warm: float = 0.0
     slope: float = 0.0
     stable: bool = False
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises ValueError for options out of range."""
@@ -64,11 +70,20 @@ class RealUID:
             raise ValueError(f"monotone and slope are weights, got {self.monotone} and {self.slope}")
         if self.slope and not self.warm:
             raise ValueError("slope has no effect without a warm start")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate is a share above 0, got {self.rate}")
 
     @property
     def fake_is_flow(self) -> bool:
         """Whether the fake model ends up fitted to the generator alone."""
         return self.settle > 0 or self.a == self.b == 1
+
+    def stage(self, step: int, steps: int) -> tuple[int, int, float]:
+        """First step and end of the stage that ``step`` of ``steps`` belongs to, and its share of the learning rate."""
+        warmed, settling = round(self.warm * steps), steps - round(self.settle * steps)
+        if step < warmed:
+            return 0, warmed, 1.0
+        return (warmed, settling, self.rate) if step < settling else (settling, steps, 1.0)
 
     @property
     def whole_batch(self) -> bool:
@@ -187,12 +202,12 @@ def realuid_loss(
 
     ``average``: the averaged model, whose generator the model takes over when it settles.
     """
-    settling = steps - round(options.settle * steps)
+    warmed, settling = round(options.warm * steps), steps - round(options.settle * steps)
     if step == settling:
         model.generator.load_state_dict(average.generator.state_dict())
     if step >= settling:
         return fake_loss(model, path, draw, 1.0, 1.0, stable=options.stable)
-    if step < round(options.warm * steps):
+    if step < warmed:
         loss = warm_loss(model, draw, options.slope)
     elif step % (options.fake_steps + 1) == options.fake_steps:
         loss = generator_loss(model, teacher, path, draw, options.a, options.b)
