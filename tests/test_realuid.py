@@ -333,19 +333,29 @@ def test_pairs_have_the_density_that_they_say() -> None:
         TurnedPairs(closed_form("gmm-64d"))  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def few_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("gmm-2d", "digits"):
+        pooled = {name: recipe for name, recipe in RECIPES[task].items() if recipe.realuid and recipe.pool}
+        small = {name: dataclasses.replace(recipe, pool=64) for name, recipe in pooled.items()}
+        monkeypatch.setitem(RECIPES, task, RECIPES[task] | small)
+
+
 def tensors_of(path: Path) -> dict[str, Tensor]:
     return read_checkpoint(path)[0]
 
 
+@pytest.mark.parametrize(("name", "cuts"), [("realuid-plain", (3, 13)), ("realuid", (3, 9, 13))])
 def test_interrupted_training_resumes_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, cuts: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Cut before the generator's first step, in a warm start, between the stages, and while the generator settles."""
     for folder in ("whole", "cut"):
         train("gmm-2d", "teacher", out=tmp_path / folder, steps=2)
-    whole = train("gmm-2d", "realuid", out=tmp_path / "whole", steps=15)
+    whole = train("gmm-2d", name, out=tmp_path / "whole", steps=15)
     monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
     update = training._Run.update
-    for last in (3, 13):  # before the generator's first step, and while it settles
+    for last in cuts:
 
         def interrupted(self: training._Run, loss: Tensor, last: int = last) -> None:
             if self.step == last:
@@ -354,11 +364,11 @@ def test_interrupted_training_resumes_to_the_same_result(
 
         monkeypatch.setattr(training._Run, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train("gmm-2d", "realuid", out=tmp_path / "cut", steps=15)
+            train("gmm-2d", name, out=tmp_path / "cut", steps=15)
     monkeypatch.setattr(training._Run, "update", update)
-    resumed = train("gmm-2d", "realuid", out=tmp_path / "cut", steps=15)
+    resumed = train("gmm-2d", name, out=tmp_path / "cut", steps=15)
     expected, found = tensors_of(whole), tensors_of(resumed)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
     start = tensors_of(tmp_path / "whole" / "gmm-2d" / "teacher.safetensors")
     assert not torch.equal(expected["generator.first.weight"], start["first.weight"])
 
@@ -456,8 +466,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         ({"path": "bridges"}, "valid: flow-matching, noise, data, bridge, interpolant"),
         ({"teacher": "closed-form"}, "needs a trained teacher"),
         ({"objective": "meanflow", "realuid": None}, "path has no effect"),
-        ({"realuid": RealUID(warm=0.3)}, "warm start and a pool"),
-        ({"realuid": RealUID(stable=True), "path": "bridge"}, "not for paired ones"),
+        ({"realuid": RealUID(warm=0.3), "pool": 0}, "warm start and a pool"),
+        ({"realuid": RealUID(stable=True), "path": "bridge", "pool": 0}, "not for paired ones"),
     ],
 )
 def test_recipes_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:

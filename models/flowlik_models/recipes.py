@@ -312,19 +312,20 @@ def _changed(recipe: Recipe, *, head: dict[str, Any] | None = None, **options: A
     return replace(recipe, imitation=new, divergence=bool(new.divergence))
 
 
-def _variants(models: dict[str, Recipe], name: str, small: int) -> dict[str, Recipe]:
-    """Beside the policy flow ``name``: divergences matched, and too few components without and with that."""
+def _variants(models: dict[str, Recipe], name: str, small: int, steps: int) -> dict[str, Recipe]:
+    """Beside the policy flow ``name``: divergences matched; ``small`` components, too few, without and with that."""
     imitation = models[name].imitation
     assert imitation is not None
     few = {"components": small, "local": min(imitation.head.local, small // 2), "levels": False}
+    short = replace(models[name], steps=steps)  # what so few can hold is learnt sooner
     matched: dict[str, Any] = {
         "divergence": 4.0,
         "spread": 0.0,
     }  # what the points beside the path tell is told directly
     return {
         f"{name}-divergence": _changed(models[name], **matched),
-        f"{name}-small-k": _changed(models[name], head=few),
-        f"{name}-small-k-divergence": _changed(models[name], head=few, **matched),
+        f"{name}-small-k": _changed(short, head=few),
+        f"{name}-small-k-divergence": _changed(short, head=few, **matched),
     }
 
 
@@ -399,7 +400,7 @@ _POLICY = replace(
 )
 # 16 components for the eight modes; two cannot hold the posterior, wherever the network puts them
 _plane = _policies(_POLICY, Imitation(head=PolicyHead(components=16)), (1, 2, 4))
-RECIPES["gmm-2d"] |= _plane | _variants(_plane, "pi-flow", 2)
+RECIPES["gmm-2d"] |= _plane | _variants(_plane, "pi-flow", 2, 6_000)
 RECIPES["gmm-2d"] |= {
     "pi-flow-on-path": _changed(_plane["pi-flow"], spread=0.0),
     "pi-flow-dropout": _changed(_plane["pi-flow"], dropout=0.05),
@@ -417,13 +418,13 @@ _board = _policies(
     Imitation(head=PolicyHead(components=32, local=16)),
     (1, 2, 4),
 )
-RECIPES["checkerboard-2d"] |= _board | _variants(_board, "pi-flow-2", 4)
+RECIPES["checkerboard-2d"] |= _board | _variants(_board, "pi-flow-2", 4, 6_000)
 _space = _policies(
-    replace(_POLICY, network={"hidden": 256, "depth": 4}, steps=6_000, learning_rate=2e-3),
+    replace(_POLICY, network={"hidden": 256, "depth": 4}, steps=3_000, learning_rate=2e-3),
     Imitation(head=PolicyHead(components=4, layout="position"), matches=4),
     (1, 2, 4),
 )
-RECIPES["gmm-64d"] |= _space | _variants(_space, "pi-flow-2", 1)
+RECIPES["gmm-64d"] |= _space | _variants(_space, "pi-flow-2", 1, 1_500)
 _images = _policies(
     replace(
         _DIGITS,
@@ -440,7 +441,7 @@ _images = _policies(
     Imitation(head=PolicyHead(components=17, layout="position", levels=True), matches=4, eps=0.0),
     (1, 2, 4),
 )
-RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1)
+RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1, 1_600)
 
 # one-step generators: a teacher of each framework, and what is distilled from it
 _FIELD = Recipe(
@@ -458,26 +459,35 @@ _GENERATOR = replace(
     objective="realuid",
     start_from="teacher",
     teacher="teacher",
-    realuid=RealUID(a=0.94, b=0.96, start=0.7, monotone=30.0),
+    # most of the steps on what a density needs: slopes of the teacher's map first, the fake model's field last
+    realuid=RealUID(
+        a=0.94, b=0.96, start=0.7, monotone=30.0, warm=0.5, slope=3.0, rate=0.1, stable=True, settle=0.35
+    ),
+    pool=32_768,
     betas=(0.0, 0.999),
-    steps=16_000,
-    learning_rate=3e-4,
+    steps=30_000,
+    learning_rate=2e-3,
     clip=1.0,
+)
+# from the teacher's weights and nothing else, and without a penalty: folds where it likes to
+_PUBLISHED_GENERATOR = replace(
+    _GENERATOR, realuid=RealUID(a=0.94, b=0.96, start=0.7), pool=0, steps=12_000, learning_rate=3e-4
 )
 
 
 def _generators(generator: Recipe) -> dict[str, Recipe]:
     """RealUID with real data, without, and fine-tuned from the former."""
     assert generator.realuid is not None
-    tuned = replace(generator.realuid, b=1.0)
+    tuned = replace(generator.realuid, b=1.0, warm=0.0, slope=0.0)
     return {
         "realuid": generator,
         "realuid-data-free": replace(generator, realuid=replace(generator.realuid, a=1.0, b=1.0)),
         "realuid-fine-tuned": replace(
             generator,
             realuid=tuned,
+            pool=0,
             start_from="realuid",
-            steps=generator.steps // 2,
+            steps=generator.steps // 3,
             learning_rate=generator.learning_rate / 3,
         ),
     }
@@ -486,16 +496,21 @@ def _generators(generator: Recipe) -> dict[str, Recipe]:
 RECIPES["gmm-2d"] |= {
     "teacher": _FIELD,
     **_generators(_GENERATOR),
-    "realuid-plain": replace(
-        _GENERATOR, realuid=RealUID(a=0.94, b=0.96, start=0.7)
-    ),  # folds where it likes to
+    "realuid-plain": _PUBLISHED_GENERATOR,
 }
-for _path in ("noise", "data", "bridge", "interpolant"):
+_SHORTER = replace(_GENERATOR, steps=20_000)
+_PAIRED = replace(_PUBLISHED_GENERATOR, realuid=RealUID(a=0.94, b=0.96, start=0.7, monotone=30.0))
+_FRAMEWORKS: dict[PathName, Recipe] = {
+    "noise": _SHORTER,
+    "data": _SHORTER,
+    "bridge": _PAIRED,
+    "interpolant": _PAIRED,
+}
+for _path, _kind in _FRAMEWORKS.items():
+    _taught = f"teacher-{_path}"
     RECIPES["gmm-2d"] |= {
-        f"teacher-{_path}": replace(_FIELD, path=_path),
-        f"realuid-{_path}": replace(
-            _GENERATOR, path=_path, start_from=f"teacher-{_path}", teacher=f"teacher-{_path}"
-        ),
+        _taught: replace(_FIELD, path=_path),
+        f"realuid-{_path}": replace(_kind, path=_path, start_from=_taught, teacher=_taught),
     }
 # a divergence head on the generator: averages read off the trajectories of its fake model
 RECIPES["gmm-2d"]["realuid-f2d2"] = replace(
@@ -508,11 +523,12 @@ RECIPES["digits"] |= _generators(
         path="flow-matching",
         start_from="teacher",
         teacher="teacher",
-        realuid=RealUID(a=0.94, b=0.96),
+        realuid=RealUID(a=0.94, b=0.96, warm=0.4, slope=1.0, rate=0.2, settle=0.15),
+        pool=4_096,
         betas=(0.0, 0.999),
         batch=64,
-        steps=12_000,
-        learning_rate=2e-4,
+        steps=5_000,
+        learning_rate=1e-3,
         weight_decay=0.0,
     )
 )
