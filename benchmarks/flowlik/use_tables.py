@@ -16,7 +16,7 @@ FAMILIES = ("rescaled", "displaced", "rounded")
 
 def use_tables(frame: pd.DataFrame) -> list[Table]:
     """The tables of one task and split that its records support."""
-    makers = (_one_evaluation, _routes, _samples, _comparison, _outliers, _importance, _gradient)
+    makers = (_one_evaluation, _routes, _samples, _comparison, _outliers, _importance, _gradient, _training)
     return [table for make in makers if (table := make(frame)) is not None]
 
 
@@ -199,6 +199,37 @@ def _routes(frame: pd.DataFrame) -> Table | None:
     )
     title = _title(frame, "routes to a generator's likelihood")
     return _without_empty(Table(title, heads, lines, note=note)) if rows else None
+
+
+def _training(frame: pd.DataFrame) -> Table | None:
+    """Bits/dim along a model's training."""
+    lines = []
+    for row in _known(frame, "training"):
+        curve = row["extra"]["training"]
+        for k, step in enumerate(curve["step"]):
+            bits, spread = curve["bpd"][k], 1.96 * curve["bpd_se"][k]
+            gain = _cell(None)
+            if k:
+                half = 1.96 * curve["gain_se"][k]
+                gain = _cell(curve["gain"][k], curve["gain"][k] - half, curve["gain"][k] + half)
+            lines.append(
+                (
+                    *_head(row)[:2],
+                    Cell(f"{step:,}", float(step)),
+                    _cell(curve["cpu_hours"][k]),
+                    _cell(bits, bits - spread, bits + spread),
+                    gain,
+                )
+            )
+    heads = (
+        "method",
+        "model",
+        "steps",
+        "processor hours",
+        "bits/dim [95 %]",
+        "gained since the last, same items [95 %]",
+    )
+    return Table(_title(frame, "bits/dim along training"), heads, tuple(lines)) if lines else None
 
 
 def _gain(row: dict[str, Any], plain: dict[str, Any] | None) -> Cell:

@@ -7,11 +7,12 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
@@ -192,6 +193,41 @@ def load_model(
     network = build(task, recipe_for(task, model))
     fill(network, {name: tensor.float() for name, tensor in tensors.items()}, file)
     return network.to(device).eval()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model's average at a step of its training, after ``cpu_seconds`` of it, and the file that holds it."""
+
+    step: int
+    cpu_seconds: float
+    path: Path
+
+
+def snapshots(task: str, model: str) -> list[Snapshot]:
+    """What was kept along a model's training, by step, and last the finished model; empty without a checkpoint.
+
+    Raises:
+        CheckpointError: a snapshot is damaged or does not say when it was taken.
+    """
+    file = checkpoint_path(task, model)
+    if not file.is_file():
+        return []
+    card = read_checkpoint(file)[1]
+    kept = []
+    for path in (file.parent / "snapshots").glob(f"{model}-*.safetensors"):
+        if not path.stem.removeprefix(f"{model}-").isdigit():  # of a model whose name begins alike
+            continue
+        try:
+            with safe_open(path, "pt") as content:
+                told = content.metadata() or {}
+            kept.append(Snapshot(int(told["step"]), float(told["cpu_seconds"]), path))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: expected a snapshot with its step and cpu_seconds ({error})"
+            ) from None
+    last = Snapshot(int(card["recipe"]["steps"]), float(card.get("train_cpu_seconds", math.nan)), file)
+    return [*sorted(kept, key=lambda one: one.step), last]
 
 
 def model_hash(task: str, model: str, *, path: Path | None = None) -> str:

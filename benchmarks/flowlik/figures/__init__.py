@@ -28,6 +28,7 @@ from flowlik.figures.samples import frechet_against_steps
 from flowlik.figures.scaling import cost_scaling
 from flowlik.figures.scatter import estimated_against_reference
 from flowlik.figures.style import paper
+from flowlik.figures.training import training_curves
 from flowlik.figures.uses import gradients, model_comparison, outlier_detection, rare_events
 
 __all__ = ["KINDS", "Kind", "draw_all"]
@@ -171,6 +172,14 @@ KINDS: Final[dict[str, Kind]] = {
         "The gradient of the estimate against that of the exact likelihood: in x, where 1 is the right direction "
         "(bars reach down to the 5th percentile), and in the weights of a network, against the converged likelihood of "
         "its own field. An estimate whose gradient in the weights points elsewhere is no objective for training.",
+    ),
+    "training": Kind(
+        training_curves,
+        "Bits/dim along training",
+        "The averages kept along a model's training, each by the same estimator on the same items, against the "
+        "processor time spent until then; the finished model is the last point. Lower is a better model here, as far "
+        "as the estimator is near its converged value. Bars: two standard errors over the items, most of which is "
+        "common to all points: the table has the errors of the differences.",
     ),
     "samples": Kind(
         sample_grids,

@@ -18,6 +18,7 @@ from flowlik.uses.gradient import gradients
 from flowlik.uses.importance import rare_events
 from flowlik.uses.outliers import outlier_detection
 from flowlik.uses.routes import routes_of_a_generator
+from flowlik.uses.training import training_curve
 
 if TYPE_CHECKING:
     from flowlik.preparing import Prepared
@@ -33,4 +34,5 @@ USES: dict[str, Callable[[Prepared], tuple[Measures, Arrays]]] = {
     "importance": rare_events,
     "gradient": gradients,
     "routes": routes_of_a_generator,
+    "training": training_curve,
 }

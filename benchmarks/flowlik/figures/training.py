@@ -1,0 +1,47 @@
+"""What more training gives: bits/dim along a model's training, against processor hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from flowlik import view
+from flowlik.figures import style
+
+LINES: Final = {"test": "-", "train": "--"}
+
+
+def training_curves(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
+    """Bits/dim of a model's averages on its first items, with two standard errors, beside the Gaussian control."""
+    shown = frame[[bool(extra.get("training")) for extra in frame["extra"]]]
+    if shown.empty:
+        return None
+    figure = style.new_figure(style.PAGE * 0.7, 3.0)
+    ax = figure.subplots()
+    handles: dict[str, Line2D] = {}
+    hours: list[float] = []
+    for series in style.series_of(shown):
+        for row in view.as_dicts(series.frame):
+            curve = row["extra"]["training"]
+            look = {**series.style, "linestyle": LINES.get(row["split"], ":")}
+            bars = 2 * np.asarray(curve["bpd_se"], dtype=float)
+            ax.errorbar(curve["cpu_hours"], curve["bpd"], bars, elinewidth=0.8, capthick=0.8, **look)
+            label = f"{series.label} ({view.split_title(row['split'])})"
+            handles[label] = Line2D([], [], label=label, **look)
+            hours += curve["cpu_hours"]
+    style.cost_axis(ax, hours)
+    ax.set_xlabel("processor hours of training")
+    ax.set_ylabel("bits/dim")
+    controls = style.controls_of(frame[frame["split"] == "test"]).set_index("estimator_label")["bpd"]
+    if "control-gaussian" in controls:
+        style.control_lines(ax, {"control-gaussian": float(controls["control-gaussian"])}, labels=True)
+    ax.grid(True, zorder=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{frame['task'].iloc[0]}: bits/dim along training", fontsize=9)
+    style.legend_below(figure, handles.values())
+    return figure
