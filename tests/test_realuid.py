@@ -270,6 +270,11 @@ def test_the_teachers_trajectories_end_where_its_flow_takes_the_noise() -> None:
     assert paths.own == 48
     torch.testing.assert_close(end.double(), MEAN + VALUES.sqrt() * latent, atol=2e-3, rtol=0)
     torch.testing.assert_close((latent[100:] - latent[:100]).norm(dim=1), torch.full((100,), 0.1))
+    wide = solve(field("flow-matching").float(), 48, data=0.0, beside=0.1, reach=2.0)
+    further, there = wide.ends(200, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(further[:100], 2 * latent[:100])
+    torch.testing.assert_close((further[100:] - further[:100]).norm(dim=1), torch.full((100,), 0.1))
+    torch.testing.assert_close(there.double(), MEAN + VALUES.sqrt() * further, atol=4e-3, rtol=0)
 
 
 def test_a_warm_start_fits_the_generator_alone_to_those_ends_and_to_their_slopes() -> None:
@@ -284,7 +289,8 @@ def test_a_warm_start_fits_the_generator_alone_to_those_ends_and_to_their_slopes
     made = model.generate(latent)
     torch.testing.assert_close(values, (made - MEAN - VALUES.sqrt() * latent).square().sum() / 80)
     first = torch.func.vmap(torch.func.jacrev(lambda z: model.generate(z[None])[0]))(latent[:20])[:, :, 0]
-    wanted = (first - torch.stack((VALUES[0].sqrt(), torch.zeros(()).double()))).square().mean()
+    wrong = (first - torch.stack((VALUES[0].sqrt(), torch.zeros(()).double()))).square().sum(1)
+    wanted = (wrong / (VALUES[0] + 0.1**2)).mean()
     torch.testing.assert_close(both - values, 3.0 * wanted, rtol=1e-2, atol=0)
     torch.autograd.backward(both)
     assert all(p.grad is None for p in model.fake.parameters())
@@ -448,6 +454,8 @@ def test_a_missing_teacher_is_named_with_the_cure(tmp_path: Path, monkeypatch: p
         ({"settle": 1.0}, "settle is a share below 1"),
         ({"monotone": -1.0}, "monotone and slope are weights"),
         ({"slope": 1.0}, "no effect without a warm start"),
+        ({"reach": 1.5}, "no effect without a warm start"),
+        ({"reach": 0.0, "warm": 0.5}, "reach is a standard deviation"),
         ({"warm": 0.9, "settle": 0.2}, "shares that leave some"),
         ({"rate": 0.0}, "rate is a share above 0"),
     ],

@@ -106,7 +106,7 @@ def _teacher_paths(
     """The recipe's pool of a network's trajectories, kept in ``folder`` under a name that tells how it was made."""
     told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
     if recipe.realuid is not None:
-        told = {"data": 0.0, "beside": _BESIDE}
+        told = {"data": 0.0, "beside": _BESIDE, "reach": recipe.realuid.reach}
     name = hashlib.sha256(f"{weights} {recipe.pool} {told}".encode()).hexdigest()[:12]
     cache = folder / f"{recipe.teacher}-paths-{name}.safetensors"
     return stored_paths(cache, lambda: solve(teacher, recipe.pool, images=images, **told))

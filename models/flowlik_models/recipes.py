@@ -461,11 +461,20 @@ _GENERATOR = replace(
     teacher="teacher",
     # most of the steps on what a density needs: slopes of the teacher's map first, the fake model's field last
     realuid=RealUID(
-        a=0.94, b=0.96, start=0.7, monotone=30.0, warm=0.5, slope=3.0, rate=0.1, stable=True, settle=0.35
+        a=0.94,
+        b=0.96,
+        start=0.7,
+        monotone=30.0,
+        warm=0.6,
+        slope=0.3,
+        reach=1.5,
+        rate=0.1,
+        stable=True,
+        settle=0.25,
     ),
     pool=32_768,
     betas=(0.0, 0.999),
-    steps=30_000,
+    steps=16_000,
     learning_rate=2e-3,
     clip=1.0,
 )
@@ -478,7 +487,7 @@ _PUBLISHED_GENERATOR = replace(
 def _generators(generator: Recipe) -> dict[str, Recipe]:
     """RealUID with real data, without, and fine-tuned from the former."""
     assert generator.realuid is not None
-    tuned = replace(generator.realuid, b=1.0, warm=0.0, slope=0.0)
+    tuned = replace(generator.realuid, b=1.0, warm=0.0, slope=0.0, reach=1.0)
     return {
         "realuid": generator,
         "realuid-data-free": replace(generator, realuid=replace(generator.realuid, a=1.0, b=1.0)),
@@ -498,7 +507,7 @@ RECIPES["gmm-2d"] |= {
     **_generators(_GENERATOR),
     "realuid-plain": _PUBLISHED_GENERATOR,
 }
-_SHORTER = replace(_GENERATOR, steps=20_000)
+_SHORTER = replace(_GENERATOR, steps=12_000)
 _PAIRED = replace(_PUBLISHED_GENERATOR, realuid=RealUID(a=0.94, b=0.96, start=0.7, monotone=30.0))
 _FRAMEWORKS: dict[PathName, Recipe] = {
     "noise": _SHORTER,
@@ -523,7 +532,7 @@ RECIPES["digits"] |= _generators(
         path="flow-matching",
         start_from="teacher",
         teacher="teacher",
-        realuid=RealUID(a=0.94, b=0.96, warm=0.4, slope=1.0, rate=0.2, settle=0.15),
+        realuid=RealUID(a=0.94, b=0.96, warm=0.4, slope=0.05, rate=0.2, settle=0.15),
         pool=4_096,
         betas=(0.0, 0.999),
         batch=64,

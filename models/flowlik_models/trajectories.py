@@ -205,6 +205,7 @@ def solve(
     data: float = 1 / 3,
     shift: float = 0.0,
     beside: float = 0.0,
+    reach: float = 1.0,
     seed: int = 77,
     steps: int = STEPS,
     images: TrainingImages | None = None,
@@ -213,13 +214,14 @@ def solve(
     moved by a pixel, the others the teacher's own samples, from the noise.
 
     ``beside``: every other of its samples begins so far from the one before it, in a random direction (0: anywhere).
+    ``reach``: standard deviation of the noise they begin from.
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
     """
     device = next(teacher.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     from_data = round(n * data)
     own = n - from_data
-    noise = torch.randn((own, *teacher.event_shape), generator=generator)
+    noise = reach * torch.randn((own, *teacher.event_shape), generator=generator)
     if beside:
         step = noise[1::2].flatten(1)
         step = beside * step / step.norm(dim=1, keepdim=True)

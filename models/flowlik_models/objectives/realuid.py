@@ -26,6 +26,7 @@ from flowlik_models.holding import held
 
 _LEAST_NOISE = 1e-4  # at the data end of a path there is none to divide by
 _SLOPE = 0.05  # of a monotone map, at least
+_FLAT = 0.1  # slope of a map below which errors of slopes are no longer relative to it
 _SHORTEST = 0.01  # of the steps over which that is asked, as a share of the distance between two latents
 
 
@@ -53,6 +54,7 @@ class RealUID:
     monotone: float = 0.0
     warm: float = 0.0
     slope: float = 0.0
+    reach: float = 1.0
     stable: bool = False
     rate: float = 1.0
 
@@ -68,8 +70,10 @@ class RealUID:
             raise ValueError(f"warm and settle are shares that leave some, got {self.warm} and {self.settle}")
         if self.monotone < 0 or self.slope < 0:
             raise ValueError(f"monotone and slope are weights, got {self.monotone} and {self.slope}")
-        if self.slope and not self.warm:
-            raise ValueError("slope has no effect without a warm start")
+        if self.reach <= 0:
+            raise ValueError(f"reach is a standard deviation, got {self.reach}")
+        if not self.warm and (self.slope or self.reach != 1):
+            raise ValueError("slope and reach have no effect without a warm start")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate is a share above 0, got {self.rate}")
 
@@ -146,8 +150,9 @@ def averaged_target(path: ConditionalPath, x: Tensor, t: Tensor, data: Tensor) -
 def warm_loss(model: Any, draw: Draw, slope: float) -> Tensor:
     """Mean squared distance of the generator from the ends of the teacher's trajectories, a scalar.
 
-    The second half of the rows are neighbours of the first, and ``slope`` times the mean squared error of their
-    difference quotients is added: a density is as good as a map's slopes (Czarnecki et al. 2017, arXiv 1706.04859).
+    The second half of the rows are neighbours of the first, and ``slope`` times the mean squared relative error of
+    their difference quotients is added (slopes below `_FLAT` count as that): a log-density is off by the relative error
+    of a map's slopes (slopes as targets: Czarnecki et al. 2017, arXiv 1706.04859).
     """
     made = model.generate(draw.solved)
     assert draw.solved is not None
@@ -156,11 +161,11 @@ def warm_loss(model: Any, draw: Draw, slope: float) -> Tensor:
     error = (made - draw.end).flatten(1)
     loss: Tensor = error.square().mean()
     if slope:
-        latent, other = draw.solved.flatten(1).chunk(2)
-        distance = (other - latent).square().sum(1)
-        between = torch.sub(*error.chunk(2)).square().mean(1)
-        assert between.shape == distance.shape
-        loss = loss + slope * (between / distance).mean()
+        distance, moved, wrong = (
+            torch.sub(*part.flatten(1).chunk(2)).square().mean(1) for part in (draw.solved, draw.end, error)
+        )
+        assert distance.shape == moved.shape == wrong.shape
+        loss = loss + slope * (wrong / (moved + _FLAT**2 * distance)).mean()
     return loss
 
 
