@@ -27,6 +27,7 @@ from flowlik_models.objectives.realuid import (
     matching_loss,
     monotone_penalty,
     realuid_loss,
+    slope_error,
 )
 from flowlik_models.recipes import RECIPES, Recipe
 from flowlik_models.synthetic import closed_form
@@ -296,6 +297,24 @@ def test_a_warm_start_fits_the_generator_alone_to_those_ends_and_to_their_slopes
     assert all(p.grad is None for p in model.fake.parameters())
     other = realuid_loss(model, model, teacher, path, d, RealUID(warm=0.5), 4, 8)
     torch.testing.assert_close(other, fake_loss(model, path, d, 1.0, 1.0))
+
+
+def test_the_distillation_holds_the_slopes_where_they_have_a_weight() -> None:
+    model, teacher, path = one_step(), field("flow-matching"), PATHS["flow-matching"]
+    latent = torch.randn(20, 2, dtype=torch.float64)
+    latent = torch.cat((latent, latent + 1e-3 * torch.randn(20, 2, dtype=torch.float64)))
+    d = dataclasses.replace(draw(40, paired=False), solved=latent, end=MEAN + VALUES.sqrt() * latent)
+    without, held = (
+        realuid_loss(model, model, teacher, path, d, RealUID(warm=0.1, slope=slope, fake_steps=1), 3, 10)
+        for slope in (0.0, 3.0)
+    )
+    torch.testing.assert_close(without, generator_loss(model, teacher, path, d, 1.0, 1.0))
+    torch.testing.assert_close(held - without, 3.0 * slope_error(model, d))
+    fakes = [
+        realuid_loss(model, model, teacher, path, d, RealUID(warm=0.1, slope=slope, fake_steps=1), 4, 10)
+        for slope in (0.0, 3.0)
+    ]
+    torch.testing.assert_close(fakes[0], fakes[1])
 
 
 def test_penalty_on_folds_is_nought_for_monotone_maps_alone() -> None:

@@ -487,14 +487,13 @@ _PUBLISHED_GENERATOR = replace(
 def _generators(generator: Recipe) -> dict[str, Recipe]:
     """RealUID with real data, without, and fine-tuned from the former."""
     assert generator.realuid is not None
-    tuned = replace(generator.realuid, b=1.0, warm=0.0, slope=0.0, reach=1.0)
+    tuned = replace(generator.realuid, b=1.0, warm=0.1)
     return {
         "realuid": generator,
         "realuid-data-free": replace(generator, realuid=replace(generator.realuid, a=1.0, b=1.0)),
         "realuid-fine-tuned": replace(
             generator,
             realuid=tuned,
-            pool=0,
             start_from="realuid",
             steps=generator.steps // 3,
             learning_rate=generator.learning_rate / 3,

@@ -41,9 +41,10 @@ class RealUID:
     as published), see `monotone_penalty`.
 
     ``warm``: share of the steps, the first ones, in which the generator is fitted to the ends of the teacher's
-    trajectories, and ``slope`` the weight of their difference quotients there (`warm_loss`). ``rate``: learning rate of
-    the distillation proper, between warm start and settling, as a share of the recipe's. ``stable``: the fake model's
-    targets are averaged over the batch (`averaged_target`).
+    trajectories (`warm_loss`) from noise of standard deviation ``reach``. ``slope``: weight of their difference
+    quotients (`slope_error`), there and beside the distillation loss, which by itself leaves ripples in the density.
+    ``rate``: learning rate of the distillation proper, between warm start and settling, as a share of the recipe's.
+    ``stable``: the fake model's targets are averaged over the batch (`averaged_target`).
     """
 
     a: float = 1.0
@@ -148,24 +149,37 @@ def averaged_target(path: ConditionalPath, x: Tensor, t: Tensor, data: Tensor) -
 
 
 def warm_loss(model: Any, draw: Draw, slope: float) -> Tensor:
-    """Mean squared distance of the generator from the ends of the teacher's trajectories, a scalar.
+    """Mean squared distance of the generator from the ends of the teacher's trajectories, and ``slope`` times its
+    `slope_error`, a scalar."""
+    error = _off_the_ends(model, draw)
+    loss: Tensor = error.square().mean()
+    return loss + slope * _relative(error, draw) if slope else loss
 
-    The second half of the rows are neighbours of the first, and ``slope`` times the mean squared relative error of
-    their difference quotients is added (slopes below `_FLAT` count as that): a log-density is off by the relative error
-    of a map's slopes (slopes as targets: Czarnecki et al. 2017, arXiv 1706.04859).
+
+def slope_error(model: Any, draw: Draw) -> Tensor:
+    """Mean squared relative error of the generator's difference quotients to those of the teacher's flow, a scalar.
+
+    The second half of the rows are neighbours of the first; slopes below `_FLAT` count as that. A log-density is off by
+    the relative error of a map's slopes (slopes as targets: Czarnecki et al. 2017, arXiv 1706.04859).
     """
+    return _relative(_off_the_ends(model, draw), draw)
+
+
+def _off_the_ends(model: Any, draw: Draw) -> Tensor:
     made = model.generate(draw.solved)
-    assert draw.solved is not None
     assert draw.end is not None
     assert made.shape == draw.end.shape
-    error = (made - draw.end).flatten(1)
-    loss: Tensor = error.square().mean()
-    if slope:
-        distance, moved, wrong = (
-            torch.sub(*part.flatten(1).chunk(2)).square().mean(1) for part in (draw.solved, draw.end, error)
-        )
-        assert distance.shape == moved.shape == wrong.shape
-        loss = loss + slope * (wrong / (moved + _FLAT**2 * distance)).mean()
+    return torch.as_tensor(made - draw.end).flatten(1)
+
+
+def _relative(error: Tensor, draw: Draw) -> Tensor:
+    assert draw.solved is not None
+    assert draw.end is not None
+    distance, moved, wrong = (
+        torch.sub(*part.flatten(1).chunk(2)).square().mean(1) for part in (draw.solved, draw.end, error)
+    )
+    assert distance.shape == moved.shape == wrong.shape
+    loss: Tensor = (wrong / (moved + _FLAT**2 * distance)).mean()
     return loss
 
 
@@ -216,6 +230,8 @@ def realuid_loss(
         loss = warm_loss(model, draw, options.slope)
     elif step % (options.fake_steps + 1) == options.fake_steps:
         loss = generator_loss(model, teacher, path, draw, options.a, options.b)
+        if options.slope:
+            loss = loss + options.slope * slope_error(model, draw)
     else:
         return fake_loss(model, path, draw, options.a, options.b, stable=options.stable)
     return loss + options.monotone * monotone_penalty(model, draw) if options.monotone else loss
