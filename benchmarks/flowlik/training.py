@@ -180,7 +180,7 @@ def likelihood_error(task: Task, network: Any, device: str) -> float | None:
 def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     """What goes on a model's card: bits/dim and, where there is a reference, bias and mean |error|, by split and steps.
 
-    A joint map is judged by `f2d2`, a map alone by its cycle error, a field by `ode` with Hutchinson's trace.
+    A joint map is judged by `f2d2`, a map alone by its cycle error, a field by `ode`, beyond a few dimensions with Hutchinson's trace.
     """
     from flowlik_estimators import get
 
@@ -196,7 +196,8 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     elif not hasattr(network, "velocity"):
         return {}
     else:
-        estimators = [get("ode", solver="rk4", steps=JUDGED_STEPS, grid="logsnr", trace="hutchinson")]
+        trace = "exact" if task.dim <= FEW_DIMENSIONS else "hutchinson"
+        estimators = [get("ode", solver="rk4", steps=JUDGED_STEPS, grid="logsnr", trace=trace)]
     report: dict[str, Any] = {}
     for split in task.splits if task.levels else ("test",):
         for estimator in estimators:
