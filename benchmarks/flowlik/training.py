@@ -180,7 +180,8 @@ def likelihood_error(task: Task, network: Any, device: str) -> float | None:
 def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     """What goes on a model's card: bits/dim and, where there is a reference, bias and mean |error|, by split and steps.
 
-    A joint map is judged by `f2d2`, a map alone by its cycle error, a field by `ode`, beyond a few dimensions with Hutchinson's trace.
+    A joint map is judged by `f2d2`, a map alone by its cycle error, a field by `ode`, beyond a few dimensions with
+    Hutchinson's trace.
     """
     from flowlik_estimators import get
 
