@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(CHECKPOINTS_VARIABLE, str(folder))
     load.cache_clear()
+    yield
+    load.cache_clear()  # the next test's teacher is the shipped one
 
 
 def cell(model: str = "teacher") -> Cell:
