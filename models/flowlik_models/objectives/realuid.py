@@ -83,9 +83,13 @@ class RealUID:
         """Whether the fake model ends up fitted to the generator alone."""
         return self.settle > 0 or self.a == self.b == 1
 
+    def ends(self, steps: int) -> tuple[int, int]:
+        """Steps at which the warm start ends and the settling begins."""
+        return round(self.warm * steps), steps - round(self.settle * steps)
+
     def stage(self, step: int, steps: int) -> tuple[int, int, float]:
         """First step and end of the stage that ``step`` of ``steps`` belongs to, and its share of the learning rate."""
-        warmed, settling = round(self.warm * steps), steps - round(self.settle * steps)
+        warmed, settling = self.ends(steps)
         if step < warmed:
             return 0, warmed, 1.0
         return (warmed, settling, self.rate) if step < settling else (settling, steps, 1.0)
@@ -221,7 +225,7 @@ def realuid_loss(
 
     ``average``: the averaged model, whose generator the model takes over when it settles.
     """
-    warmed, settling = round(options.warm * steps), steps - round(options.settle * steps)
+    warmed, settling = options.ends(steps)
     if step == settling:
         model.generator.load_state_dict(average.generator.state_dict())
     if step >= settling:
