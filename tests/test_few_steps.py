@@ -397,7 +397,7 @@ CASES = [
 ]
 
 
-MISSING = ("realuid-noise", "generator", "skipped", "`flowlik train gmm-2d realuid-noise`")
+MISSING = ("pi-flow-dropout", "pi-flow", "skipped", "`flowlik train gmm-2d pi-flow-dropout`")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowlik.tasks import get_task
+from flowlik.training import accuracy
 from flowlik_estimators import get
 from flowlik_models import training
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint
@@ -368,6 +371,29 @@ def few_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
     return read_checkpoint(path)[0]
+
+
+class TurnedBack(torch.nn.Module):
+    """x_1 = R^T x_0 + 0.7 z: right about the noise, wrong about the modes."""
+
+    conditional, event_shape = True, (2,)
+
+    def generate(self, z: Tensor, *, cond: Tensor) -> Tensor:
+        return cond @ TurnedPairs(closed_form("gmm-2d")).rotation.to(z) + 0.7 * z  # type: ignore[arg-type]
+
+
+def test_card_of_a_generator_given_x0() -> None:
+    card = accuracy(get_task("gmm-2d"), TurnedBack(), "cpu")["pairs"]
+    coupling = TurnedPairs(closed_form("gmm-2d"))  # type: ignore[arg-type]
+    draws = torch.Generator().manual_seed(5)
+    x = coupling.truth.sample(20_000, generator=draws, dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=draws, dtype=torch.float64)
+    start = x @ coupling.rotation.T + 0.7 * noise
+    wrong = -0.5 * noise.square().sum(1) - math.log(2 * math.pi * 0.49)
+    expected = float((coupling.log_prob(x, start) - wrong).mean()) / (2 * math.log(2))
+    assert card["bpd_error"] == pytest.approx(expected, abs=0.05)
+    assert card["valid_share"] == 1
+    assert card["energy_distance"] > 10 * max(card["energy_distance_se"], abs(card["energy_distance_fresh"]))
 
 
 @pytest.mark.parametrize(("name", "cuts"), [("realuid-plain", (3, 13)), ("realuid", (3, 9, 13))])

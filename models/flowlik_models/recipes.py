@@ -442,6 +442,15 @@ _images = _policies(
     (1, 2, 4),
 )
 RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1, 1_600)
+# divergences after velocities
+for _name, _steps in (("pi-flow-4", 1_200), ("pi-flow-4-small-k", 600)):
+    RECIPES["digits"][f"{_name}-divergence"] = replace(
+        _changed(RECIPES["digits"][_name], divergence=4.0, spread=0.0),
+        start_from=_name,
+        steps=_steps,
+        learning_rate=5e-4,
+        divergence_target=DivergenceTarget(control="gaussian"),
+    )
 
 # one-step generators: a teacher of each framework, and what is distilled from it
 _FIELD = Recipe(
@@ -538,6 +547,7 @@ RECIPES["digits"] |= _generators(
         steps=5_000,
         learning_rate=1e-3,
         weight_decay=0.0,
+        stored="float16",  # two networks in one file
     )
 )
 

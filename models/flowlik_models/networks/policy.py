@@ -23,7 +23,7 @@ from flowlik_models.policies import Layout, MixturePolicy, Positions, Prediction
 from .dit import DiT
 from .embedding import TimeFeatures
 from .images import ImageField, Moments
-from .unet import UNet
+from .unet import ResBlock, UNet
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped
 _FINEST = 0.01  # smallest scale on which local components start, in standard deviations of the data
@@ -218,6 +218,7 @@ class PolicyImages(nn.Module):
         segments: tuple[int, ...],
         eps: float = 0.0,
         kind: Literal["unet", "dit"] = "unet",
+        wide: int = 0,
         embed: int = 128,
         moments: Moments | None = None,
         **options: Any,
@@ -240,6 +241,9 @@ class PolicyImages(nn.Module):
         self.embed_s = nn.Sequential(
             nn.Linear(2 * self.backbone.time.size, embed), nn.SiLU(), nn.Linear(embed, embed)
         )
+        if wide:
+            self.widened = ResBlock(width, wide, embed, dropout=0.0)
+            width = wide
         self.local = nn.Conv2d(width, 2 * width, 1)
         self.read = nn.Conv2d(2 * width, self.mixture.outputs, 1)
         for layer in (self.embed_s[2], self.read):
@@ -260,6 +264,8 @@ class PolicyImages(nn.Module):
         embedding = net.embed_t(at_t) + self.embed_s(torch.cat((at_t, at_s), 1))
         velocity, hidden = net.velocity_and_hidden(x, t, embedding)
         guess = x + (1 - t)[:, None, None, None] * velocity
+        if hasattr(self, "widened"):
+            hidden = self.widened(hidden, F.silu(embedding))
         raw = self.read(F.silu(self.local(hidden)))
         raw = raw.flatten(2).transpose(1, 2)
         near = (self.mixture.positions.split(guess) - self.mixture.mean) / self.mixture.scale
