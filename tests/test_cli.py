@@ -68,6 +68,40 @@ def test_a_folder_with_records_is_gone_on_with_only_when_asked(tiny: str, tmp_pa
     assert "4 done before" in resumed.output
 
 
+def test_resume_needs_the_folder_of_the_run(tiny: str) -> None:
+    result = call("run", tiny, "--resume")
+    assert result.exit_code == 2
+    assert "name its folder by --out" in result.output
+
+
+def test_models_are_chosen_by_patterns(tiny: str) -> None:
+    whole, chosen = (call("run", tiny, "--dry-run", *more) for more in ((), ("-m", "closed-*")))
+    assert chosen.exit_code == 0
+    assert chosen.output == whole.output
+    nothing = call("run", tiny, "--dry-run", "-m", "open-*")
+    assert nothing.exit_code == 2
+    assert "unknown model 'open-*'" in nothing.output
+
+
+def test_a_suite_file_that_is_not_there(tmp_path: Path) -> None:
+    result = call("run", str(tmp_path / "few.toml"))
+    assert result.exit_code == 2
+    assert "few.toml: no such file" in result.output
+
+
+def test_help_shows_the_parameters_of_an_estimator() -> None:
+    assert "'f2d2[steps=1|2|4|8]'" in " ".join(call("run", "--help").output.split())
+
+
+def test_contract_tests_of_one_estimator() -> None:
+    result = call("check", "--plugins", "--only", "meanflow")
+    assert result.exit_code == 0, result.output
+    assert "meanflow" in result.output
+    assert "pi-flow" not in result.output
+    for words in (("--plugins", "--update"), ("--plugins", "--only", "no-such")):
+        assert call("check", *words).exit_code == 2
+
+
 def test_a_failed_cell_gives_exit_status_1(tmp_path: Path, tiny: str) -> None:
     chosen = ("-t", "gmm-2d", "-m", "closed-form", "-e", "f2d2[steps=1]")
     result = call("run", tiny, *chosen, "--no-report", "--out", str(tmp_path / "o"))

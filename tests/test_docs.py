@@ -78,7 +78,11 @@ def test_documented_commands_and_options_exist() -> None:
     (synopsis,) = (block for block in blocks(ROOT / "docs" / "command-line.md", "") if "flowlik run" in block)
     assert set(re.findall(r"^flowlik (\w+)", synopsis, re.MULTILINE)) == set(commands)
     for name, rest in re.findall(r"^flowlik (\w+)(.*(?:\n +.*)*)", synopsis, re.MULTILINE):
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        known = {
+            option
+            for parameter in commands[name].params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         assert set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", rest)) <= known, name
 
 

@@ -122,6 +122,11 @@ def test_points_without_a_root_have_density_nought_and_are_invalid() -> None:
     nothing = get("generator").log_prob(Fold(), -points(5, 1).abs())
     assert nothing.status == "diverged"
     assert "5 of 5 rows" in str(nothing.reason)
+    assert nothing.log_prob.tolist() == [-math.inf] * 5
+    assert nothing.extra["roots"].tolist() == [0] * 5
+    assert set(nothing.extra) == set(out.extra)
+    x = -points(5, 1).abs().requires_grad_()
+    assert get("generator").log_prob(Fold(), x, differentiable=True).status == "diverged"
 
 
 def test_density_of_a_crooked_map_integrates_to_one() -> None:

@@ -41,6 +41,15 @@ class Asked(nn.Module):
         return MixturePolicy(Positions(self.event_shape, "whole"), weights, means[:, None], widths)
 
 
+def test_a_flow_that_starts_next_to_the_noise_is_one_step() -> None:
+    truth = closed_form("gmm-2d")
+    x = truth.sample(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    out = get("pi-flow", eps=0.9999).log_prob(truth, x)
+    assert out.status == "ok"
+    noise = -0.5 * x.square().sum(1) - math.log(2 * math.pi)
+    torch.testing.assert_close(out.log_prob, noise, atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize(("substeps", "tolerance"), [(32, 1e-2), (64, 1e-3)])
 def test_true_posterior_gives_the_exact_likelihood_both_ways(substeps: int, tolerance: float) -> None:
     truth = closed_form("gmm-2d")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowlik.frechet import frechet_distance
+from flowlik.points import whole
 from flowlik.tasks import get_task
 from flowlik_estimators import get
 from flowlik_models.features import load_extractor
@@ -50,7 +51,8 @@ class Sampling:
         extractor = load_extractor("digits")
         if extractor is None:
             raise NotImplementedError("no feature network for digits")
-        return frechet_distance(extractor, get_task("digits").items("test", SAMPLES).x, self.sample().cpu())
+        real = whole(get_task("digits").items("test", SAMPLES).x)
+        return frechet_distance(extractor, real, self.sample().cpu())
 
 
 Sampling.track_frechet.unit = "Frechet distance, digits classifier"  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,8 @@ def plan_cells(
             cells = [cell for cell in cells if cell.task in tasks]
         if models:
             check_models(models, sorted({cell.task for cell in cells}))
-            cells = [cell for cell in cells if cell.model in models or cell.is_control]
+            wanted = {cell.model for cell in cells for name in models if fnmatch.fnmatch(cell.model, name)}
+            cells = [cell for cell in cells if cell.model in wanted or cell.is_control]
     if not [cell for cell in cells if specs or not cell.is_control]:
         raise ValueError(_nothing_left(suite, tasks))
     if limit:
@@ -64,13 +66,13 @@ def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
 
 
 def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
-    """Raise ValueError where a name is a model of none of these tasks."""
+    """Raise ValueError where a name or a pattern fits a model of none of these tasks."""
     from flowlik.tasks import get_task
     from flowlik.words import unknown
 
     valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
     for model in models:
-        if model not in valid:
+        if not fnmatch.filter(valid, model):
             raise ValueError(unknown("model", model, valid))
 
 

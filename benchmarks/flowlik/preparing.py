@@ -110,10 +110,10 @@ def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:
 
 
 def _is_another_field(task: Task, cell: Cell, model: Any) -> bool:
-    """A field of its own, which no reference knows; maps and policies are judged against the field they were taught."""
+    """A field of its own, which no reference knows; maps, policies and generators are judged by what taught them."""
     if cell.is_control or task.reference_model in ("closed-form", cell.model):
         return False
-    return not any(hasattr(model, method) for method in ("average_velocity", "joint", "policy"))
+    return not any(hasattr(model, method) for method in ("average_velocity", "joint", "policy", "generate"))
 
 
 def status_of(error: BaseException) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from flowlik.tasks import Array, Task
 from flowlik_models.mixture import GaussianMixture
 
 SCORED = 128
-ENERGY_POINTS = 2048
+ENERGY_POINTS = 5000
 FEW_DIMENSIONS = 64
 """Up to so many, nearest neighbours in data space tell something."""
 SCORE = "whitened-ode[solver=rk4,steps=8,clock=stretched,trace=hutchinson]"

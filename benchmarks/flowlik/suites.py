@@ -42,10 +42,14 @@ def suite_file(name: str) -> Path:
     """The file of a suite: a name from `available`, or a path to a TOML file.
 
     Raises:
-        ValueError: unknown name; the line names the valid ones.
+        ValueError: unknown name or no such file; the line names the valid ones.
     """
     if name.endswith(".toml") and Path(name).is_file():
         return Path(name)
+    if name.endswith(".toml"):
+        raise ValueError(
+            f"{name}: no such file; suites that come with the package go by name: {', '.join(available())}"
+        )
     if name not in available():
         raise ValueError(unknown("suite", name, available()))
     return FOLDER / f"{name}.toml"

@@ -451,5 +451,5 @@ def _finished(estimate: Estimate, run: Run) -> Estimate:
 
 def _verdict(status: Status, reason: str | None, valid: Tensor) -> tuple[Status, str | None]:
     if status == "ok" and not bool(valid.any()):
-        return "diverged", "no item has a finite value"
+        return "diverged", reason or "no item has a finite value"
     return status, reason

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Diverged, Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import counted, inner_networks
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.ode import ODE
@@ -175,14 +175,13 @@ class _Inversion:
         with torch.no_grad():
             z, residual, sign, log_det = self._solved(self.z.flatten(0, 1), owner)
         solved = (residual <= self.tolerance[owner]).reshape(-1, starts)
-        if not bool(solved.any()):
-            raise Diverged(_rootless(run.batch, run.batch))
         residual, sign = residual.reshape(-1, starts), sign.reshape(-1, starts)
         root = solved & ~self._repeated(z.reshape(run.batch, starts, -1), solved)
         terms = standard_normal_log_prob(z) - log_det
         if run.differentiable:
             chosen = root.flatten().nonzero()[:, 0]
-            terms = terms.index_put((chosen,), self._with_graph(z[chosen], owner[chosen]))
+            if len(chosen):
+                terms = terms.index_put((chosen,), self._with_graph(z[chosen], owner[chosen]))
         none = ~root.any(1)
         terms = terms.reshape(-1, starts).masked_fill(~root, -math.inf)
         log_prob = terms.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -math.inf)

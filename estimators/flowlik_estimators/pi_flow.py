@@ -199,6 +199,8 @@ class _Path:
     def _count(self, t: float, s: float) -> int:
         """Substeps of one segment: its share of all, by length in logit(t)."""
         whole = abs(_logit(self.ends[-1]) - _logit(self.ends[0]))
+        if whole == 0:  # all of it closer to an end than substeps are uniform in logit(t)
+            return 1
         share = abs(_logit(s) - _logit(t)) / whole
         return max(1, round(self.estimator.substeps * share))
 

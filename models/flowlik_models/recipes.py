@@ -428,10 +428,11 @@ RECIPES["gmm-64d"] |= _space | _variants(_space, "pi-flow-2", 1, 1_500)
 _images = _policies(
     replace(
         _DIGITS,
+        network={**_DIGITS.network, "wide": 64},
         start_from="teacher",
         teacher="teacher",
         batch=64,
-        steps=4_800,
+        steps=6_400,
         learning_rate=1e-3,
         weight_decay=0.0,
         weight_c=(None, None),

@@ -46,15 +46,22 @@ def check(
     update: Annotated[
         bool, typer.Option("--update", help="Note the measured values in the baselines.")
     ] = False,
-    only: Annotated[str | None, typer.Option("--only", help="Only gates whose id contains this.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Only gates (estimators) whose id contains this.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Run the accuracy and NFE gates of results/baselines, or the contract tests."""
     with bad_usage():
         chosen = pick_device(device)
+        if plugins and update:
+            raise ValueError(
+                "--update notes what the gates measure; contract tests (--plugins) measure nothing"
+            )
+        names = _estimators(only) if plugins else ()
         wanted = None if plugins else _gates(only)
     failed = count = 0
-    for verdict in _contract_verdicts() if wanted is None else _gate_verdicts(wanted, chosen, update):
+    for verdict in _contract_verdicts(names) if wanted is None else _gate_verdicts(wanted, chosen, update):
         typer.echo(verdict.line())
         count, failed = count + 1, failed + (not verdict.passed)
     typer.echo(f"{count} checks: {count - failed} passed, {failed} failed")
@@ -67,10 +74,19 @@ def _gates(only: str | None) -> list[Gate]:
     return load_gates(only=only)
 
 
-def _contract_verdicts() -> Iterator[ContractVerdict]:
+def _estimators(only: str | None) -> tuple[str, ...]:
+    from flowlik_estimators import available
+
+    names = tuple(name for name in available() if only is None or only in name)
+    if not names:
+        raise ValueError(f"no estimator contains {only!r} (valid: {', '.join(available())})")
+    return names
+
+
+def _contract_verdicts(names: tuple[str, ...]) -> Iterator[ContractVerdict]:
     from flowlik.contract import contract_verdicts
 
-    return contract_verdicts()
+    return contract_verdicts(names)
 
 
 def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Verdict]:

@@ -77,6 +77,8 @@ def run(
         from flowlik.executors import Setup, is_follower, make_executor, new_run_id
         from flowlik.journal import PIECES
 
+        if resume and out is None:
+            raise ValueError("--resume goes on with an earlier run: name its folder by --out")
         own = own_models(checkpoints, train_first)
         use_data(data_dir)
         use_inception(inception)

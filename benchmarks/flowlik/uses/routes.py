@@ -44,7 +44,7 @@ def routes_of_a_generator(prepared: Prepared) -> tuple[dict[str, Any], dict[str,
         )
     model = copy.deepcopy(prepared.model).double()
     measured = _against_samples(estimator, model)
-    if (grid_mass := _mass(estimator, model, prepared.task)) is not None:
+    if (grid_mass := _mass(estimator, model, prepared.task, prepared.cell.device)) is not None:
         measured["mass"] = grid_mass
     return measured | _against_flow(prepared, model), {}
 
@@ -68,15 +68,16 @@ def _against_samples(estimator: Any, model: Any) -> dict[str, float]:
     }
 
 
-def _mass(estimator: Any, model: Any, task: Task) -> float | None:
+def _mass(estimator: Any, model: Any, task: Task, device: str) -> float | None:
     """The integral over the task's window; where no root was found the density is 0."""
     window = getattr(task, "window", None)
     if window is None:
         return None
     low, high, _ = window
     grid = square_grid(low, high, SIDE, centre=getattr(task, "centre", (0.0, 0.0)))
-    parts = [estimator.log_prob(model, part).log_prob for part in torch.split(grid.points, BATCH)]
-    return mass(torch.cat(parts).nan_to_num(-math.inf).numpy(), grid.cell_area)
+    parts = torch.split(grid.points.to(device), BATCH)
+    log_prob = torch.cat([estimator.log_prob(model, part).log_prob for part in parts])
+    return mass(log_prob.nan_to_num(-math.inf).cpu().numpy(), grid.cell_area)
 
 
 def _against_flow(prepared: Prepared, model: Any) -> dict[str, float]:
@@ -87,9 +88,9 @@ def _against_flow(prepared: Prepared, model: Any) -> dict[str, float]:
     flow = get("generator", route="fake-flow")
     if flow.supports(model) is not None:
         return {}
-    x = whole(items.x[: min(items.n, FLOW_ITEMS)]).double()
+    x = whole(items.x[: min(items.n, FLOW_ITEMS)]).double().to(prepared.cell.device)
     ours, theirs = (estimator.log_prob(model, x) for estimator in (prepared.cell.estimator, flow))
-    difference = (theirs.log_prob - ours.log_prob)[ours.valid & theirs.valid].numpy()
+    difference = (theirs.log_prob - ours.log_prob)[ours.valid & theirs.valid].cpu().numpy()
     if not len(difference):
         return {}
     return {"flow_gap": float(np.abs(difference).mean()), "flow_bias": float(difference.mean())}
