@@ -179,6 +179,38 @@ def test_a_finished_record_beats_one_that_failed_wherever_it_stands(tmp_path: Pa
         assert [row["status"] for row in read_rows(out)] == ["ok"]
 
 
+@pytest.mark.parametrize(
+    ("notes", "suite"),
+    [
+        (
+            (
+                {"suite": "few-steps", "finished": "2026-01-01"},
+                {"suite": "few-steps", "finished": "2026-01-02"},
+            ),
+            "few-steps",
+        ),
+        (
+            ({"suite": "few-steps", "finished": "2026-01-01"}, {"suite": "quick", "finished": "2026-01-02"}),
+            "merged runs",
+        ),
+        (
+            ({"suite": "few-steps", "finished": "2026-01-01"}, {"suite": "few-steps", "finished": None}),
+            "merged runs",
+        ),
+        (({"suite": "few-steps", "finished": "2026-01-01"}, None), "merged runs"),
+    ],
+)
+def test_finished_parts_of_a_suite_are_that_suite(
+    tmp_path: Path, notes: tuple[dict[str, Any] | None, ...], suite: str
+) -> None:
+    for name, note in zip("ab", notes, strict=True):
+        write_rows(tmp_path / name, [record(cell_id=name)])
+        if note is not None:
+            (tmp_path / name / "run.json").write_text(json.dumps(note))
+    merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["suite"] == suite
+
+
 def test_merging_into_a_run_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "a", [record(cell_id="1")])
     done = call("merge", str(tmp_path / "a"), "--out", str(tmp_path / "a"))

@@ -13,6 +13,7 @@ from flowlik import journal
 from flowlik.records import FINISHED, SCHEMA_VERSION, read_arrays, read_rows, records_file, utc_now
 from flowlik_models.files import write_atomically
 
+MIXED = "merged runs"
 _PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
 
 
@@ -28,7 +29,7 @@ class Merged:
 def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
     """Join the records, environments and items of several runs in the new folder `out`.
 
-    Of a cell that several runs have, the newest finished record is taken.
+    Of a cell that several runs have, the newest finished record is taken. Finished parts of one suite stay that suite.
 
     Raises:
         FileNotFoundError: a folder holds no records.
@@ -53,7 +54,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
         _write(out / "environments.jsonl", _environments(folders))
         note = {
             "merged": [folder.name for folder in folders],
-            "suite": "merged runs",
+            "suite": _suite(folders),
             "argv": ["flowlik", "merge"],
         }
         write_atomically(
@@ -61,6 +62,20 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
         )
         _write(out / "records.jsonl", (row for _, row in chosen.values()))  # last: with it the run is there
     return Merged(folder=out, cells=len(chosen), common=total - len(chosen))
+
+
+def _suite(folders: Sequence[Path]) -> str:
+    """The suite that all these runs are finished parts of; otherwise ``merged runs``."""
+    found = set()
+    for folder in folders:
+        try:
+            note = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return MIXED
+        if not note.get("finished"):
+            return MIXED
+        found.add(str(note.get("suite")))
+    return found.pop() if len(found) == 1 else MIXED
 
 
 def _rank(row: dict[str, Any]) -> tuple[bool, str]:
