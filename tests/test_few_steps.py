@@ -196,6 +196,31 @@ def test_one_point_a_model_with_bars_both_ways(frame: pd.DataFrame, tmp_path: Pa
     assert all(box.has_xerr and box.has_yerr for box in of_one)
 
 
+def test_a_generator_that_cannot_be_inverted_is_judged_by_another_route(tmp_path: Path) -> None:
+    """Roots of one item in 32 say nothing of the others; the samples are those of every route."""
+    rows = [
+        cell("digits", "generator", "realuid", 200, 5.0, **samples("digits", 7.0), invalid_share=31 / 32),
+        cell("digits", "generator[route=fake-flow]", "realuid", 260, 0.2),
+        cell("digits", "f2d2[steps=1]", "direct-f2d2", 1, 0.07, **samples("digits", 3.7)),
+        cell("digits", "f2d2[steps=1]", "direct-f2d2", 1, 0.05, split="teacher-samples", cell_id="other"),
+    ]
+    write_rows(tmp_path, rows)
+    found = view.load(tmp_path)
+    figure = samples_against_error(found, tmp_path)
+    assert figure is not None
+    points = {
+        tuple(line.get_xydata()[0]) for line in figure.axes[0].lines if line.get_marker() not in ("None", "")
+    }
+    assert {(0.2, 7.0), (0.07, 3.7)} <= points
+    assert not any(x == 5.0 for x, _ in points)
+    by_cost = error_of_few_steps(found, tmp_path)
+    assert by_cost is not None
+    drawn = [y for ax in by_cost.axes for line in ax.lines for y in line.get_ydata()]
+    assert 0.2 in drawn
+    assert 5.0 not in drawn
+    assert sum(ax.axison for ax in by_cost.axes) == len([ax for ax in by_cost.axes if ax.lines])
+
+
 def test_energy_distances_below_zero_are_drawn(tmp_path: Path) -> None:
     rows = []
     for model, distance in (("realuid", -0.5), ("realuid-data-free", 60.0)):

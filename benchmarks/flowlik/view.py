@@ -301,6 +301,40 @@ def few_steps(frame: pd.DataFrame) -> pd.DataFrame:
     return shown if shown["method"].isin(["pi-flow", "generator"]).any() else shown.head(0)
 
 
+def answered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with no error where an estimator had an answer for less than half of the items: what is left of them
+    says nothing about the others. The tables give the share."""
+    mostly_not = frame["invalid_share"] > 0.5
+    errors = ("bpd_mae", "bpd_mae_lo", "bpd_mae_hi")
+    return frame.assign(**{name: frame[name].mask(mostly_not) for name in errors})
+
+
+def likelihood_of_samples(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, but of a one-step generator one a model: inversion where that judges points, otherwise another route,
+    with the model's samples, which are the same by every route.
+    """
+    draws = [name for name in ("distance", "precision", "recall") if name in frame]
+    names = [*(f"{name}{end}" for name in draws for end in ("", "_lo", "_hi")), "sample_nfe", "extractor"]
+    key = ["task", "split", "model"]
+    of_generator = frame["method"] == "generator"
+    known = frame[of_generator & frame["distance"].notna()].drop_duplicates(key).set_index(key)[names]
+    filled = []
+    for _, row in frame[of_generator & (frame["bpd_mae"] > 0)].iterrows():
+        place = tuple(row[name] for name in key)
+        if pd.isna(row["distance"]) and place in known.index:
+            row = row.copy()
+            row[names] = known.loc[place]
+        filled.append(row)
+    rest = frame[~of_generator]
+    if not filled:
+        return rest
+    chosen = pd.DataFrame(filled)
+    inverts = (
+        chosen["estimator_label"].str.contains("route").sort_values(kind="stable")
+    )  # invert is the default
+    return pd.concat([rest, chosen.loc[inverts.index].drop_duplicates(key)])
+
+
 def without_segments(model: str) -> str:
     """The name that policy flows of different numbers of segments share: `pi-flow-2-small-k`, `pi-flow-small-k`."""
     return re.sub(r"^(pi-flow(?:-anchored)?)-\d+", r"\1", model)

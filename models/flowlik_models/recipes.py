@@ -443,6 +443,8 @@ _images = _policies(
     (1, 2, 4),
 )
 RECIPES["digits"] |= _images | _variants(_images, "pi-flow-4", 1, 1_600)
+# one segment is there for its samples
+RECIPES["digits"]["pi-flow"] = replace(RECIPES["digits"]["pi-flow"], steps=3_200)
 # divergences after velocities
 for _name, _steps in (("pi-flow-4", 1_200), ("pi-flow-4-small-k", 600)):
     RECIPES["digits"][f"{_name}-divergence"] = replace(

@@ -42,7 +42,9 @@ class _Line:
 
 
 def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
-    """Mean |error| with its 95 % interval against three costs, a line per model and estimator, a row per split."""
+    """Mean |error| with its 95 % interval against three costs, a line per model and estimator; a row per split that was
+    timed, one panel for each of the others."""
+    frame = view.answered(frame)
     frame = frame.assign(ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0))
     few = view.few_steps(frame)
     if not (few["bpd_mae"] > 0).any():
@@ -54,21 +56,26 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     splits = [
         split for split in view.splits(few) if any((one.frame["split"] == split).any() for one in lines)
     ]
-    figure = style.new_figure(style.PAGE, _height(0.7 + 2.4 * len(splits), len(lines) + 1))
-    axes = np.asarray(figure.subplots(len(splits), len(COSTS), sharey="row", squeeze=False))
+    rows = _panels(lines, splits)
+    figure = style.new_figure(style.PAGE, _height(0.7 + 2.4 * len(rows), len(lines) + 1))
+    axes = np.asarray(figure.subplots(len(rows), max(map(len, rows)), sharey="row", squeeze=False))
     handles: dict[str, Line2D] = {}
-    for row, split in zip(axes, splits, strict=True):
-        for ax, cost in zip(row, COSTS, strict=True):
+    for line, row in zip(axes, rows, strict=True):
+        for ax, (split, cost) in zip(line, row, strict=False):
             ax.set_yscale("log")
             handles |= _against_cost(ax, lines, exact[exact["split"] == split], split, cost) | handles
-            ax.set_xlabel(COSTS[cost] if split == splits[-1] else "")
-        style.error_axis(row[0])
-        levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
-        shown = [ax for ax in row if ax.axison]
-        for ax in shown:
-            style.control_lines(ax, dict(levels), labels=ax is shown[-1])
-        tail = f"\n{view.split_title(split)}" if len(splits) > 1 else ""
-        row[0].set_ylabel(f"mean |error| (bits/dim){tail}")
+            ax.set_xlabel(COSTS[cost])
+            if len(splits) > 1:
+                ax.set_title(view.split_title(split), loc="left")
+        style.error_axis(line[0])
+        shown = [ax for ax in line[: len(row)] if ax.axison]
+        for ax, (split, _) in zip(line, row, strict=False):
+            levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
+            if ax.axison:
+                style.control_lines(ax, dict(levels), labels=ax is shown[-1])
+        for ax in line[len(row) :]:
+            ax.set_axis_off()
+        line[0].set_ylabel("mean |error| (bits/dim)")
     figure.suptitle(f"{frame['task'].iloc[0]}: few-step likelihoods", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
@@ -76,8 +83,8 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 def samples_against_error(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Distance, precision and recall of one-evaluation samples against the error of the same model's likelihood."""
-    frame = view.samples_measured(frame)
-    few = view.few_steps(frame)
+    frame = view.samples_measured(view.answered(frame))
+    few = view.likelihood_of_samples(view.few_steps(frame))
     shown = few[(few["sample_nfe"] == 1) & (few["bpd_mae"] > 0) & (few["split"] == "test")]
     panels = [name for name in ("distance", "precision", "recall") if shown[name].notna().any()]
     if shown.empty or not panels:
@@ -140,6 +147,20 @@ def real_data_ablation(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- lines
+
+
+def _panels(lines: Iterable[_Line], splits: list[str]) -> list[list[tuple[str, str]]]:
+    """Rows of (split, cost): all costs of a split that was timed, NFE alone of the others, beside it where there is
+    room."""
+    frame = pd.concat([line.frame for line in lines])
+    time = [cost for cost in COSTS if cost != "nfe_mean"]
+    timed = [split for split in splits if (frame.loc[frame["split"] == split, time] > 0).any(axis=None)]
+    timed = timed or splits[:1]
+    rows = [[(split, cost) for cost in COSTS] for split in timed]
+    others = [(split, "nfe_mean") for split in splits if split not in timed]
+    if len(rows) == len(others) == 1:
+        return [rows[0] + others]
+    return rows + [others[k : k + len(COSTS)] for k in range(0, len(others), len(COSTS))]
 
 
 def _lines(frame: pd.DataFrame) -> list[_Line]:
