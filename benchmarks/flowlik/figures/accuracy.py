@@ -56,8 +56,7 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     _bpd_axis(axes[0], shown)
     axes[0].set_ylabel("bits/dim")
     _finish(figure, axes, f"{_task(frame)}: bits/dim against network evaluations")
-    entries = list(handles.values())
-    style.legend_below(figure, entries)
+    style.legend_below(figure, handles.values(), room=6)
     return figure
 
 

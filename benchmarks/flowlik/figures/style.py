@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ COLUMN: Final = 3.45
 """Width of a text column, inches."""
 PAGE: Final = 7.1
 """Width of a page of two columns, inches."""
+LEGEND_ROW: Final = 0.16
+"""Inches of a line of a legend."""
 INK: Final = "#222222"
 MUTED: Final = "#6b6b6b"
 ALTERNATE_MARKERS: Final = ("", "<", ">", "d", "H", "8")
@@ -208,14 +211,20 @@ def draw_series(
     return True
 
 
-def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
-    """One legend for the whole figure, under it, in as many columns as fit."""
+def legend_below(figure: Figure, handles: Iterable[Line2D], *, room: int | None = None) -> None:
+    """One legend for the whole figure, under it, in as many columns as fit.
+
+    With `room` the figure grows by what the legend has more than so many rows, which otherwise the panels would lose.
+    """
     entries = list(handles)
     if not entries:
         return
     longest = max(len(str(entry.get_label())) for entry in entries)
-    columns = int(figure.get_figwidth() // (0.051 * longest + 0.45))
-    figure.legend(handles=entries, loc="outside lower center", ncols=min(max(columns, 1), 3, len(entries)))
+    columns = min(max(int(figure.get_figwidth() // (0.051 * longest + 0.45)), 1), 3, len(entries))
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns)
+    if room is not None:
+        more = max(math.ceil(len(entries) / columns) - room, 0)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * more)
 
 
 def handle(series: Series) -> Line2D:
