@@ -58,7 +58,7 @@ def test_snapshots_come_in_the_order_of_training_and_end_with_the_model(folder: 
     assert [one.step for one in kept] == [STEPS // 20, STEPS // 2, STEPS]
     assert 0 < kept[0].cpu_seconds < kept[1].cpu_seconds < kept[2].cpu_seconds
     assert kept[-1].path == folder / "gmm-2d" / "teacher.safetensors"
-    assert snapshots("gmm-2d", "teacher-noise") == []  # no checkpoint at all
+    assert snapshots("gmm-2d", "pi-flow-dropout") == []  # no checkpoint at all
 
 
 def test_each_point_is_the_cell_run_on_that_average_and_training_helps(folder: Path) -> None:

@@ -7,7 +7,9 @@ estimator may need more for some items than for others; where it runs out all th
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ def fitting_batch(call: Callable[[slice], Any], n: int, device: torch.device) ->
     if n <= TRIAL:
         return n
     call(trial)
+    _give_back(device)
     timing.reset_peak(device)
     before = held(device)
     call(trial)
@@ -56,6 +59,13 @@ def available_bytes(device: torch.device) -> int | None:
         # what torch has cached is free to it
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _give_back(device: torch.device) -> None:
+    """Return freed memory that the C library keeps: a call that takes it again would seem to take none."""
+    if device.type == "cpu":
+        with suppress(OSError, AttributeError, TypeError):  # elsewhere than with glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(file: Path, name: str) -> int | None:
