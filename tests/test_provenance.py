@@ -180,30 +180,17 @@ def test_a_finished_record_beats_one_that_failed_wherever_it_stands(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("notes", "suite"),
+    ("other", "suite"),
     [
-        (
-            (
-                {"suite": "few-steps", "finished": "2026-01-01"},
-                {"suite": "few-steps", "finished": "2026-01-02"},
-            ),
-            "few-steps",
-        ),
-        (
-            ({"suite": "few-steps", "finished": "2026-01-01"}, {"suite": "quick", "finished": "2026-01-02"}),
-            "merged runs",
-        ),
-        (
-            ({"suite": "few-steps", "finished": "2026-01-01"}, {"suite": "few-steps", "finished": None}),
-            "merged runs",
-        ),
-        (({"suite": "few-steps", "finished": "2026-01-01"}, None), "merged runs"),
+        ({"suite": "few-steps", "finished": "2026-01-02"}, "few-steps"),
+        ({"suite": "quick", "finished": "2026-01-02"}, "merged runs"),
+        ({"suite": "few-steps", "finished": None}, "merged runs"),
+        (["not a note"], "merged runs"),
+        (None, "merged runs"),
     ],
 )
-def test_finished_parts_of_a_suite_are_that_suite(
-    tmp_path: Path, notes: tuple[dict[str, Any] | None, ...], suite: str
-) -> None:
-    for name, note in zip("ab", notes, strict=True):
+def test_finished_parts_of_a_suite_are_that_suite(tmp_path: Path, other: Any, suite: str) -> None:
+    for name, note in (("a", {"suite": "few-steps", "finished": "2026-01-01"}), ("b", other)):
         write_rows(tmp_path / name, [record(cell_id=name)])
         if note is not None:
             (tmp_path / name / "run.json").write_text(json.dumps(note))

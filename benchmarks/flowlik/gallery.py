@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from flowlik import journal
 from flowlik.places import source_root
-from flowlik.records import read_rows
+from flowlik.records import read_rows, run_note
 from flowlik.words import unknown
 from flowlik_models.files import write_atomically
 
@@ -187,11 +187,10 @@ def _of_run(run: Path) -> list[tuple[Shown, Path, dict[str, Any]]]:
 
 
 def _note(run: Path) -> dict[str, str]:
-    try:
-        note = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        return {"suite": str(note["suite"]), "finished": str(note["finished"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{run / 'run.json'} cannot be read: a run of `flowlik run` has one") from None
+    note = run_note(run)
+    if not {"suite", "finished"} <= set(note):
+        raise ValueError(f"{run / 'run.json'} cannot be read: a run of `flowlik run` has one")
+    return {"suite": str(note["suite"]), "finished": str(note["finished"])}
 
 
 def _once(values: Sequence[str]) -> list[str]:

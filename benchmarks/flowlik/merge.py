@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowlik import journal
-from flowlik.records import FINISHED, SCHEMA_VERSION, read_arrays, read_rows, records_file, utc_now
+from flowlik.records import FINISHED, SCHEMA_VERSION, read_arrays, read_rows, records_file, run_note, utc_now
 from flowlik_models.files import write_atomically
 
 MIXED = "merged runs"
@@ -66,16 +66,9 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
 
 def _suite(folders: Sequence[Path]) -> str:
     """The suite that all these runs are finished parts of; otherwise ``merged runs``."""
-    found = set()
-    for folder in folders:
-        try:
-            note = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return MIXED
-        if not note.get("finished"):
-            return MIXED
-        found.add(str(note.get("suite")))
-    return found.pop() if len(found) == 1 else MIXED
+    notes = [run_note(folder) for folder in folders]
+    suites = {str(note.get("suite")) for note in notes}
+    return suites.pop() if len(suites) == 1 and all(note.get("finished") for note in notes) else MIXED
 
 
 def _rank(row: dict[str, Any]) -> tuple[bool, str]:

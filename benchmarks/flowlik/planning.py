@@ -48,8 +48,11 @@ def plan_cells(
             cells = [cell for cell in cells if cell.task in tasks]
         if models:
             check_models(models, sorted({cell.task for cell in cells}))
-            wanted = {cell.model for cell in cells for name in models if fnmatch.fnmatch(cell.model, name)}
-            cells = [cell for cell in cells if cell.model in wanted or cell.is_control]
+            cells = [
+                cell
+                for cell in cells
+                if cell.is_control or any(fnmatch.fnmatch(cell.model, m) for m in models)
+            ]
     if not [cell for cell in cells if specs or not cell.is_control]:
         raise ValueError(_nothing_left(suite, tasks))
     if limit:

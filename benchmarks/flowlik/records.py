@@ -173,6 +173,15 @@ def records_file(path: str | Path) -> Path:
     return file
 
 
+def run_note(run_dir: Path) -> dict[str, Any]:
+    """What `run.json` tells of a run (suite, argv, started, finished); empty where it cannot be read."""
+    try:
+        known = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a run as dicts with exactly `COLUMNS`: of a cell tried twice the last row, skipped ones only
     where nothing better is known of the same cell. Torn and damaged lines are left out with a warning.

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flowlik import view
 from flowlik.published import beside_published
+from flowlik.records import run_note
 from flowlik.table import MASS_WITHIN, Cell, Table, by_steps, in_detail, mass_cell
 from flowlik.use_tables import use_tables
 
@@ -167,7 +168,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _run(run_dir: Path, records: pd.DataFrame) -> dict[str, str]:
-    known = _json(run_dir / "run.json")
+    known = run_note(run_dir)
     argv = known.get("argv")
     return {
         "name": run_dir.resolve().name,
@@ -177,14 +178,6 @@ def _run(run_dir: Path, records: pd.DataFrame) -> dict[str, str]:
         "finished": _words(known.get("finished")),
         "ids": ", ".join(sorted(set(records["run_id"]) - {""})),
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _environments(run_dir: Path) -> list[list[tuple[str, str]]]:

@@ -44,9 +44,9 @@ def suite_file(name: str) -> Path:
     Raises:
         ValueError: unknown name or no such file; the line names the valid ones.
     """
-    if name.endswith(".toml") and Path(name).is_file():
-        return Path(name)
     if name.endswith(".toml"):
+        if Path(name).is_file():
+            return Path(name)
         raise ValueError(
             f"{name}: no such file; suites that come with the package go by name: {', '.join(available())}"
         )

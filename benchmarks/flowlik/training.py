@@ -250,8 +250,12 @@ def _of_pairs(task: Task, network: Any, device: str) -> dict[str, float]:
     model = copy.deepcopy(network).to(device).double().eval()
     start, end = pairs(JUDGED_PAIRS)
     found = get("generator").log_prob(model, end, cond=start)
-    truth = coupling.log_prob(end.cpu(), start.cpu())
-    error = (truth - found.log_prob.cpu())[found.valid.cpu()] / (task.dim * math.log(2))
+    valid = found.valid.cpu()
+    bpd, truth = (
+        measures.bits_per_dim(of.cpu()[valid].numpy(), task.dim)
+        for of in (found.log_prob, coupling.log_prob(end.cpu(), start.cpu()))
+    )
+    error = bpd - truth
     distances = []
     for _ in range(REPEATED):
         (others, _), fresh, true = pairs(JUDGED_DRAWS), pairs(JUDGED_DRAWS), pairs(JUDGED_DRAWS)
@@ -261,15 +265,20 @@ def _of_pairs(task: Task, network: Any, device: str) -> dict[str, float]:
         distances.append([energy_distance(torch.cat(of, 1), known) for of in ((others, made), fresh)])
     generated, drawn = torch.tensor(distances).T
     row = {
-        "bpd": float(-found.log_prob[found.valid].mean()) / (task.dim * math.log(2)),
-        "bpd_error": float(error.mean()),
-        "bpd_mae": float(error.abs().mean()),
-        "valid_share": float(found.valid.double().mean()),
+        "bpd": bpd.mean(),
+        "bpd_error": error.mean(),
+        "bpd_mae": np.abs(error).mean(),
+        "valid_share": float(valid.double().mean()),
         "energy_distance": float(generated.mean()),
         "energy_distance_se": float(generated.std()) / math.sqrt(REPEATED),
         "energy_distance_fresh": float(drawn.mean()),
     }
-    return {name: float(f"{value:.4g}") for name, value in row.items()}
+    return _rounded(row)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, float]:
+    """What is known, to four digits."""
+    return {name: float(f"{value:.4g}") for name, value in row.items() if np.isfinite(value)}
 
 
 def _judged(
@@ -298,8 +307,7 @@ def _judged(
     row = measures.summarise(
         out.log_prob.reshape(shape), truth, out.valid.reshape(shape), dim=task.dim, levels=levels
     )
-    shown = {name: row[name] for name in ("bpd", "bpd_error", "bpd_mae", "spearman") if name in row}
-    return {name: float(f"{value:.4g}") for name, value in shown.items() if np.isfinite(value)}
+    return _rounded({name: row[name] for name in ("bpd", "bpd_error", "bpd_mae", "spearman") if name in row})
 
 
 def _cycle(task: Task, network: Any, steps: int, device: str) -> float:

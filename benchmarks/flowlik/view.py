@@ -317,22 +317,12 @@ def likelihood_of_samples(frame: pd.DataFrame) -> pd.DataFrame:
     names = [*(f"{name}{end}" for name in draws for end in ("", "_lo", "_hi")), "sample_nfe", "extractor"]
     key = ["task", "split", "model"]
     of_generator = frame["method"] == "generator"
-    known = frame[of_generator & frame["distance"].notna()].drop_duplicates(key).set_index(key)[names]
-    filled = []
-    for _, row in frame[of_generator & (frame["bpd_mae"] > 0)].iterrows():
-        place = tuple(row[name] for name in key)
-        if pd.isna(row["distance"]) and place in known.index:
-            row = row.copy()
-            row[names] = known.loc[place]
-        filled.append(row)
-    rest = frame[~of_generator]
-    if not filled:
-        return rest
-    chosen = pd.DataFrame(filled)
-    inverts = (
-        chosen["estimator_label"].str.contains("route").sort_values(kind="stable")
-    )  # invert is the default
-    return pd.concat([rest, chosen.loc[inverts.index].drop_duplicates(key)])
+    ours = frame[of_generator]
+    drawn = ours[names].where(ours["distance"].notna())
+    ours = ours.assign(**drawn.groupby([ours[name] for name in key]).transform("first"))
+    other_route = ours["estimator_label"].str.contains("route")  # inversion is the default
+    judging = ours.loc[other_route.sort_values(kind="stable").index].query("bpd_mae > 0")
+    return pd.concat([frame[~of_generator], judging.drop_duplicates(key)])
 
 
 def without_segments(model: str) -> str:

@@ -77,7 +77,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         return None
     if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
-    rows = _panels(shown, list(costs))
+    rows = panels(shown, list(costs))
     figure = style.new_figure(style.PAGE, 0.9 + (2.15 if len(rows) == 1 else 2.4) * len(rows))
     axes = np.atleast_2d(np.asarray(figure.subplots(len(rows), len(costs), squeeze=False)))
     for ax in axes.ravel():
@@ -108,7 +108,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     return figure
 
 
-def _panels(shown: pd.DataFrame, costs: list[str]) -> list[list[tuple[str, str]]]:
+def panels(shown: pd.DataFrame, costs: list[str]) -> list[list[tuple[str, str]]]:
     """Rows of (split, cost): all costs of a timed split, or of the first where none is; NFE alone of the others."""
     splits = view.splits(shown)
     timed = [s for s in splits if any(_measured(shown[shown["split"] == s], cost) for cost in costs[1:])]

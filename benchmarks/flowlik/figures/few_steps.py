@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from flowlik import view
 from flowlik.figures import style
-from flowlik.figures.accuracy import COSTS
+from flowlik.figures.accuracy import COSTS, panels
 from flowlik.view import distance_name
 
 MARKERS: Final = "os^DvPX*<>hd"
@@ -53,10 +53,8 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     # the exact posterior as policy is a check of the substeps, not a model
     exact = judged[judged["estimator"].isin(["ode", "whitened-ode"])]
     lines = _lines(judged.loc[judged.index.isin(few.index)])
-    splits = [
-        split for split in view.splits(few) if any((one.frame["split"] == split).any() for one in lines)
-    ]
-    rows = _panels(lines, splits)
+    rows = _rows(lines)
+    several = len({split for row in rows for split, _ in row}) > 1
     figure = style.new_figure(style.PAGE, _height(0.7 + 2.4 * len(rows), len(lines) + 1))
     axes = np.asarray(figure.subplots(len(rows), max(map(len, rows)), sharey="row", squeeze=False))
     handles: dict[str, Line2D] = {}
@@ -65,7 +63,7 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             ax.set_yscale("log")
             handles |= _against_cost(ax, lines, exact[exact["split"] == split], split, cost) | handles
             ax.set_xlabel(COSTS[cost])
-            if len(splits) > 1:
+            if several:
                 ax.set_title(view.split_title(split), loc="left")
         style.error_axis(line[0])
         shown = [ax for ax in line[: len(row)] if ax.axison]
@@ -149,18 +147,10 @@ def real_data_ablation(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 # ------------------------------------------------------------------------------------------------------------- lines
 
 
-def _panels(lines: Iterable[_Line], splits: list[str]) -> list[list[tuple[str, str]]]:
-    """Rows of (split, cost): all costs of a split that was timed, NFE alone of the others, beside it where there is
-    room."""
-    frame = pd.concat([line.frame for line in lines])
-    time = [cost for cost in COSTS if cost != "nfe_mean"]
-    timed = [split for split in splits if (frame.loc[frame["split"] == split, time] > 0).any(axis=None)]
-    timed = timed or splits[:1]
-    rows = [[(split, cost) for cost in COSTS] for split in timed]
-    others = [(split, "nfe_mean") for split in splits if split not in timed]
-    if len(rows) == len(others) == 1:
-        return [rows[0] + others]
-    return rows + [others[k : k + len(COSTS)] for k in range(0, len(others), len(COSTS))]
+def _rows(lines: Iterable[_Line]) -> list[list[tuple[str, str]]]:
+    """The rows of panels; where one row was timed and one panel was not, this has its place beside the others."""
+    rows = panels(pd.concat([line.frame for line in lines]), list(COSTS))
+    return [rows[0] + rows[1]] if len(rows) == 2 and len(rows[1]) == 1 else rows
 
 
 def _lines(frame: pd.DataFrame) -> list[_Line]:
