@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from flowlik_models import trajectories
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
 from flowlik_models.gaussian import LOG_2PI
 from flowlik_models.objectives.batch import Batch
+from flowlik_models.parallel import Group
 from flowlik_models.synthetic import closed_form
 from flowlik_models.trajectories import Paths, solve, solve_closed_form, stored_paths
 
@@ -66,6 +69,71 @@ def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
     renewed = stored_paths(file, lambda: solve(teacher, 6))  # a file without what later versions keep
     assert torch.equal(made.states, renewed.states)
     assert read_checkpoint(file)[0].keys() == kept.keys()
+
+
+def test_an_interrupted_solve_goes_on_where_it_was(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trajectories, "_CHUNK", 8)
+    teacher = Linear(torch.diag(RATES), (1, 8, 8))
+    whole = solve(teacher, 30)
+    parts = tmp_path / "parts"
+    solved, original = [], trajectories._solved
+
+    def counted(*arguments: Any) -> Any:
+        if len(solved) == 2:
+            raise KeyboardInterrupt
+        solved.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(trajectories, "_solved", counted)
+    with pytest.raises(KeyboardInterrupt):
+        solve(teacher, 30, parts=parts)
+    assert len(list(parts.iterdir())) == 2
+    monkeypatch.setattr(trajectories, "_solved", original)
+    again = solve(teacher, 30, parts=parts)
+    assert torch.equal(whole.states, again.states)
+    assert torch.equal(whole.log_dets, again.log_dets)
+    assert not parts.exists()
+
+
+def test_processes_share_the_trajectories(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that wait for each other as two processes would; each solves its half, both hold the whole."""
+    monkeypatch.setattr(trajectories, "_CHUNK", 8)
+    meeting, alone = threading.Barrier(2), solve(Linear(torch.diag(RATES), (1, 8, 8)), 30)
+    count, original = {0: 0, 1: 0}, trajectories._solved
+
+    class Waiting(Group):
+        def wait(self) -> None:
+            meeting.wait(timeout=60)
+
+    def counted(*arguments: Any) -> Any:
+        count[int(threading.current_thread().name)] += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(trajectories, "_solved", counted)
+    found: dict[int, Paths] = {}
+
+    def run(rank: int) -> None:
+        group, teacher = Waiting(rank, 2), Linear(torch.diag(RATES), (1, 8, 8))
+        found[rank] = stored_paths(
+            tmp_path / "paths.safetensors",
+            lambda: solve(teacher, 30, parts=tmp_path / "parts", group=group),
+            group,
+        )
+
+    threads = [threading.Thread(target=run, args=(rank,), name=str(rank)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert count == {0: 3, 1: 2}
+    for shared in found.values():
+        assert torch.equal(shared.states, alone.states)
+        assert torch.equal(shared.log_dets, alone.log_dets)
+    assert (tmp_path / "paths.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

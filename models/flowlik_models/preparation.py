@@ -40,7 +40,9 @@ def _trained(task: str, model: str, out: Path) -> Path:
 def prepared(
     task: str, recipe: Recipe, out: Path, device: str, group: Group = ALONE
 ) -> tuple[nn.Module, Source]:
-    """Network and source of a recipe, on the device; what is worked out once and kept, the first process works out.
+    """Network and source of a recipe, on the device.
+
+    Moments of the data are worked out once and kept, by the first process; solved trajectories are shared out.
 
     Raises:
         CheckpointError, MissingDataError, DataError: as of `network_for` and `source_for`.
@@ -48,10 +50,9 @@ def prepared(
     if not group.first:
         group.wait()
     network = network_for(task, recipe, out).to(device)
-    source = source_for(task, recipe, out, device)
     if group.first:
         group.wait()
-    return network, source
+    return network, source_for(task, recipe, out, device, group)
 
 
 def training_hash(task: str) -> str:
@@ -79,7 +80,7 @@ def _moments(task: str, recipe: Recipe) -> Moments:
     return mean, values, vectors.half() if recipe.stored == "float16" else vectors
 
 
-def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
+def source_for(task: str, recipe: Recipe, out: Path, device: str, group: Group = ALONE) -> Source:
     """Where the batches of a recipe come from; trajectories it needs are solved now and kept below ``out``.
 
     Raises:
@@ -87,7 +88,7 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
         MissingDataError, DataError: the images are not there, or not as published.
     """
     if task in SYNTHETIC_TASKS:
-        return _closed_form_source(task, recipe, out, device)
+        return _closed_form_source(task, recipe, out, device, group)
     if recipe.teacher == DATA_TEACHER:
         return ImageSource(training_images(task), device=device)
     path = _trained(task, recipe.teacher, out)
@@ -96,12 +97,17 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str) -> Source:
         return ImageSource(training_images(task), teacher, device=device)
     weights = model_hash(task, recipe.teacher, path=path)
     images = training_images(task)
-    paths = _teacher_paths(out / task, recipe, teacher, weights, images)
+    paths = _teacher_paths(out / task, recipe, teacher, weights, group, images)
     return ImageSource(images, teacher, paths, device)
 
 
 def _teacher_paths(
-    folder: Path, recipe: Recipe, teacher: Any, weights: str, images: TrainingImages | None = None
+    folder: Path,
+    recipe: Recipe,
+    teacher: Any,
+    weights: str,
+    group: Group,
+    images: TrainingImages | None = None,
 ) -> Paths:
     """The recipe's pool of a network's trajectories, kept in ``folder`` under a name that tells how it was made."""
     told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
@@ -109,10 +115,11 @@ def _teacher_paths(
         told = {"data": 0.0, "beside": _BESIDE, "reach": recipe.realuid.reach}
     name = hashlib.sha256(f"{weights} {recipe.pool} {told}".encode()).hexdigest()[:12]
     cache = folder / f"{recipe.teacher}-paths-{name}.safetensors"
-    return stored_paths(cache, lambda: solve(teacher, recipe.pool, images=images, **told))
+    told |= {"images": images, "parts": cache.with_suffix(".parts"), "group": group}
+    return stored_paths(cache, lambda: solve(teacher, recipe.pool, **told), group)
 
 
-def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> Source:
+def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str, group: Group) -> Source:
     truth: Any = closed_form(task)
     told = constants_hash(task)
     if recipe.realuid is not None:
@@ -120,7 +127,7 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> So
         teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
         teacher = teacher.to(device)
         weights = model_hash(task, recipe.teacher, path=path)
-        paths = _teacher_paths(out / task, recipe, teacher, weights) if recipe.pool else None
+        paths = _teacher_paths(out / task, recipe, teacher, weights, group) if recipe.pool else None
         return ClosedFormSource(truth, paths, teacher)
     if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
         path = _trained(task, recipe.teacher, out)
@@ -136,7 +143,7 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str) -> So
         starts = path_starts(truth, recipe, generator)
         return solve_closed_form(truth, starts, delta=recipe.delta, generator=generator)
 
-    return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved))
+    return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved, group))
 
 
 def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:

@@ -8,9 +8,11 @@ and those of the uniform grids of up to eight steps among them (docs/training.md
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from .data import continuous, mirrored, shifted
 from .divergence_targets import velocity_and_products
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
+from .parallel import ALONE, Group
 from .training_images import TrainingImages, training_images
 
 STEPS = 32
@@ -42,7 +45,10 @@ _LEVELS = (
 _GRID = 8  # steps of the finest few-step grid
 _JITTERED = 32  # nodes of a closed form's trajectories beside those of the grid
 _BLOCK = 1024  # trajectories that share their nodes
+_PIECES = 10_007  # more than there are parts: each draws its probes from a seed of its own
 _KEPT = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # in a file of them
+
+_Piece = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -120,24 +126,26 @@ class Paths:
         return torch.where(chosen, ends[0], a), torch.where(chosen, ends[1], b)
 
 
-def stored_paths(file: Path, solved: Callable[[], Paths]) -> Paths:
-    """The trajectories kept in ``file``, or solved now and kept there: minutes on one core.
+def stored_paths(file: Path, solved: Callable[[], Paths], group: Group = ALONE) -> Paths:
+    """The trajectories kept in ``file``, or solved now, by every process of the group, and kept there by the first.
 
     A file that lacks a part, as an older version wrote them, is made anew.
     """
-    if file.is_file():
-        kept, _ = read_checkpoint(file)
-        if kept.keys() >= _KEPT:
-            arrays = (kept["times"], kept["states"], kept["log_dets"])
-            grid = tuple(kept["grid"].tolist())
-            return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
+    kept = read_checkpoint(file)[0] if file.is_file() else {}
+    group.wait()  # nobody writes while others still look
+    if kept.keys() >= _KEPT:
+        arrays = (kept["times"], kept["states"], kept["log_dets"])
+        grid = tuple(kept["grid"].tolist())
+        return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
     begun = time.process_time()
     made = solved()
-    made = replace(made, cpu_seconds=time.process_time() - begun)
-    tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
-    tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
-    tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
-    save_tensors(file, tensors)
+    if not made.cpu_seconds:
+        made = replace(made, cpu_seconds=time.process_time() - begun)
+    if group.first:
+        tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
+        tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
+        tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
+        save_tensors(file, tensors)
     return made
 
 
@@ -209,6 +217,8 @@ def solve(
     seed: int = 77,
     steps: int = STEPS,
     images: TrainingImages | None = None,
+    parts: Path | None = None,
+    group: Group = ALONE,
 ) -> Paths:
     """``n`` trajectories: a share ``data`` from training images (the digits by default), of which a share ``shift`` are
     moved by a pixel, the others the teacher's own samples, from the noise.
@@ -216,6 +226,8 @@ def solve(
     ``beside``: every other of its samples begins so far from the one before it, in a random direction (0: anywhere).
     ``reach``: standard deviation of the noise they begin from.
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
+    ``parts``: folder in which 256 at a time are kept until all are solved, so that an interrupted call goes on there,
+    and the processes of a ``group`` share the work.
     """
     device = next(teacher.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -232,12 +244,44 @@ def solve(
         starts += [(part, True) for part in torch.split(at_data, _CHUNK)]
     low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
     nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
-    found = [
-        _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, generator)
-        for part, forward in starts
-    ]
+    found: dict[int, _Piece] = {}
+
+    def piece(index: int) -> _Piece:
+        part, forward = starts[index]
+        begun = time.process_time()
+        drawn = torch.Generator().manual_seed(seed * _PIECES + index)
+        path, log_det = _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, drawn)
+        return {
+            "states": path,
+            "log_dets": log_det,
+            "cpu_seconds": torch.tensor(time.process_time() - begun, dtype=torch.float64),
+        }
+
+    for index in range(group.rank, len(starts), group.size):
+        found[index] = _kept_piece(parts, index, partial(piece, index))
+    group.wait()
+    for index in range(len(starts)):
+        found[index] = found.get(index) or _kept_piece(parts, index, partial(piece, index))
+    group.wait()
+    if parts is not None and group.first:
+        shutil.rmtree(parts, ignore_errors=True)
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)
-    return Paths(times, torch.cat([s for s, _ in found], 1), torch.cat([d for _, d in found], 1), own)
+    ordered = [found[index] for index in range(len(starts))]
+    states, log_dets = (torch.cat([kept[name] for kept in ordered], 1) for name in ("states", "log_dets"))
+    spent = sum(float(kept["cpu_seconds"]) for kept in ordered)
+    return Paths(times, states, log_dets, own, cpu_seconds=spent)
+
+
+def _kept_piece(folder: Path | None, index: int, solved: Callable[[], _Piece]) -> _Piece:
+    """A part of the trajectories from its file, or solved and, where there is a folder, written."""
+    if folder is None:
+        return solved()
+    file = folder / f"{index:03d}.safetensors"
+    if file.is_file():
+        return read_checkpoint(file)[0]
+    made = solved()
+    save_tensors(file, made)
+    return made
 
 
 def _images(images: TrainingImages, n: int, shift: float, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowlik_models.networks.attention import SelfAttention
@@ -35,9 +34,9 @@ class ResBlock(nn.Module):
         self.skip: nn.Module = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
-        y = self.conv1(F.silu(self.norm1(h)))
-        y = self.conv2(self.dropout(F.silu(self.norm2(y) * (1 + scale) + shift)))
+        scale, shift = self.modulate(embedding).chunk(2, dim=1)
+        y = self.conv1(self.norm1.activated(h))
+        y = self.conv2(self.dropout(self.norm2.activated(y, scale, shift)))
         out: Tensor = self.skip(h) + y
         return out
 
@@ -140,7 +139,7 @@ class UNet(ImageField):
         for layer in self.up:
             joined = isinstance(layer, ResBlock)
             h = layer(torch.cat((h, skips.pop()), dim=1), embedding) if joined else layer(h)
-        return F.silu(self.norm(h)), bottom
+        return self.norm.activated(h), bottom
 
 
 class FlowMapUNet(FlowMap, UNet):
