@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,28 @@ def test_interrupted_training_resumes_to_the_same_result(
     expected, found = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not list((tmp_path / "cut").rglob("*.state.safetensors"))
+
+
+def test_judging_that_was_stopped_costs_no_step_again(tmp_path: Path) -> None:
+    def stopped(network: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("gmm-2d", "meanflow", out=tmp_path, steps=3, validate=stopped)
+    taken: list[int] = []
+    made = train(
+        "gmm-2d",
+        "meanflow",
+        out=tmp_path,
+        steps=3,
+        validate=lambda network: {"test": {}},
+        progress=lambda progress: taken.append(progress.step),
+    )
+    assert taken == []
+    assert read_checkpoint(made)[1]["accuracy"] == {"test": {}}
+    whole = train("gmm-2d", "meanflow", out=tmp_path / "whole", steps=3)
+    expected, found = tensors_of(whole), tensors_of(made)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize("model", ["shortcut", "shortcut-distill", "lsd", "esd", "meanflow"])

@@ -325,6 +325,9 @@ def train(
     group.leave()
     if not group.first:
         return path
+    run.settle()
+    if not run.bad:
+        run.save()  # judging takes minutes, and may be stopped too
 
     average = rounded(run.average, recipe.stored)
     card: dict[str, Any] = {
