@@ -14,7 +14,7 @@ from flowlik import suites
 from flowlik.cells import Options
 from flowlik.cli import app
 from flowlik.evaluation import evaluate
-from flowlik.image_tasks import ImageMixtureTask
+from flowlik.image_tasks import ImageMixtureTask, ImageTask
 from flowlik.points import Points, pieces, whole
 from flowlik.runner import run_cell
 from flowlik.tasks import get_task
@@ -179,7 +179,10 @@ def test_the_closed_form_row_of_a_mixture_agrees_with_its_truth() -> None:
         assert len(arrays["log_prob"]) == 24
 
 
-def test_the_gaussian_control_runs_without_a_teacher_and_the_mean_says_why_not(files: Path) -> None:
+def test_the_gaussian_control_runs_without_a_teacher_and_the_mean_says_why_not(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageTask, "has_model", lambda task, model: False)
     options = Options(n_items=15)
     gaussian, mean = suites.expand(["fashion-mnist"], None, ["control-gaussian", "control-mean"], options)
     row, _ = run_cell(gaussian)

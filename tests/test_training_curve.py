@@ -118,3 +118,20 @@ def test_table_and_figure_show_the_curve(tmp_path: Path) -> None:
     )
     bare = frame.assign(extra=[{} for _ in range(len(frame))])
     assert training_curves(bare, tmp_path) is None
+
+
+def test_a_card_that_does_not_tell_its_hours_leaves_its_point_out(tmp_path: Path) -> None:
+    curve = {
+        "step": [1, 2],
+        "cpu_hours": [0.1, None],
+        "bpd": [3.0, 2.9],
+        "bpd_se": [0.1, 0.1],
+        "gain": [None, 0.1],
+        "gain_se": [None, 0.01],
+    }
+    row = to_plain(run_cell(cell("closed-form"))[0])
+    row["extra"] = {**row["extra"], "training": curve}
+    figure = training_curves(view.averaged(view.usable(view.prepare(pd.DataFrame([row])))), tmp_path)
+    assert figure is not None
+    (ax,) = figure.axes
+    assert any(list(np.asarray(line.get_ydata(), dtype=float)) == [3.0, 2.9] for line in ax.lines)

@@ -624,7 +624,7 @@ RECIPES["fashion-mnist"] = _image_maps(
         "precision": "float32",  # of derivatives along the path
     },
     {"steps": 3_500},
-    steps=5_000,
+    steps=9_000,
     precision="bfloat16",
 )
 

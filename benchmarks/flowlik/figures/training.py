@@ -17,7 +17,11 @@ LINES: Final = {"test": "-", "train": "--"}
 
 
 def training_curves(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
-    """Bits/dim of a model's averages on its first items, with two standard errors, beside the Gaussian control."""
+    """Bits/dim of a model's averages on its first items, and what the Gaussian control has.
+
+    The bars are two standard errors of the change from the average before, item by item: all stand on the same items,
+    whose own spread would hide what training brings.
+    """
     shown = frame[[bool(extra.get("training")) for extra in frame["extra"]]]
     if shown.empty:
         return None
@@ -29,17 +33,28 @@ def training_curves(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         for row in view.as_dicts(series.frame):
             curve = row["extra"]["training"]
             look = {**series.style, "linestyle": LINES.get(row["split"], ":")}
-            bars = 2 * np.asarray(curve["bpd_se"], dtype=float)
-            ax.errorbar(curve["cpu_hours"], curve["bpd"], bars, elinewidth=0.8, capthick=0.8, **look)
+            spent = np.asarray(curve["cpu_hours"], dtype=float)  # None: a card that does not tell
+            bars = 2 * np.nan_to_num(np.asarray(curve["gain_se"], dtype=float))
+            ax.errorbar(spent, curve["bpd"], bars, elinewidth=0.8, capthick=0.8, **look)
             label = f"{series.label} ({view.split_title(row['split'])})"
             handles[label] = Line2D([], [], label=label, **look)
-            hours += curve["cpu_hours"]
+            hours += spent.tolist()
     style.cost_axis(ax, hours)
     ax.set_xlabel("processor hours of training")
     ax.set_ylabel("bits/dim")
     controls = style.controls_of(frame[frame["split"] == "test"]).set_index("estimator_label")["bpd"]
     if "control-gaussian" in controls:
-        style.control_lines(ax, {"control-gaussian": float(controls["control-gaussian"])}, labels=True)
+        value = view.number(float(controls["control-gaussian"]), 3)
+        ax.text(
+            0.99,
+            0.97,
+            f"control-gaussian: {value}",
+            transform=ax.transAxes,
+            ha="right",
+            va="top",
+            fontsize=6.5,
+            color=style.MUTED,
+        )
     ax.grid(True, zorder=0)
     ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{frame['task'].iloc[0]}: bits/dim along training", fontsize=9)
