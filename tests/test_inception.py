@@ -23,7 +23,7 @@ from flowlik.preparing import prepare
 from flowlik.runner import run_cells
 from flowlik.samples import judge
 from flowlik.table import tables
-from flowlik.tasks import get_task
+from flowlik.tasks import UnavailableError, get_task
 from flowlik_estimators import get
 from flowlik_models import inception
 from flowlik_models.checkpoints import CheckpointError
@@ -329,7 +329,11 @@ class Still(torch.nn.Module):
 def test_a_run_writes_an_fid_and_a_resumed_one_without_the_weights_is_another_cell(
     fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def without(*_: Any) -> Any:
+        raise UnavailableError("these images have no reference")
+
     monkeypatch.setattr(ImageTask, "load_model", lambda self, model, device: (Still().eval(), "still"))
+    monkeypatch.setattr(ImageTask, "reference", without)
     options = Options(n_items=4, samples=6, rounds=0)
     cell = Cell(task="fashion-mnist", model="teacher", estimator=get("f2d2", steps=1), options=options)
 
