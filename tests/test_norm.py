@@ -47,7 +47,7 @@ def test_the_written_function_and_its_gradients(
     torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-5)
     pairs = zip(torch.autograd.grad(got, inputs, g), torch.autograd.grad(wanted, inputs, g), strict=True)
     for ours, theirs in pairs:
-        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        assert (ours - theirs).abs().max() < 3e-6 * theirs.abs().max()
 
 
 def test_in_bfloat16_it_is_as_near_the_truth_as_torch() -> None:
@@ -60,7 +60,7 @@ def test_in_bfloat16_it_is_as_near_the_truth_as_torch() -> None:
     truth = written_out(found, x.float(), scale, shift)
     ours = found.activated(x, scale.to(half), shift.to(half)).float()
     theirs = written_out(found, x, scale.to(half), shift.to(half)).float()
-    assert (ours - truth).square().mean() < 1.1 * (theirs - truth).square().mean()
+    assert (ours - truth).square().mean() < (theirs - truth).square().mean()
 
 
 def test_other_layouts_types_and_forward_mode_take_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

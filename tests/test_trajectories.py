@@ -71,9 +71,7 @@ def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
     assert read_checkpoint(file)[0].keys() == kept.keys()
 
 
-def test_an_interrupted_solve_goes_on_where_it_was(
-    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_solve_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trajectories, "_CHUNK", 8)
     teacher = Linear(torch.diag(RATES), (1, 8, 8))
     whole = solve(teacher, 30)
@@ -97,9 +95,7 @@ def test_an_interrupted_solve_goes_on_where_it_was(
     assert not parts.exists()
 
 
-def test_processes_share_the_trajectories(
-    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_share_the_trajectories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that wait for each other as two processes would; each solves its half, both hold the whole."""
     monkeypatch.setattr(trajectories, "_CHUNK", 8)
     meeting, alone = threading.Barrier(2), solve(Linear(torch.diag(RATES), (1, 8, 8)), 30)

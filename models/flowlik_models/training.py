@@ -117,6 +117,13 @@ class _Run:
             self.path, tensors, {name: str(value) for name, value in counts.items()} | {"key": self.key}
         )
 
+    def keep(self) -> bool:
+        """Save, unless the latest losses were not finite; whether it did."""
+        self.settle()
+        if not self.bad:
+            self.save()
+        return not self.bad
+
     def resume(self) -> bool:
         """Take up the state on disk; False where there is none of this recipe and seed."""
         if not self.path.is_file():
@@ -238,11 +245,8 @@ class _Watch:
                 self.reported = now
             return
         run.snapshot()
-        if now - self.saved > _SAVE_EVERY:
-            run.settle()
-            if not run.bad:
-                run.save()
-                self.saved = now
+        if now - self.saved > _SAVE_EVERY and run.keep():
+            self.saved = now
         if self.validate and now - self.validated > _VALIDATE_EVERY:
             self.error, self.validated = self.validate(run.average), time.monotonic()
         if self.progress and (now - self.reported > 1 or run.step == run.recipe.steps):
@@ -325,9 +329,7 @@ def train(
     group.leave()
     if not group.first:
         return path
-    run.settle()
-    if not run.bad:
-        run.save()  # judging takes minutes, and may be stopped too
+    run.keep()  # judging takes minutes, and may be stopped too
 
     average = rounded(run.average, recipe.stored)
     card: dict[str, Any] = {

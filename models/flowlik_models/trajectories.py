@@ -244,7 +244,6 @@ def solve(
         starts += [(part, True) for part in torch.split(at_data, _CHUNK)]
     low, high = stretched_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
     nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
-    found: dict[int, _Piece] = {}
 
     def piece(index: int) -> _Piece:
         part, forward = starts[index]
@@ -257,18 +256,18 @@ def solve(
             "cpu_seconds": torch.tensor(time.process_time() - begun, dtype=torch.float64),
         }
 
-    for index in range(group.rank, len(starts), group.size):
-        found[index] = _kept_piece(parts, index, partial(piece, index))
+    def kept(index: int) -> _Piece:
+        return _kept_piece(parts, index, partial(piece, index))
+
+    own_share = {index: kept(index) for index in range(group.rank, len(starts), group.size)}
     group.wait()
-    for index in range(len(starts)):
-        found[index] = found.get(index) or _kept_piece(parts, index, partial(piece, index))
+    pieces = [own_share.get(index) or kept(index) for index in range(len(starts))]
     group.wait()
     if parts is not None and group.first:
         shutil.rmtree(parts, ignore_errors=True)
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)
-    ordered = [found[index] for index in range(len(starts))]
-    states, log_dets = (torch.cat([kept[name] for kept in ordered], 1) for name in ("states", "log_dets"))
-    spent = sum(float(kept["cpu_seconds"]) for kept in ordered)
+    states, log_dets = (torch.cat([found[name] for found in pieces], 1) for name in ("states", "log_dets"))
+    spent = sum(float(found["cpu_seconds"]) for found in pieces)
     return Paths(times, states, log_dets, own, cpu_seconds=spent)
 
 
