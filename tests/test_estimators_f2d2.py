@@ -14,7 +14,7 @@ from flowlik_models.synthetic import closed_form
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 32, 128])
-@pytest.mark.parametrize("grid", ["uniform", "cosine", "logsnr"])
+@pytest.mark.parametrize("grid", ["uniform", "cosine", "logsnr", "ramped"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_gaussian_joint_map_is_exact_at_any_number_of_steps(
     steps: int, grid: str, dtype: torch.dtype, tolerance: float

@@ -44,8 +44,14 @@ def test_logsnr_steps_are_equal_in_log_snr_inside() -> None:
     torch.testing.assert_close(snr.diff(), (-2 * widest / 10).expand(8))
 
 
+def test_ramped_steps_grow_from_a_quarter_at_the_data_to_equal_ones() -> None:
+    steps = -time_grid("ramped", 8, 1.0, 0.0).diff()
+    expected = torch.tensor([0.25, 0.4, 0.64, 1, 1, 1, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(steps / steps[-1], expected)
+
+
 def test_unknown_grid_and_no_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="valid: uniform, cosine, logsnr; did you mean 'cosine'"):
+    with pytest.raises(ValueError, match="valid: uniform, cosine, logsnr, ramped; did you mean 'cosine'"):
         time_grid("cosin", 4, 1.0, 0.0)
     with pytest.raises(ValueError, match="at least 1 step"):
         time_grid("uniform", 0, 1.0, 0.0)

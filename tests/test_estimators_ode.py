@@ -52,7 +52,7 @@ def test_fixed_step_solver_spends_exactly_its_stages_and_converges_with_its_orde
     assert torch.tensor(errors[0] / errors[1]).log2() == pytest.approx(ORDER[solver], abs=0.6)
 
 
-@pytest.mark.parametrize("grid", ["uniform", "cosine", "logsnr"])
+@pytest.mark.parametrize("grid", ["uniform", "cosine", "logsnr", "ramped"])
 @pytest.mark.parametrize("solver", ["midpoint", "rk4"])
 def test_every_grid_converges_and_costs_the_same(solver: str, grid: str) -> None:
     model = gaussian()

@@ -117,7 +117,7 @@ adaptive = st.fixed_dictionaries(
 )
 fixed = st.fixed_dictionaries(
     {"solver": st.sampled_from(["euler", "midpoint", "heun", "rk4"]), "steps": st.integers(1, 999)},
-    optional={"grid": st.sampled_from(["uniform", "cosine", "logsnr"])},
+    optional={"grid": st.sampled_from(["uniform", "cosine", "logsnr", "ramped"])},
 )
 traced = st.one_of(
     st.fixed_dictionaries({}, optional={"trace": st.sampled_from(["exact", "closed"])}),

@@ -4,6 +4,8 @@ r"""Time grids of fixed-step estimators, t_0 = start, ..., t_N = end, in float64
 - ``cosine``: ``t_k = start + (end - start) (1 - cos(pi k/N))/2``, dense at both ends.
 - ``logsnr``: uniform in the log signal-to-noise ratio ``2 log(t/(1 - t))`` of the straight path, between the
   two ends clipped to ``[delta, 1 - delta]``, delta = 1e-3; the ends themselves are kept.
+- ``ramped``: equal steps but for those next to the data, the end of larger t: a quarter of them, growing by 1.6 each.
+  A multistep solver that begins there has no values behind it yet.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from flowlik_estimators._words import unknown
 
-Grid = Literal["uniform", "cosine", "logsnr"]
+Grid = Literal["uniform", "cosine", "logsnr", "ramped"]
 LOGSNR_CLIP = 1e-3
+RAMP_FIRST, RAMP_GROWTH = 0.25, 1.6
 
 
 def uniform(steps: int, start: float, end: float) -> Tensor:
@@ -40,10 +43,19 @@ def logsnr(steps: int, start: float, end: float) -> Tensor:
     return times
 
 
+def ramped(steps: int, start: float, end: float) -> Tensor:
+    """Equal steps but for a few that shrink towards the larger time, (steps + 1,) float64."""
+    lengths = (RAMP_FIRST * RAMP_GROWTH ** torch.arange(steps, dtype=torch.float64)).clamp(max=1.0)
+    gone = torch.cat([torch.zeros(1, dtype=torch.float64), lengths.cumsum(0)])
+    gone = gone / gone[-1]
+    return _between(start, end, gone if start > end else 1.0 - gone.flip(0))
+
+
 GRIDS: dict[str, Callable[[int, float, float], Tensor]] = {
     "uniform": uniform,
     "cosine": cosine,
     "logsnr": logsnr,
+    "ramped": ramped,
 }
 
 

@@ -6,9 +6,9 @@ together (``augmented``), or x alone and the integral by a nested Clenshaw-Curti
 solve passes through (``quadrature``; docs/math.md section 2, `flowlik_estimators.quadrature`).
 
 Cost: an augmented evaluation is 1 forward, plus d vjps (exact), one vjp a probe (hutchinson) or none (closed).
-A fixed-step solve of N steps takes N (euler), 2 N (midpoint, heun), 3 N (heun3) or 4 N (rk4, the 3/8 rule)
-evaluations; ``richardson`` takes those of N and of 2 N steps. With the quadrature an evaluation of the solve is one
-forward, and a node is what an augmented evaluation is.
+A fixed-step solve of N steps takes N (euler), 2 N (midpoint, heun), 3 N (heun3), 4 N (rk4, the 3/8 rule) or N + 1
+(adams_pec, `flowlik_estimators.multistep`) evaluations; ``richardson`` takes those of N and of 2 N steps. With the
+quadrature an evaluation of the solve is one forward, and a node is what an augmented evaluation is.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from flowlik_estimators.base import (
     standard_normal_log_prob,
 )
 from flowlik_estimators.grids import Grid, time_grid
+from flowlik_estimators.multistep import adams_pec
 from flowlik_estimators.pilot import PILOT_ITEMS, PILOT_PROBES, STEP_ENDS, Law, Node, Pilot
 from flowlik_estimators.probes import Noise
 from flowlik_estimators.registry import register
@@ -41,11 +42,12 @@ from flowlik_estimators.trace import Traced, exact, hutchinson
 
 Solver = Literal[
     "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun",
-    "euler", "midpoint", "heun", "heun3", "rk4", "explicit_adams", "implicit_adams",
+    "euler", "midpoint", "heun", "heun3", "rk4", "explicit_adams", "implicit_adams", "adams_pec",
 ]  # fmt: skip
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-MULTISTEP = ("explicit_adams", "implicit_adams")
+EQUAL_STEPS = ("explicit_adams", "implicit_adams")
+MULTISTEP = (*EQUAL_STEPS, "adams_pec")
 _ALIASES = {"heun2": "heun", "fixed_adams": "implicit_adams"}
 _TORCHDIFFEQ = {"heun": "heun2"}
 _SAME_TIME = 1e-9
@@ -73,10 +75,10 @@ class ODE(Traced):
     """The ODE estimator.
 
     ``solver`` adaptive with ``rtol``, ``atol`` (1e-5 each) and ``max_nfe`` (10,000 evaluations, then the call
-    is given up as diverged), or fixed-step with ``steps`` on ``grid`` (uniform). An adaptive solve controls the
-    root-mean-square errors over the batch, in x's dtype, and never leaves the time interval; a fixed-step
-    solve keeps its state in float64 and calls the network in x's dtype. ``richardson`` extrapolates the results of
-    ``steps`` and twice as many by the solver's order.
+    is given up as diverged), or fixed-step with ``steps`` on ``grid`` (uniform; of adams_pec ramped). An adaptive
+    solve controls the root-mean-square errors over the batch, in x's dtype, and never leaves the time interval; a
+    fixed-step solve keeps its state in float64 and calls the network in x's dtype. ``richardson`` extrapolates the
+    results of ``steps`` and twice as many by the solver's order.
 
     ``trace``: exact, hutchinson, or closed, the model's own divergence. Hutchinson takes ``probes`` (1; with the
     quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal) in a ``basis`` (pixel, dct, pca) with a
@@ -132,7 +134,9 @@ class ODE(Traced):
     def implied(self) -> dict[str, object]:
         """Tolerances and limit of an adaptive solver, the grid of a fixed-step one; the plain probes; the rule."""
         own: dict[str, object] = (
-            {"rtol": 1e-5, "atol": 1e-5, "max_nfe": 10_000} if self.adaptive else {"grid": "uniform"}
+            {"rtol": 1e-5, "atol": 1e-5, "max_nfe": 10_000}
+            if self.adaptive
+            else {"grid": "ramped" if self.solver == "adams_pec" else "uniform"}
         )
         if self.stochastic:
             own |= {"basis": "pixel", "control": "none"}
@@ -176,7 +180,7 @@ class ODE(Traced):
         self._no_effect(f"with the fixed-step solver {self.solver}", "rtol", "atol", "max_nfe")
         if self.steps is None:
             raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs steps")
-        if self.solver in MULTISTEP and self.grid not in (None, "uniform"):
+        if self.solver in EQUAL_STEPS and self.grid not in (None, "uniform"):
             raise ValueError(f"{self.name}: the multistep solver {self.solver} needs grid=uniform")
 
     def supports(self, model: object) -> str | None:
@@ -398,6 +402,9 @@ class ODE(Traced):
             grid = _through(time_grid(self.grid, self.steps, start, end), ends).to(run.device)
             side.callback_step = lambda *_: run.stepped()
             options = {"grid_constructor": lambda func, y0, t: grid}
+            if self.solver == "adams_pec":
+                ahead = adams_pec(side, state, grid, run.stepped)
+                return tuple(torch.stack(ends) for ends in zip(state, ahead, strict=True))
         method = _TORCHDIFFEQ.get(self.solver, self.solver)
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         try:
