@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,9 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "digits.json").write_text(json.dumps(card))
     monkeypatch.setattr(references, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(zoo, "model_hash", lambda task, model: "now")
-    references.stored.cache_clear()
+    references.read_stored.cache_clear()
     yield folder
-    references.stored.cache_clear()
+    references.read_stored.cache_clear()
 
 
 def test_stored_values_come_with_their_items_and_nothing_for_the_others(stored: Path) -> None:
@@ -93,6 +94,26 @@ def test_a_reference_of_another_teacher_is_not_used(stored: Path, monkeypatch: p
     monkeypatch.setattr(zoo, "model_hash", lambda task, model: "later")
     task = get_task("digits")
     with pytest.raises(UnavailableError, match="flowlik reference digits --ship"):
+        task.reference("test", task.items("test", 4), 1.0)
+
+
+def test_samples_of_another_teacher_are_not_used(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "later")
+    with pytest.raises(UnavailableError, match="is of model now, not later"):
+        get_task("digits").items("teacher-samples", 2)
+
+
+def test_a_reference_beside_the_users_own_checkpoints_goes_before_the_shipped_one(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "runs" / "train"
+    monkeypatch.setenv("FLOWLIK_CHECKPOINTS", str(own))
+    assert references.stored("digits").file.parent == stored
+    shutil.copytree(stored, own / "references")
+    assert references.stored("digits").file.parent == own / "references"
+    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "later")
+    task = get_task("digits")
+    with pytest.raises(UnavailableError, match=f"flowlik reference digits --checkpoints {own}"):
         task.reference("test", task.items("test", 4), 1.0)
 
 

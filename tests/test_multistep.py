@@ -64,11 +64,10 @@ def test_a_cubic_is_followed_exactly_once_three_values_lie_behind() -> None:
         calls.append(float(t))
         return (4 * t**3 + 0 * state[0],)
 
-    ends = [adams_pec(evaluate, (torch.ones(1, dtype=torch.float64),), times[:n])[0] for n in (3, 9)]
-    assert float(ends[1] - ends[0]) == pytest.approx(-(0.75**4), abs=1e-14)
-    assert calls[-9:] == times.tolist()
-    with pytest.raises(ValueError, match="at least two times"):
-        adams_pec(evaluate, (torch.ones(1),), times[:1])
+    states = [float(state[0]) for state in adams_pec(evaluate, (torch.ones(1, dtype=torch.float64),), times)]
+    assert states[0] == 1.0
+    assert states[-1] - states[2] == pytest.approx(-(0.75**4), abs=1e-14)
+    assert calls == times.tolist()
 
 
 def test_n_steps_take_n_plus_one_evaluations_and_converge_with_the_third_order_of_their_start() -> None:
@@ -113,7 +112,29 @@ def test_its_grid_is_ramped_unless_another_is_named() -> None:
     assert float(time_grid("ramped", 8, 1.0, 0.0)[0]) == 1.0
     with pytest.raises(ValueError, match="richardson needs"):
         get("ode", solver="adams_pec", steps=8, richardson=True)
-    with pytest.raises(ValueError, match="needs divergence=augmented"):
-        get("ode", solver="adams_pec", steps=8, divergence="quadrature", nodes=9)
     with pytest.raises(ValueError, match="needs steps"):
         get("ode", solver="adams_pec")
+
+
+def test_nodes_of_a_quadrature_are_steps_of_it() -> None:
+    model = gaussian()
+    x = data(model)
+    out = get(
+        "ode", solver="adams_pec", steps=48, divergence="quadrature", nodes=17, trace="closed"
+    ).log_prob(model, x)
+    assert float((out.log_prob - model.log_prob(x)).abs().mean()) < 1e-3
+
+
+def test_a_pilot_follows_its_path_and_is_refused_where_steps_must_be_equal() -> None:
+    model = closed_form("gmm-64d")
+    x = data(model, 8)
+    labels = {}
+    for solver in ("adams_pec", "rk4"):
+        estimator = get("ode", solver=solver, steps=24, trace="hutchinson", probes=2, basis="auto")
+        out = estimator.log_prob(model, x)
+        assert out.status == "ok"
+        labels[solver] = out.log_prob
+    torch.testing.assert_close(labels["adams_pec"], labels["rk4"], rtol=0, atol=1.0)
+    for auto in ({"basis": "auto"}, {"control": "auto"}):
+        with pytest.raises(ValueError, match="needs a named basis and control"):
+            get("ode", solver="explicit_adams", steps=24, trace="hutchinson", **auto)

@@ -93,10 +93,9 @@ class ImageTask(Task):
     def _teacher_samples(self, n: int) -> Items:
         self.check_split(TEACHER_SAMPLES)
         self._need_teacher()
-        from flowlik.references import stored
+        from flowlik.references import stored_samples
 
-        x = torch.from_numpy(stored(self.id).arrays["teacher_samples"])[:n]
-        return Items(x=x, ids=torch.arange(len(x)), n=len(x))
+        return stored_samples(self, n)
 
     def _need_teacher(self) -> None:
         if not self.has_model(self.reference_model):

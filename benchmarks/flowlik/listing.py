@@ -10,10 +10,10 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flowlik_models
 
@@ -54,8 +54,25 @@ def registries() -> dict[str, dict[str, Any]]:
 
 
 def _first_line(kind: type) -> str:
-    parameters = ", ".join(field.name for field in fields(kind))
+    hints = get_type_hints(kind)
+    parameters = ", ".join(_spelled(field, hints[field.name]) for field in fields(kind))
     return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
+
+
+def _spelled(field: Field[Any], hint: Any) -> str:
+    """A parameter with the values it may take, or its default."""
+    named = [str(value) for value in _values(hint)]
+    if named:
+        return f"{field.name}={'|'.join(named)}"
+    simple = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+    return f"{field.name}={field.default}" if simple else field.name
+
+
+def _values(hint: Any) -> list[Any]:
+    """The values of a Literal, alone or in a union."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [value for part in get_args(hint) for value in _values(part)]
 
 
 def _stored() -> Mapping[str, dict[str, Any]] | None:

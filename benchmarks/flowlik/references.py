@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from flowlik.tasks import ClosedFormTask
 
 Say = Callable[[str], None]
+FOLDER = "references"
+"""In `results/`, and in a user's own folder of checkpoints."""
 SCHEMA = 1
 ITEMS = 256
 EXACT_DIMS = 128  # a node costs d products an item
@@ -61,31 +64,61 @@ class Stored:
     file: Path
 
 
-@cache
-def stored(task: str, folder: Path | None = None) -> Stored:
-    """The stored reference of a task, its arrays verified by their hash.
-
-    Args:
-        task: task id.
-        folder: where to look, default the shipped references.
+def stored(task: str) -> Stored:
+    """The stored reference of a task: beside the user's own checkpoints where it is there, else shipped.
 
     Raises:
         UnavailableError: there is none. ValueError: it is damaged; the message names the file.
     """
-    file = (folder or results_dir() / "references") / f"{task}.json"
-    arrays_file = file.with_suffix(".npz")
-    if not file.is_file() or not arrays_file.is_file():
-        raise UnavailableError(
-            f"no stored reference of {task}; make it with: flowlik reference {task} --ship"
-        )
+    name = f"{task}.json"
+    own = os.environ.get("FLOWLIK_CHECKPOINTS")
+    for folder in (*([Path(own) / FOLDER] if own else []), results_dir() / FOLDER):
+        if (folder / name).is_file() and (folder / name).with_suffix(".npz").is_file():
+            return read_stored(folder / name)
+    raise UnavailableError(f"no stored reference of {task}; make it with: {_cure(task)}")
+
+
+@cache
+def read_stored(file: Path) -> Stored:
+    """The reference whose card is ``file``, its arrays verified by their hash; ValueError where it is damaged."""
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
         expected = card["arrays_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: expected the card of a reference ({error})") from error
+    arrays_file = file.with_suffix(".npz")
     if hashlib.sha256(arrays_file.read_bytes()).hexdigest() != expected:
         raise ValueError(f"{arrays_file}: expected the arrays with the hash that stands in {file.name}")
     return Stored(card=card, arrays=read_arrays(arrays_file), file=file)
+
+
+def _of_present_model(task: Task) -> Stored:
+    """The stored reference; UnavailableError where it is another model's."""
+    from flowlik_models.zoo import model_hash
+
+    found = stored(task.id)
+    present = model_hash(task.id, task.reference_model)
+    if found.card["model_hash"] != present:
+        raise UnavailableError(
+            f"the reference of {task.id} is of model {found.card['model_hash']}, not {present}; make it again with: "
+            f"{_cure(task.id)}"
+        )
+    return found
+
+
+def _cure(task: str) -> str:
+    own = os.environ.get("FLOWLIK_CHECKPOINTS")
+    return f"flowlik reference {task} {f'--checkpoints {own}' if own else '--ship'}"
+
+
+def stored_samples(task: Task, n: int) -> Items:
+    """The first n of the teacher's stored samples.
+
+    Raises:
+        UnavailableError: none stored, or of another teacher. ValueError: they are damaged.
+    """
+    x = torch.from_numpy(_of_present_model(task).arrays["teacher_samples"])[:n]
+    return Items(x=x, ids=torch.arange(len(x)), n=len(x))
 
 
 def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference:
@@ -94,22 +127,17 @@ def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference
     Raises:
         UnavailableError: none stored, or of another model or another end time. ValueError: other points than stored.
     """
-    from flowlik_models.zoo import model_hash
-
-    found = stored(task.id)
+    found = _of_present_model(task)
     card = found.card
-    again = f"make it again with: flowlik reference {task.id} --ship"
-    present = model_hash(task.id, task.reference_model)
-    if card["model_hash"] != present:
-        raise UnavailableError(
-            f"the reference of {task.id} is of model {card['model_hash']}, not {present}; {again}"
-        )
     if abs(t - card["t_end"]) > 1e-9:
         raise UnavailableError(f"the reference of {task.id} is of t = {card['t_end']}, not {t}")
     values = np.asarray(found.arrays[f"{split}_log_prob"], dtype=np.float64)
     part = card["splits"][split]
     if tensor_hash(whole(task.items(split, len(values)).x)) != part["x_hash"]:
-        raise ValueError(f"{found.file}: expected the points of {split} with hash {part['x_hash']}; {again}")
+        raise ValueError(
+            f"{found.file}: expected the points of {split} with hash {part['x_hash']}; "
+            f"make it again with: {_cure(task.id)}"
+        )
     log_prob = np.full((items.draws, items.n), np.nan)
     known = min(items.n, len(values))
     log_prob[0, :known] = values[:known]
@@ -162,13 +190,13 @@ def make_reference(
 
 def ship_reference(task: str, folder: Path) -> Path:
     """Copy a reference from `folder` into the source tree; the path of its card there."""
-    target = need_source_root("--ship") / "results" / "references"
+    target = need_source_root("--ship") / "results" / FOLDER
     target.mkdir(parents=True, exist_ok=True)
     for suffix in (".npz", ".json"):
         file = folder / f"{task}{suffix}"
         if file.exists():
             shutil.copyfile(file, target / file.name)
-    stored.cache_clear()
+    read_stored.cache_clear()
     return target / f"{task}.json"
 
 

@@ -374,10 +374,9 @@ class DigitsTask(Task):
         """The first n images of a split as float32 points, `draws` dequantisations of each."""
         self.check_split(split)
         if split == "teacher-samples":
-            from flowlik.references import stored
+            from flowlik.references import stored_samples
 
-            x = torch.from_numpy(stored(self.id).arrays["teacher_samples"])[:n]
-            return Items(x=x, ids=torch.arange(len(x)), n=len(x))
+            return stored_samples(self, n)
         images = self.images(split)[:n]
         x = torch.cat([self.dequantise(images, split, draw) for draw in range(draws)])
         ids = torch.cat([torch.arange(len(images)) + draw * DRAW_STRIDE for draw in range(draws)])

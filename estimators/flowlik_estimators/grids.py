@@ -4,8 +4,9 @@ r"""Time grids of fixed-step estimators, t_0 = start, ..., t_N = end, in float64
 - ``cosine``: ``t_k = start + (end - start) (1 - cos(pi k/N))/2``, dense at both ends.
 - ``logsnr``: uniform in the log signal-to-noise ratio ``2 log(t/(1 - t))`` of the straight path, between the
   two ends clipped to ``[delta, 1 - delta]``, delta = 1e-3; the ends themselves are kept.
-- ``ramped``: equal steps but for those next to the data, the end of larger t: a quarter of them, growing by 1.6 each.
-  A multistep solver that begins there has no values behind it yet.
+- ``ramped``: equal steps but for a few next to the data, the end of larger t: the last of them is a quarter of an equal
+  one, each before it 1.6 times as long until they are equal; up to three steps are all of them ramp. A multistep solver
+  that begins at the data has no values behind it yet; both numbers were chosen by trial (docs/estimators.md).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ sampling from diffusion models a corrector without further evaluations is UniPC'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -29,21 +29,12 @@ PAST = 3
 State = tuple[Tensor, ...]
 
 
-def adams_pec(
-    evaluate: Callable[[Tensor, State], State],
-    state: State,
-    times: Tensor,
-    stepped: Callable[[], None] = lambda: None,
-) -> State:
-    """The state at the last of the times (steps + 1,) float64, monotone, from the state at the first.
+def adams_pec(evaluate: Callable[[Tensor, State], State], state: State, times: Tensor) -> Iterator[State]:
+    """The states at the times (steps + 1,) float64, monotone, one after the other, from the state at the first.
 
-    ``evaluate(t, state)`` gives the derivatives, of the state's shapes; ``stepped`` is called after every step.
-
-    Raises:
-        ValueError: fewer than two times.
+    ``evaluate(t, state)`` gives the derivatives, of the state's shapes.
     """
-    if len(times) < 2:
-        raise ValueError(f"steps need at least two times, got {len(times)}")
+    yield state
     ends = times.tolist()
     nodes, values = [ends[0]], [evaluate(times[0], state)]
     for k, (here, there) in enumerate(pairwise(ends), 1):
@@ -51,8 +42,7 @@ def adams_pec(
         nodes, values = [*nodes, there], [*values, evaluate(times[k], predicted)]
         state = _advanced(state, values, weights(nodes, here, there))
         nodes, values = nodes[-PAST:], values[-PAST:]
-        stepped()
-    return state
+        yield state
 
 
 def weights(nodes: Sequence[float], start: float, end: float) -> list[float]:

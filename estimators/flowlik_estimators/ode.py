@@ -47,7 +47,6 @@ Solver = Literal[
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 EQUAL_STEPS = ("explicit_adams", "implicit_adams")
-MULTISTEP = (*EQUAL_STEPS, "adams_pec")
 _ALIASES = {"heun2": "heun", "fixed_adams": "implicit_adams"}
 _TORCHDIFFEQ = {"heun": "heun2"}
 _SAME_TIME = 1e-9
@@ -153,6 +152,11 @@ class ODE(Traced):
             self._no_effect(f"with trace={self.trace}", "basis", "control", "allocation")
         if self.noise == "gaussian" and self.basis not in (None, "pixel"):
             raise ValueError(f"{self.name}: basis has no effect with noise=gaussian, whose law has no axes")
+        if self.solver in EQUAL_STEPS and "auto" in (self.basis, self.control):
+            raise ValueError(
+                f"{self.name}: the multistep solver {self.solver} needs a named basis and control: the nodes of a "
+                "pilot would make its steps unequal"
+            )
         if self.divergence == "augmented":
             self._no_effect("with divergence=augmented", "nodes", "tol", "allocation")
             return
@@ -163,7 +167,7 @@ class ODE(Traced):
             self._no_effect("with a given number of nodes", "tol")
         elif not self.adaptive:
             raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs nodes")
-        if self.solver in MULTISTEP:
+        if self.solver in EQUAL_STEPS:
             raise ValueError(f"{self.name}: the multistep solver {self.solver} needs divergence=augmented")
 
     def _check_solver(self) -> None:
@@ -403,8 +407,7 @@ class ODE(Traced):
             side.callback_step = lambda *_: run.stepped()
             options = {"grid_constructor": lambda func, y0, t: grid}
             if self.solver == "adams_pec":
-                ahead = adams_pec(side, state, grid, run.stepped)
-                return tuple(torch.stack(ends) for ends in zip(state, ahead, strict=True))
+                return self._by_adams(side, state, grid, set(ends), run)
         method = _TORCHDIFFEQ.get(self.solver, self.solver)
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         try:
@@ -417,6 +420,18 @@ class ODE(Traced):
             why = str(error).partition(":")[0]
             raise Diverged(f"{self.solver} gave up near t = {float(side.last):.6g}: {why}") from error
         return path
+
+    def _by_adams(
+        self, side: _Side, state: tuple[Tensor, ...], grid: Tensor, wanted: set[float], run: Run
+    ) -> tuple[Tensor, ...]:
+        """The states at the wanted times of the grid, (times, batch, ...) each part."""
+        kept = []
+        for k, (t, at) in enumerate(zip(grid.tolist(), adams_pec(side, state, grid), strict=True)):
+            if k:
+                run.stepped()
+            if t in wanted:
+                kept.append(at)
+        return tuple(torch.stack(parts) for parts in zip(*kept, strict=True))
 
 
 def _minus(prior: Tensor, integral: Estimate) -> Estimate:
