@@ -623,7 +623,7 @@ RECIPES["fashion-mnist"] = _image_maps(
         "direct": 0.3,
         "precision": "float32",  # of derivatives along the path
     },
-    {"steps": 3_500},
+    {"steps": 1_500},
     steps=9_000,
     precision="bfloat16",
 )
