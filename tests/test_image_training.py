@@ -20,6 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from flowlik.cli import app
+from flowlik_estimators import get
 from flowlik_models import parallel, preparation, training
 from flowlik_models.checkpoints import read_checkpoint
 from flowlik_models.image_source import ImageSource
@@ -28,6 +29,7 @@ from flowlik_models.images.places import CACHE_VARIABLE, DATA_VARIABLE
 from flowlik_models.losses import loss_of
 from flowlik_models.networks.images import cosine_basis, cosine_moments
 from flowlik_models.objectives import flow_matching_loss
+from flowlik_models.objectives.calibration import calibration_loss, few_step_log_prob
 from flowlik_models.objectives.realuid import RealUID
 from flowlik_models.parallel import Part
 from flowlik_models.recipes import RECIPES, Recipe
@@ -74,8 +76,8 @@ def assert_near(path: Path, other: Path, tolerance: float = 0.0) -> None:
 
 
 def test_models_build_on_each_other_and_are_kept_in_half_precision(fashion: Path) -> None:
-    for model in RECIPES["fashion-mnist"]:
-        path = train("fashion-mnist", model, out=fashion, steps=1)
+    made = {model: train("fashion-mnist", model, out=fashion, steps=1) for model in RECIPES["fashion-mnist"]}
+    path = made["direct-f2d2"]
     tensors, card = read_checkpoint(path)
     assert tensors["stem.weight"].dtype == torch.float16
     assert tensors["eigenvalues"].dtype == torch.float32
@@ -85,6 +87,63 @@ def test_models_build_on_each_other_and_are_kept_in_half_precision(fashion: Path
     assert torch.equal(network.eigenvalues, tensors["eigenvalues"])
     basis = network.eigenvectors
     torch.testing.assert_close(basis.T @ basis, torch.eye(784), atol=2e-3, rtol=0)  # type: ignore[operator]
+
+
+def test_calibration_trains_the_divergence_head_alone_towards_known_likelihoods(
+    fashion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in ("teacher", "direct-f2d2"):
+        before = train("fashion-mnist", model, out=fashion, steps=1)
+    task, model = "fashion-mnist", "direct-f2d2-calibrated"
+    fast = dataclasses.replace(RECIPES[task][model], learning_rate=0.2)  # the first steps are a warm-up
+    monkeypatch.setitem(RECIPES[task], model, fast)
+    source = preparation.source_for(task, RECIPES[task][model], fashion, "cpu")
+    assert source.paths is not None
+    x, log_prob = source.paths.likelihoods(32, torch.Generator().manual_seed(1))
+
+    def error(path: Path, model: str) -> float:
+        network = load_model(task, model, path=path)
+        found = [get("f2d2", steps=steps).log_prob(network, x).log_prob for steps in (1, 2, 4, 8)]
+        return float(sum((each - log_prob).square().mean() for each in found)) ** 0.5
+
+    after = train(task, model, out=fashion, steps=12)
+    changed = {
+        name for name, tensor in weights(before).items() if not torch.equal(tensor, weights(after)[name])
+    }
+    assert changed == {
+        f"{layer}.{kind}" for layer in ("local", "pooled", "read_out") for kind in ("weight", "bias")
+    }
+    assert error(after, model) < 0.9 * error(before, "direct-f2d2")
+
+    monkeypatch.setattr(training, "_SAVE_EVERY", 0.0)
+    taken = training._Run.take
+
+    def interrupted(self: training._Run, loss: Tensor, parts: int) -> None:
+        if self.step == 3:
+            raise KeyboardInterrupt
+        taken(self, loss, parts)
+
+    whole = train(task, model, out=fashion, steps=5)
+    kept = weights(whole)
+    monkeypatch.setattr(training._Run, "take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(task, model, out=fashion, steps=5)
+    monkeypatch.setattr(training._Run, "take", taken)
+    gone_on = weights(train(task, model, out=fashion, steps=5))
+    assert all(torch.equal(kept[name], gone_on[name]) for name in kept)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_calibrated_likelihood_is_that_of_f2d2(fashion: Path, steps: int) -> None:
+    train("fashion-mnist", "teacher", out=fashion, steps=1)
+    network = load_model(
+        "fashion-mnist", "direct-f2d2", path=train("fashion-mnist", "direct-f2d2", out=fashion, steps=2)
+    )
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    expected = get("f2d2", steps=steps).log_prob(network, x).log_prob
+    torch.testing.assert_close(few_step_log_prob(network, x, steps, 1.0), expected, rtol=1e-6, atol=1e-3)
+    with pytest.raises(ValueError, match=r"expected log-densities of shape \(3,\)"):
+        calibration_loss(network, x, torch.zeros(3, 1), 1.0)
 
 
 def test_parts_of_a_batch_make_the_same_step(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:

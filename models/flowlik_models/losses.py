@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .conditional import PATHS
 from .objectives import CONDITIONS, Context, adaptive, evaluation, flow_matching_loss, own_field, residuals
 from .objectives.batch import Batch
+from .objectives.calibration import calibration_loss
 from .objectives.imitation import imitation_loss
 from .objectives.realuid import matching_loss, realuid_loss
 from .parallel import WHOLE, Part
@@ -34,6 +35,10 @@ def loss_of(
     """
     if recipe.path is not None:
         return _conditional_loss(recipe, network, average, source, generator, device, step, part)
+    if recipe.objective == "calibration":
+        assert source.paths is not None
+        x, log_prob = (rows.to(device) for rows in source.paths.likelihoods(recipe.batch, generator, part))
+        return calibration_loss(network, x, log_prob, float(source.paths.times[0, 0]))
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
     if recipe.objective == "flow-matching":

@@ -16,6 +16,7 @@ from .networks.images import Moments
 from .networks.one_step import OneStepGenerator
 from .networks.policy import PolicyImages
 from .networks.vector import VectorFlowMap
+from .objectives.calibration import only_the_head
 from .parallel import ALONE, Group
 from .recipes import CLOSED_FORM_TEACHER, DATA_TEACHER, Recipe
 from .sources import ClosedFormSource, Source, path_starts
@@ -71,6 +72,8 @@ def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
         generator = torch.Generator().manual_seed(_POOL_SEED)
         network.clusters.fit(closed_form(task).sample(_FITTED, generator=generator))
     _start(network, task, recipe, out)
+    if recipe.objective == "calibration":
+        only_the_head(network)
     return network
 
 

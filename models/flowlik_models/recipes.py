@@ -12,7 +12,9 @@ from .objectives.conditions import Derivative
 from .objectives.imitation import Imitation
 from .objectives.realuid import RealUID
 
-Objective = Literal["flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "imitation", "realuid"]
+Objective = Literal[
+    "flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "calibration", "imitation", "realuid"
+]
 Fault = Literal["broadcast", "one-direction", "step-hole"]
 CLOSED_FORM_TEACHER = "closed-form"
 DATA_TEACHER = "data"
@@ -43,7 +45,8 @@ class Recipe:
     solved beforehand; ``pool_data``: share of them that begin at training images, moved as ``shift`` says, instead of
     at noise; ``pool_share``: share of the data that are the teacher's own samples; ``pool_probes``: probes of each of
     their divergences near the data; ``direct``: share of a batch whose targets are averages read off the trajectories;
-    the other rows of objective ``direct`` lie on the diagonal.
+    the other rows of objective ``direct`` lie on the diagonal. Objective ``calibration`` trains the divergence head
+    alone, by the likelihoods of the trajectories' ends (`objectives.calibration`).
     ``imitation``: how policies are trained, objective ``imitation`` alone. ``path``: the framework of a field that is
     trained on conditional targets alone, or of a one-step generator; ``realuid``: how the latter is trained, objective
     ``realuid`` alone. ``betas``: of Adam.
@@ -141,6 +144,10 @@ class Recipe:
             raise ValueError("divergence_objective is given and divergence is off")
         if not 0 <= self.direct <= 1 or (self.direct and not self.pool):
             raise ValueError("direct is a share of the batch and needs a pool of solved trajectories")
+        if self.objective == "calibration" and not (self.divergence and self.pool and self.start_from):
+            raise ValueError(
+                "objective calibration needs a divergence head, a model to start from and a pool"
+            )
         if "direct" in (self.objective, self.divergence_objective) and not self.direct:
             raise ValueError("objective direct needs a share of direct rows")
         if self.accumulate < 1 or self.batch % self.accumulate:
@@ -164,6 +171,7 @@ def needs_forward_mode(recipe: Recipe) -> bool:
     return recipe.derivative == "jvp" and not conditions <= {
         "flow-matching",
         "direct",
+        "calibration",
         "imitation",
         "shortcut",
         "realuid",
@@ -583,10 +591,13 @@ _FASHION = Recipe(
 )
 
 
+_CALIBRATION_STEPS = 400
+
+
 def _image_maps(
     teacher: Recipe, alone: dict[str, Any], joint: dict[str, Any], **direct: Any
 ) -> dict[str, Recipe]:
-    """Teacher, MeanFlow, its joint map, and the joint map read off trajectories."""
+    """Teacher, MeanFlow, its joint map, the joint map read off trajectories, and the same with its head calibrated."""
     base = replace(
         teacher,
         objective="meanflow",
@@ -604,11 +615,22 @@ def _image_maps(
     )
     both = replace(base, divergence=True, start_from="meanflow", **joint)
     read_off: dict[str, Any] = {"objective": "direct", "direct": 0.9, "start_from": "teacher"}
+    made = replace(both, **(read_off | direct))
     return {
         "teacher": teacher,
         "meanflow": base,
         "meanflow-f2d2": both,
-        "direct-f2d2": replace(both, **(read_off | direct)),
+        "direct-f2d2": made,
+        "direct-f2d2-calibrated": replace(
+            made,
+            objective="calibration",
+            start_from="direct-f2d2",
+            direct=0.0,
+            steps=_CALIBRATION_STEPS,
+            learning_rate=1e-3,
+            ema=0.99,
+            precision="float32",  # of the latents whose norm the head makes up for
+        ),
     }
 
 

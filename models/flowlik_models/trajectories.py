@@ -24,9 +24,10 @@ from torch import Tensor
 from .checkpoints import read_checkpoint, save_tensors
 from .data import continuous, mirrored, shifted
 from .divergence_targets import velocity_and_products
+from .gaussian import standard_normal_log_prob
 from .networks.embedding import stretched_time, unstretched_time
 from .objectives.batch import Batch
-from .parallel import ALONE, Group
+from .parallel import ALONE, WHOLE, Group, Part
 from .training_images import TrainingImages, training_images
 
 STEPS = 32
@@ -79,6 +80,14 @@ class Paths:
         row = 2 * torch.randint(self.own // 2, (n // 2,), generator=generator, device=generator.device)
         rows = torch.cat((row, row + 1))
         return self.states[-1, rows], self.states[0, rows]
+
+    def likelihoods(self, n: int, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
+        """The part's rows of ``n`` data points of random trajectories (n, *event), with their log-densities (n,)."""
+        row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
+        if part.count > 1:
+            row = row[part.rows(n, device=row.device)]
+        log_prob = standard_normal_log_prob(self.states[-1, row].double()) + self.log_dets[-1, row]
+        return self.states[0, row], log_prob
 
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
