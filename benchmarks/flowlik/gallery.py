@@ -71,6 +71,11 @@ SHOWN: Final = (
         *("peers", "gmm-64d--error", "Error against cost of ours and of public libraries"),
         published="peers--gmm-64d--error",
     ),
+    Shown(
+        "fashion-mnist",
+        "fashion-mnist--error",
+        "Fashion-MNIST: per-sample error against three costs, reference the converged teacher",
+    ),
     Shown("few-steps", "gmm-2d--few-steps", "Few-step likelihoods of every kind against three costs"),
     Shown(
         "few-steps",
