@@ -256,7 +256,7 @@ def test_the_command_makes_a_reference_in_pieces_that_a_run_can_use(
     assert told["rule_error_bpd"] < 1e-3
 
     monkeypatch.setattr(references, "results_dir", lambda: tmp_path)
-    references.stored.cache_clear()
+    references.read_stored.cache_clear()
     try:
         arrays = references.stored("made-up").arrays
         assert {array.dtype for array in arrays.values()} == {np.dtype("float32")}
@@ -268,7 +268,7 @@ def test_the_command_makes_a_reference_in_pieces_that_a_run_can_use(
             assert np.abs(z).max() < 4.5
             assert found.error == card["splits"][split]["error_bpd"]
     finally:
-        references.stored.cache_clear()
+        references.read_stored.cache_clear()
 
 
 def test_an_error_that_has_no_effect_or_no_meaning_is_bad_input(made_up: _MadeUp, tmp_path: Path) -> None:
