@@ -52,7 +52,7 @@ def test_weights_integrate_polynomials_through_any_nodes(
         for w, t in zip(weights(nodes, start, end), nodes, strict=True)
     )
     truth = sum(c * (end ** (k + 1) - start ** (k + 1)) / (k + 1) for k, c in enumerate(coefficients))
-    assert found == pytest.approx(truth, abs=1e-6)
+    assert found == pytest.approx(truth, abs=1e-11)
 
 
 def test_a_cubic_is_followed_exactly_once_three_values_lie_behind() -> None:
@@ -78,9 +78,9 @@ def test_n_steps_take_n_plus_one_evaluations_and_converge_with_the_third_order_o
         out = get("ode", solver="adams_pec", steps=steps, trace="closed").log_prob(model, x)
         assert (out.cost.forwards, out.cost.accepted_steps) == (steps + 1, steps)
         errors.append(float((out.log_prob - model.log_prob(x)).abs().mean()))
-    assert errors[0] / errors[1] > 2**2.5
-    assert errors[1] / errors[2] > 2**2.5
-    assert errors[2] < 1e-4
+    assert errors[0] / errors[1] > 2**3
+    assert errors[1] / errors[2] > 2**3
+    assert errors[2] < 1e-7
 
 
 def test_it_beats_the_textbook_rules_at_as_many_evaluations() -> None:
@@ -89,12 +89,12 @@ def test_it_beats_the_textbook_rules_at_as_many_evaluations() -> None:
 
     def error(solver: str, steps: int) -> float:
         out = get("ode", solver=solver, steps=steps, grid="ramped", trace="closed").log_prob(model, x)
-        assert out.cost.forwards in (24, 25)
+        assert out.cost.forwards == 24
         return float((out.log_prob - model.log_prob(x, t=1.0 - model.eps)).abs().mean())
 
-    multistep = error("adams_pec", 24)
-    assert multistep < error("euler", 24)
-    assert multistep < error("midpoint", 12)
+    multistep = error("adams_pec", 23)
+    assert multistep < 0.02 * error("euler", 24)
+    assert multistep < 0.1 * error("midpoint", 12)
 
 
 def test_density_found_while_sampling_is_found_again_while_inverting() -> None:
@@ -102,8 +102,8 @@ def test_density_found_while_sampling_is_found_again_while_inverting() -> None:
     estimator = get("ode", solver="adams_pec", steps=128, trace="closed")
     drawn = estimator.sample(model, 30, dtype=torch.float64)
     assert drawn.log_prob is not None
-    torch.testing.assert_close(drawn.log_prob, model.log_prob(drawn.x), rtol=0, atol=1e-3)
-    torch.testing.assert_close(estimator.log_prob(model, drawn.x).log_prob, drawn.log_prob, rtol=0, atol=1e-3)
+    torch.testing.assert_close(drawn.log_prob, model.log_prob(drawn.x), rtol=0, atol=2e-5)
+    torch.testing.assert_close(estimator.log_prob(model, drawn.x).log_prob, drawn.log_prob, rtol=0, atol=2e-5)
 
 
 def test_its_grid_is_ramped_unless_another_is_named() -> None:
@@ -122,19 +122,19 @@ def test_nodes_of_a_quadrature_are_steps_of_it() -> None:
     out = get(
         "ode", solver="adams_pec", steps=48, divergence="quadrature", nodes=17, trace="closed"
     ).log_prob(model, x)
-    assert float((out.log_prob - model.log_prob(x)).abs().mean()) < 1e-3
+    assert float((out.log_prob - model.log_prob(x)).abs().mean()) < 1e-5
 
 
 def test_a_pilot_follows_its_path_and_is_refused_where_steps_must_be_equal() -> None:
     model = closed_form("gmm-64d")
     x = data(model, 8)
-    labels = {}
+    found = {}
     for solver in ("adams_pec", "rk4"):
         estimator = get("ode", solver=solver, steps=24, trace="hutchinson", probes=2, basis="auto")
         out = estimator.log_prob(model, x)
         assert out.status == "ok"
-        labels[solver] = out.log_prob
-    torch.testing.assert_close(labels["adams_pec"], labels["rk4"], rtol=0, atol=1.0)
+        found[solver] = out.log_prob
+    torch.testing.assert_close(found["adams_pec"], found["rk4"], rtol=0, atol=0.1)
     for auto in ({"basis": "auto"}, {"control": "auto"}):
         with pytest.raises(ValueError, match="needs a named basis and control"):
             get("ode", solver="explicit_adams", steps=24, trace="hutchinson", **auto)

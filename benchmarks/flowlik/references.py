@@ -31,6 +31,7 @@ from flowlik.records import read_arrays, to_plain, utc_now, write_arrays
 from flowlik.rule import NEAR_DATA, NEAR_NOISE, converged_log_prob
 from flowlik.tasks import Array, Items, Reference, Task, UnavailableError, get_task, tensor_hash
 from flowlik_models.files import write_atomically
+from flowlik_models.zoo import CHECKPOINTS_VARIABLE
 
 if TYPE_CHECKING:
     from flowlik.tasks import ClosedFormTask
@@ -64,6 +65,12 @@ class Stored:
     file: Path
 
 
+def own_checkpoints() -> Path | None:
+    """The user's own folder of checkpoints, and of the references that belong to them."""
+    folder = os.environ.get(CHECKPOINTS_VARIABLE)
+    return Path(folder) if folder else None
+
+
 def stored(task: str) -> Stored:
     """The stored reference of a task: beside the user's own checkpoints where it is there, else shipped.
 
@@ -71,8 +78,8 @@ def stored(task: str) -> Stored:
         UnavailableError: there is none. ValueError: it is damaged; the message names the file.
     """
     name = f"{task}.json"
-    own = os.environ.get("FLOWLIK_CHECKPOINTS")
-    for folder in (*([Path(own) / FOLDER] if own else []), results_dir() / FOLDER):
+    own = own_checkpoints()
+    for folder in (*([own / FOLDER] if own else []), results_dir() / FOLDER):
         if (folder / name).is_file() and (folder / name).with_suffix(".npz").is_file():
             return read_stored(folder / name)
     raise UnavailableError(f"no stored reference of {task}; make it with: {_cure(task)}")
@@ -107,7 +114,7 @@ def _of_present_model(task: Task) -> Stored:
 
 
 def _cure(task: str) -> str:
-    own = os.environ.get("FLOWLIK_CHECKPOINTS")
+    own = own_checkpoints()
     return f"flowlik reference {task} {f'--checkpoints {own}' if own else '--ship'}"
 
 

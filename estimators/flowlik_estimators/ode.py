@@ -404,10 +404,10 @@ class ODE(Traced):
             assert self.steps is not None
             assert self.grid is not None
             grid = _through(time_grid(self.grid, self.steps, start, end), ends).to(run.device)
+            if self.solver == "adams_pec":
+                return _by_adams(side, state, grid, set(ends))
             side.callback_step = lambda *_: run.stepped()
             options = {"grid_constructor": lambda func, y0, t: grid}
-            if self.solver == "adams_pec":
-                return self._by_adams(side, state, grid, set(ends), run)
         method = _TORCHDIFFEQ.get(self.solver, self.solver)
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         try:
@@ -421,17 +421,13 @@ class ODE(Traced):
             raise Diverged(f"{self.solver} gave up near t = {float(side.last):.6g}: {why}") from error
         return path
 
-    def _by_adams(
-        self, side: _Side, state: tuple[Tensor, ...], grid: Tensor, wanted: set[float], run: Run
-    ) -> tuple[Tensor, ...]:
-        """The states at the wanted times of the grid, (times, batch, ...) each part."""
-        kept = []
-        for k, (t, at) in enumerate(zip(grid.tolist(), adams_pec(side, state, grid), strict=True)):
-            if k:
-                run.stepped()
-            if t in wanted:
-                kept.append(at)
-        return tuple(torch.stack(parts) for parts in zip(*kept, strict=True))
+
+def _by_adams(side: _Side, state: tuple[Tensor, ...], grid: Tensor, wanted: set[float]) -> tuple[Tensor, ...]:
+    """The states at the wanted times of the grid, (times, batch, ...) each part."""
+    kept = [at for t, at in zip(grid.tolist(), adams_pec(side, state, grid), strict=True) if t in wanted]
+    for _ in range(len(grid) - 1):
+        side.run.stepped()
+    return tuple(torch.stack(parts) for parts in zip(*kept, strict=True))
 
 
 def _minus(prior: Tensor, integral: Estimate) -> Estimate:

@@ -35,10 +35,11 @@ def loss_of(
     """
     if recipe.path is not None:
         return _conditional_loss(recipe, network, average, source, generator, device, step, part)
+    end = 1.0 - float(getattr(network, "eps", 0.0))
     if recipe.objective == "calibration":
         assert source.paths is not None
         x, log_prob = (rows.to(device) for rows in source.paths.likelihoods(recipe.batch, generator, part))
-        return calibration_loss(network, x, log_prob, float(source.paths.times[0, 0]))
+        return calibration_loss(network, x, log_prob, end)
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
     if recipe.objective == "flow-matching":
@@ -52,7 +53,6 @@ def loss_of(
         x, t = batch.x.to(device), batch.t.to(device)
         _, divergence = recipe.divergence_target(average, x, t, generator)
         batch = dataclasses.replace(batch, divergence=divergence)
-    end = 1.0 - float(getattr(network, "eps", 0.0))
     target = evaluation(average, recipe.divergence)
     taught = recipe.teacher != DATA_TEACHER
     field = _on(device, source.field(recipe, generator)) if taught else own_field(target)

@@ -591,9 +591,6 @@ _FASHION = Recipe(
 )
 
 
-_CALIBRATION_STEPS = 400
-
-
 def _image_maps(
     teacher: Recipe, alone: dict[str, Any], joint: dict[str, Any], **direct: Any
 ) -> dict[str, Recipe]:
@@ -626,7 +623,7 @@ def _image_maps(
             objective="calibration",
             start_from="direct-f2d2",
             direct=0.0,
-            steps=_CALIBRATION_STEPS,
+            steps=400,
             learning_rate=1e-3,
             ema=0.99,
             precision="float32",  # of the latents whose norm the head makes up for

@@ -76,7 +76,7 @@ def reference(
     data_dir: DataOption = None,
 ) -> None:
     """Compute the task's converged likelihoods and the checks they passed; an interrupted call goes on."""
-    from flowlik.references import FOLDER, make_reference, ship_reference
+    from flowlik.references import FOLDER, make_reference, own_checkpoints, ship_reference
     from flowlik.tasks import UnavailableError, get_task
 
     with bad_usage():
@@ -84,7 +84,7 @@ def reference(
         use_checkpoints(checkpoints)
         chosen = pick_device(device)
         get_task(task)
-    folder = out or (checkpoints or Path("runs")) / FOLDER
+    folder = out or (own_checkpoints() or Path("runs")) / FOLDER
     try:
         path = make_reference(task, folder, device=chosen, limit=limit, stderr=stderr, progress=typer.echo)
         if ship:
