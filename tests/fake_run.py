@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowlik.records import COLUMNS
+from flowlik.records.columns import COLUMNS
 
 LN2 = math.log(2.0)
 SHAPES = {"gmm-2d": 2, "checkerboard-2d": 2, "thin-2d": 2, "gmm-64d": 64, "digits": 64}

@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from flowlik_models import training
+from flowlik_models.training import trainer
 
 
 def train_interrupted(
     task: str, model: str, out: Path, *, steps: int, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Train, stop as Ctrl-C does after so many steps, and train again with the same call; the checkpoint's path."""
-    update, calls = training._Run.update, []
+    update, calls = trainer._Run.update, []
 
-    def interrupted(self: training._Run, loss: Tensor) -> None:
+    def interrupted(self: trainer._Run, loss: Tensor) -> None:
         if len(calls) == after:
             raise KeyboardInterrupt
         calls.append(1)
         update(self, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_SAVE_EVERY", 0.0)
-        patch.setattr(training._Run, "update", interrupted)
+        patch.setattr(trainer, "_SAVE_EVERY", 0.0)
+        patch.setattr(trainer._Run, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            training.train(task, model, out=out, steps=steps)
-    return training.train(task, model, out=out, steps=steps)
+            trainer.train(task, model, out=out, steps=steps)
+    return trainer.train(task, model, out=out, steps=steps)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowlik_models.gaussian import Gaussian
+from flowlik_models.closed_forms.gaussian import Gaussian
 from flowlik_models.networks.images import cosine_basis
 from flowlik_models.networks.policy import PolicyHead, PolicyImages
 

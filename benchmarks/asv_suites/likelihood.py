@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowlik.measures import bits_per_dim
-from flowlik.points import whole
-from flowlik.tasks import get_task
+from flowlik.measures.accuracy import bits_per_dim
+from flowlik.tasks.points import whole
+from flowlik.tasks.registry import get_task
 from flowlik_estimators import Estimate, parse_spec
 from flowlik_models.zoo import load_model
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik.frechet import frechet_distance
-from flowlik.points import whole
-from flowlik.tasks import get_task
+from flowlik.measures.frechet import frechet_distance
+from flowlik.tasks.points import whole
+from flowlik.tasks.registry import get_task
 from flowlik_estimators import get
-from flowlik_models.features import load_extractor
+from flowlik_models.features.classifier import load_extractor
 from flowlik_models.zoo import load_model
 
 SAMPLES = 360

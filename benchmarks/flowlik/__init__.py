@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowlik.records import read_records
+    from flowlik.records.reading import read_records
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "read_records"]
@@ -18,7 +18,7 @@ __all__ = ["__version__", "read_records"]
 def __getattr__(name: str) -> Any:
     """Load `read_records` when it is first asked for (it brings pandas)."""
     if name == "read_records":
-        from flowlik.records import read_records
+        from flowlik.records.reading import read_records
 
         return read_records
     raise AttributeError(f"module 'flowlik' has no attribute {name!r}")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flowlik.controls import is_control
-from flowlik.records import SCHEMA_VERSION, to_plain
+from flowlik.records.columns import SCHEMA_VERSION
+from flowlik.records.writing import to_plain
 
 DTYPES = ("float32", "float64")
 ESTIMATOR_COLUMNS = ("steps", "solver", "rtol", "atol", "trace", "probes", "noise")
@@ -19,11 +19,11 @@ ESTIMATOR_COLUMNS = ("steps", "solver", "rtol", "atol", "trace", "probes", "nois
 class Options:
     """What a suite sets besides task, model and estimator; every field may stand in its TOML file.
 
-    `n_items` items in batches of `batch_size`, a number or auto (`flowlik.memory`); `compile` the network
-    (`flowlik.speed`); `draws` dequantisation draws of discrete data; `density` also evaluates the task's 2-D grid;
-    `samples` also draws that many and judges them; `likelihood` false leaves out everything but the samples, whose
-    cost is then the cell's; `uses` names what the likelihood is tried at besides (`flowlik.uses`); `rounds` of timing
-    on `timing_batch` items (0: no timing).
+    `n_items` items in batches of `batch_size`, a number or auto (`flowlik.evaluation.batching.batch_size`); `compile`
+    the network (`flowlik.evaluation.compilation`); `draws` dequantisation draws of discrete data; `density` also
+    evaluates the task's 2-D grid; `samples` also draws that many and judges them; `likelihood` false leaves out
+    everything but the samples, whose cost is then the cell's; `uses` names what the likelihood is tried at besides
+    (`flowlik.uses`); `rounds` of timing on `timing_batch` items (0: no timing).
     """
 
     split: str = "test"
@@ -121,3 +121,11 @@ def estimator_columns(estimator: Any) -> dict[str, Any]:
         "params": dict(params),
         "estimator_version": estimator.version,
     }
+
+
+CONTROLS = ("control-mean", "control-component", "control-gaussian")
+
+
+def is_control(name: str) -> bool:
+    """True for the names of control rows."""
+    return name in CONTROLS

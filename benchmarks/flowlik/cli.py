@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import typer
 
-from flowlik.commands import look, make, results
+from flowlik.commands import build, inspect, results
 from flowlik.commands.run import run
 
 app = typer.Typer(
@@ -26,9 +26,9 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
-    "list": look.list_,
-    "train": make.train,
-    "reference": make.reference,
+    "list": inspect.list_,
+    "train": build.train,
+    "reference": build.reference,
     "figures": results.figures,
     "table": results.table,
     "report": results.report,
@@ -36,9 +36,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": results.reproduce,
     "merge": results.merge,
     "gallery": results.gallery,
-    "check": look.check,
-    "data": make.data,
-    "sysinfo": look.sysinfo,
+    "check": inspect.check,
+    "data": build.data,
+    "sysinfo": inspect.sysinfo,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -17,7 +17,8 @@ from flowlik_estimators import (
     self_guidance,
     whitened,
 )
-from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.grids import time_grid
 from flowlik_estimators.registry import available, get, parse_spec, register

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_estimators.counting import inner_networks
-from flowlik_models.holding import held
+from flowlik_models.frozen_parameters import frozen as frozen_parameters
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -45,7 +45,7 @@ def ordinary(x: Tensor) -> Tensor:
 
 def frozen(model: object, freeze: bool) -> AbstractContextManager[None]:
     """Switch off the gradients of the parameters, so that a trace builds no graph towards them."""
-    return held(_parameters(model)) if freeze else nullcontext()
+    return frozen_parameters(_parameters(model)) if freeze else nullcontext()
 
 
 def _parameters(model: object) -> Iterator[nn.Parameter]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
 

@@ -31,11 +31,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import counted, inner_networks
+from flowlik_estimators.divergence.products import Traced, exact, hutchinson
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import Traced, exact, hutchinson
 from flowlik_models import random
 
 TIME_STREAM = 2**20

@@ -31,10 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import jacobian_rows, with_graph
 
 MAX_DIM = 784
 """28 x 28 pixels: beyond it the d products and the d^3 determinant of a step are out of proportion."""

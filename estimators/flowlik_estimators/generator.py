@@ -30,12 +30,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import counted, inner_networks
+from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import jacobian_rows, with_graph
 from flowlik_models import random
 
 MAX_DIM = 784

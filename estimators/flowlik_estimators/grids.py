@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators._words import unknown
+from flowlik_models.names import unknown
 
 Grid = Literal["uniform", "cosine", "logsnr", "ramped"]
 LOGSNR_CLIP = 1e-3
@@ -67,7 +67,7 @@ def time_grid(grid: str, steps: int, start: float, end: float) -> Tensor:
         ValueError: unknown grid, fewer than one step, or ends between which the grid has no room.
     """
     if grid not in GRIDS:
-        raise ValueError(unknown("unknown grid", grid, GRIDS))
+        raise ValueError(unknown("grid", grid, GRIDS))
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}")
     times = GRIDS[grid](steps, start, end)

@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Run, Samples, mean_over_probes, standard_normal_log_prob
+from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes, standard_normal_log_prob
+from flowlik_estimators.divergence.products import Traced
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import Traced
 
 
 @register("meanflow")

@@ -3,18 +3,18 @@ r"""Likelihood by the probability-flow ODE (Chen et al. 2018, arXiv 1806.07366; 
 ``dx/dt = v(x, t)``, ``d log p/dt = -div v(x, t)``, hence ``log p(x_1) = log N(x_0; 0, I) - int_0^1 div v(x_t,
 t) dt``. torchdiffeq solves a data point from t = 1 - eps down to 0, a sample from 0 up: x and the integral
 together (``augmented``), or x alone and the integral by a nested Clenshaw-Curtis rule at times that the same
-solve passes through (``quadrature``; docs/math.md section 2, `flowlik_estimators.quadrature`).
+solve passes through (``quadrature``; docs/math.md section 2, `flowlik_estimators.integration.clenshaw_curtis`).
 
-Cost: an augmented evaluation is 1 forward, plus d vjps (exact), one vjp a probe (hutchinson) or none (closed).
-A fixed-step solve of N steps takes N (euler), 2 N (midpoint, heun), 3 N (heun3), 4 N (rk4, the 3/8 rule) or N + 1
-(adams_pec, `flowlik_estimators.multistep`) evaluations; ``richardson`` takes those of N and of 2 N steps. With the
-quadrature an evaluation of the solve is one forward, and a node is what an augmented evaluation is.
+Cost: an augmented evaluation is 1 forward, plus d vjps (exact), one vjp a probe (hutchinson) or none (closed). A
+fixed-step solve of N steps takes N (euler), 2 N (midpoint, heun), 3 N (heun3), 4 N (rk4, the 3/8 rule) or N + 1
+(adams_pec, `flowlik_estimators.integration.adams`) evaluations; ``richardson`` takes those of N and of 2 N steps. With
+the quadrature an evaluation of the solve is one forward, and a node is what an augmented evaluation is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from flowlik_estimators import probes as laws
-from flowlik_estimators import quadrature
-from flowlik_estimators.base import (
+from flowlik_estimators.call import (
     PROBE_STREAM,
     Diverged,
     Estimate,
@@ -33,25 +31,30 @@ from flowlik_estimators.base import (
     mean_over_probes,
     standard_normal_log_prob,
 )
+from flowlik_estimators.divergence import probes as laws
+from flowlik_estimators.divergence.pilot import PILOT_ITEMS, PILOT_PROBES, STEP_ENDS, Law, Node, Pilot
+from flowlik_estimators.divergence.probes import Noise
+from flowlik_estimators.divergence.products import Traced, exact, hutchinson
 from flowlik_estimators.grids import Grid, time_grid
-from flowlik_estimators.multistep import adams_pec
-from flowlik_estimators.pilot import PILOT_ITEMS, PILOT_PROBES, STEP_ENDS, Law, Node, Pilot
-from flowlik_estimators.probes import Noise
+from flowlik_estimators.integration import clenshaw_curtis
+from flowlik_estimators.integration.adams import adams_pec
+from flowlik_estimators.integration.torchdiffeq_solve import (
+    _GAVE_UP,
+    _TORCHDIFFEQ,
+    ADAPTIVE,
+    EQUAL_STEPS,
+    Evaluate,
+    _Side,
+    _through,
+)
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import Traced, exact, hutchinson
 
 Solver = Literal[
     "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun",
     "euler", "midpoint", "heun", "heun3", "rk4", "explicit_adams", "implicit_adams", "adams_pec",
 ]  # fmt: skip
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-EQUAL_STEPS = ("explicit_adams", "implicit_adams")
 _ALIASES = {"heun2": "heun", "fixed_adams": "implicit_adams"}
-_TORCHDIFFEQ = {"heun": "heun2"}
-_SAME_TIME = 1e-9
-_GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
-
 NODE_STREAM = 2**16
 """Stream of the fresh probes of a node: this plus its index in the finest rule."""
 
@@ -63,9 +66,6 @@ STACKED_NUMBERS = 16_384
 arithmetic (two dimensions, time a row at 500 / 2,000 / 8,000 rows: 3.2 / 1.6 / 1.1 microseconds)."""
 
 _ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4}
-
-Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""(x, t) -> (v,) or (v, divergence columns)."""
 
 
 @register("ode")
@@ -80,10 +80,10 @@ class ODE(Traced):
     results of ``steps`` and twice as many by the solver's order.
 
     ``trace``: exact, hutchinson, or closed, the model's own divergence. Hutchinson takes ``probes`` (1; with the
-    quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal) in a ``basis`` (pixel, dct, pca) with a
-    ``control`` (none, gaussian); see `flowlik_estimators.probes`. The choice auto is made by a pilot: 8 draws of the
-    model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional
-    model would need conditions, so there the options must be named.
+    quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal) in a ``basis`` (pixel, dct, pca) with a ``control``
+    (none, gaussian); see `flowlik_estimators.divergence.probes`. The choice auto is made by a pilot: 8 draws of the
+    model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional model would
+    need conditions, so there the options must be named.
 
     ``divergence=quadrature`` takes ``nodes`` (3, 5, 9, ..., 129), or doubles them until the estimated error is at
     most ``tol`` nats: item by item with an exact or closed trace (3e-3, the mean error comes out many times
@@ -161,8 +161,8 @@ class ODE(Traced):
             self._no_effect("with divergence=augmented", "nodes", "tol", "allocation")
             return
         if self.nodes is not None:
-            if self.nodes not in quadrature.LEVELS:
-                valid = ", ".join(map(str, quadrature.LEVELS))
+            if self.nodes not in clenshaw_curtis.LEVELS:
+                valid = ", ".join(map(str, clenshaw_curtis.LEVELS))
                 raise ValueError(f"{self.name}: nodes must be one of {valid}, got {self.nodes}")
             self._no_effect("with a given number of nodes", "tol")
         elif not self.adaptive:
@@ -280,7 +280,9 @@ class ODE(Traced):
 
     def _times(self, run: Run) -> Tensor:
         """Node times from 0 to the data end, as fine as this call may want them."""
-        return quadrature.angle_rule(self.nodes or quadrature.FINEST, run.data_end)[0].to(run.device)
+        return clenshaw_curtis.angle_rule(self.nodes or clenshaw_curtis.FINEST, run.data_end)[0].to(
+            run.device
+        )
 
     def states(self, model: Any, x: Tensor, run: Run, times: Tensor) -> Tensor:
         """x at all times (nodes, batch, *event), the first being x itself."""
@@ -311,9 +313,11 @@ class ODE(Traced):
         total, error, nodes = run.zeros(), run.zeros(), run.zeros()
         active, seen = torch.arange(run.batch, device=run.device), set[int]()
         for level in (
-            [self.nodes] if self.nodes else [n for n in quadrature.LEVELS if n >= quadrature.FIRST_JUDGED]
+            [self.nodes]
+            if self.nodes
+            else [n for n in clenshaw_curtis.LEVELS if n >= clenshaw_curtis.FIRST_JUDGED]
         ):
-            stride = quadrature.stride(level, len(times))
+            stride = clenshaw_curtis.stride(level, len(times))
             fresh = sorted(set(range(0, len(times), stride)) - seen)
             part = run.rows(active)
             together = max(1, STACKED_NUMBERS // (part.batch * math.prod(run.event_shape)))
@@ -322,8 +326,8 @@ class ODE(Traced):
                 values[active[:, None], js] = self._divergences(model, states, times[js], part)
             seen.update(fresh)
             have = values[active][:, ::stride]
-            total = total.index_copy(0, active, quadrature.integral(have, run.data_end))
-            found = quadrature.error_estimate(have, run.data_end)
+            total = total.index_copy(0, active, clenshaw_curtis.integral(have, run.data_end))
+            found = clenshaw_curtis.error_estimate(have, run.data_end)
             error[active], nodes[active] = found, float(level)
             if self.tol is None:
                 break
@@ -352,8 +356,8 @@ class ODE(Traced):
 
     def _pooled(self, model: Any, path: Tensor, run: Run, plan: Sequence[Node]) -> Estimate:
         """Fresh probes at every node, their mean, and the pooled standard error."""
-        times, weights = quadrature.angle_rule(len(plan), run.data_end)
-        first = quadrature.stride(len(plan))
+        times, weights = clenshaw_curtis.angle_rule(len(plan), run.data_end)
+        first = clenshaw_curtis.stride(len(plan))
         bases = {node.basis: Law(self, model, run, node.basis) for node in plan}
         size = math.prod(run.event_shape)
         total, variance, quartic = run.zeros(), run.zeros(), run.zeros()
@@ -432,38 +436,6 @@ def _by_adams(side: _Side, state: tuple[Tensor, ...], grid: Tensor, wanted: set[
 
 def _minus(prior: Tensor, integral: Estimate) -> Estimate:
     return replace(integral, log_prob=prior - integral.log_prob)
-
-
-def _through(grid: Tensor, times: list[float]) -> Tensor:
-    """A grid with the given times added; its own points that all but fall on one of them are dropped."""
-    if len(times) == 2:
-        return grid
-    wanted = torch.tensor(times, dtype=torch.float64)
-    apart = (grid[:, None] - wanted).abs().amin(1) > _SAME_TIME
-    return torch.cat([grid[apart], wanted]).sort(descending=times[0] > times[-1]).values
-
-
-class _Side:
-    """The right-hand side as torchdiffeq calls it; keeps time in its interval and evaluations to the limit."""
-
-    callback_accept_step: Callable[..., None]
-    callback_reject_step: Callable[..., None]
-    callback_step: Callable[..., None]
-
-    def __init__(self, evaluate: Evaluate, run: Run, low: float, high: float, max_nfe: int | None) -> None:
-        self.evaluate, self.run, self.low, self.high, self.max_nfe = evaluate, run, low, high, max_nfe
-        self.last = torch.tensor(high)
-        self.limit = None if max_nfe is None else run.counts.forwards + max_nfe * run.batch
-
-    def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        run = self.run
-        t = t.clamp(self.low, self.high)
-        self.last = t.detach()
-        if self.limit is not None and run.counts.forwards >= self.limit:
-            last = float(self.last)
-            raise Diverged(f"stopped at t = {last:.6g} after max_nfe = {self.max_nfe} evaluations")
-        values = self.evaluate(state[0].to(run.dtype), run.at(t))
-        return tuple(value.to(state[0].dtype) for value in values)
 
 
 def _plain(model: Any, run: Run) -> Evaluate:

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Diverged, Estimate, Estimator, Run, standard_normal_log_prob
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Diverged, Estimate, Run, standard_normal_log_prob
 from flowlik_estimators.registry import register
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")

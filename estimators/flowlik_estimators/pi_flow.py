@@ -26,9 +26,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Diverged, Estimate, Estimator, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Diverged, Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.registry import register
-from flowlik_estimators.trace import jacobian_rows, with_graph
 
 EPS = 1e-3
 """Where a model has no eps of its own, and how close to the ends substeps are uniform in logit(t)."""

@@ -13,8 +13,8 @@ from importlib.metadata import entry_points
 from itertools import product
 from typing import Any, TypeVar
 
-from flowlik_estimators._words import unknown
 from flowlik_estimators.base import Estimator, _options
+from flowlik_models.names import unknown
 
 ENTRY_POINT_GROUP = "flowlik.estimators"
 
@@ -58,11 +58,11 @@ def get(name: str, **params: Any) -> Estimator:
     """
     kinds = available()
     if name not in kinds:
-        raise ValueError(unknown("unknown estimator", name, kinds))
+        raise ValueError(unknown("estimator", name, kinds))
     kind = kinds[name]
     for option in params:
         if option not in _options(kind):
-            raise ValueError(unknown(f"{name}: unknown parameter", option, _options(kind)))
+            raise ValueError(f"{name}: {unknown('parameter', option, _options(kind))}")
     return kind(**params)
 
 

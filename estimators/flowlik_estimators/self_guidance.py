@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Run, Samples
+from flowlik_estimators.call import Run, Samples
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.registry import register
 from flowlik_models import random

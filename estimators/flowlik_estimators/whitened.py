@@ -25,11 +25,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Estimate, Run, Samples
+from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
-from flowlik_models import moments as moment_files
 from flowlik_models.interfaces import Moments
+from flowlik_models.moments import moments as moment_files
 
 Derivative = Literal["own", "data", "residual"]
 """Which Jacobian products of the residual field give, all of one trace: its own; ``J_v - c I``, c the mean of w'/2w;
@@ -94,7 +94,7 @@ class WhitenedODE(ODE):
 
     def _field(self, model: Any, run: Run) -> ResidualField:
         variances = _variances(model.moments, self.floor)
-        clock = StretchedClock(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
+        clock = ReparametrisedTime(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
         derivative: Derivative = "residual" if self.control == "gaussian" else "data"
         if run.differentiable:
             derivative = "own"
@@ -105,7 +105,7 @@ class WhitenedODE(ODE):
         return replace(self, control="none") if self.control == "gaussian" else self
 
 
-class StretchedClock:
+class ReparametrisedTime:
     """u on [0, end] such that ``log((t + 1/2)/(1 - t + width))`` is linear in u, with the same ends as t.
 
     1/2: towards the noise nothing is stiff, and it resolves that end as a uniform grid does. Measured, docs/math.md
@@ -135,7 +135,7 @@ class ResidualField:
         model: Any,
         run: Run,
         variances: list[float],
-        clock: StretchedClock | None,
+        clock: ReparametrisedTime | None,
         derivative: Derivative,
     ) -> None:
         self.event_shape = run.event_shape

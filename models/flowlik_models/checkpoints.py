@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from .files import write_atomically
+from flowlik_models.files import write_atomically
 
 Stored = Literal["float32", "float16"]
 SHIPPED = Path(__file__).with_name("checkpoints")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
@@ -15,18 +14,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
-from .networks.dit import DiT, FlowMapDiT, JointFlowMapDiT
-from .networks.images import Moments
-from .networks.one_step import OneStepGenerator, PathField
-from .networks.policy import PolicyImages, VectorPolicy
-from .networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
-from .networks.vector import VectorFlowMap
-from .objectives.imitation import Imitation
-from .objectives.realuid import RealUID
-from .recipes import DATA_TEACHER, RECIPES, Recipe
-from .synthetic import CLOSED_FORM_TASKS, closed_form, constants_hash
-from .training_images import IMAGE_SHAPES, training_moments
+from flowlik_models.checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
+from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form, constants_hash
+from flowlik_models.moments.training_images import IMAGE_SHAPES, training_moments
+from flowlik_models.names import unknown
+from flowlik_models.networks.dit import DiT, FlowMapDiT, JointFlowMapDiT
+from flowlik_models.networks.images import Moments
+from flowlik_models.networks.one_step import OneStepGenerator, PathField
+from flowlik_models.networks.policy import PolicyImages, VectorPolicy
+from flowlik_models.networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
+from flowlik_models.networks.vector import VectorFlowMap
+from flowlik_models.objectives.imitation import Imitation
+from flowlik_models.objectives.realuid import RealUID
+from flowlik_models.recipes import DATA_TEACHER, RECIPES, Recipe
 
 CLOSED_FORM = "closed-form"
 CHECKPOINTS_VARIABLE = "FLOWLIK_CHECKPOINTS"
@@ -41,19 +41,12 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = 
 """Networks of images: a velocity field, a flow map, a joint flow map."""
 
 
-def _unknown(kind: str, name: str, valid: Iterable[str]) -> ValueError:
-    names = list(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r}{hint} (valid: {', '.join(names)})")
-
-
 def check_names(task: str, model: str) -> None:
     """Raise ValueError, naming the valid ones and the nearest match, for an unknown task or model."""
     if task not in TASK_MODELS:
-        raise _unknown("task", task, TASK_MODELS)
+        raise ValueError(unknown("task", task, TASK_MODELS))
     if model not in TASK_MODELS[task]:
-        raise _unknown(f"model of task {task}", model, TASK_MODELS[task])
+        raise ValueError(unknown(f"model of task {task}", model, TASK_MODELS[task]))
 
 
 def recipe_for(task: str, model: str) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flowlik.commands.common import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
+from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
 
 FORMATS = ("md", "latex", "csv")
 
@@ -16,7 +16,7 @@ def figures(folder: RunFolder) -> None:
     """Draw a run's figures again."""
     with bad_usage():
         _need_records(folder)
-    from flowlik.figures import draw_all
+    from flowlik.report.figures.kinds import draw_all
 
     for path in draw_all(folder):
         typer.echo(str(path))
@@ -27,14 +27,14 @@ def table(
     format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
 ) -> None:
     """Print a run's table."""
-    from flowlik.words import unknown
+    from flowlik_models.names import unknown
 
     with bad_usage():
         if format_ not in FORMATS:
             raise ValueError(unknown("format", format_, FORMATS))
         _need_records(folder)
-    from flowlik.records import read_records
-    from flowlik.table import render
+    from flowlik.records.reading import read_records
+    from flowlik.report.tables.run import render
 
     typer.echo(render(read_records(folder), format_))
 
@@ -43,7 +43,7 @@ def report(folder: RunFolder) -> None:
     """Write a run's report.html again."""
     with bad_usage():
         _need_records(folder)
-    from flowlik.report import write_report
+    from flowlik.report.page.write import write_report
 
     typer.echo(str(write_report(folder)))
 
@@ -55,7 +55,7 @@ def compare(
     with bad_usage():
         _need_records(base)
         _need_records(new)
-    from flowlik.compare import compare_runs, summary
+    from flowlik.report.compare import compare_runs, summary
 
     frame = compare_runs(base, new)
     typer.echo(summary(frame) if len(frame) else "no cell in common")
@@ -71,12 +71,12 @@ def reproduce(
     """Run the cell of a record again and say whether its numbers come again."""
     with bad_usage():
         use_checkpoints(checkpoints)
-        from flowlik import provenance
+        from flowlik.checks import reproduce as reproduction
 
-        folders = provenance.run_folders(Path("runs")) if folder is None else [folder]
-        found = provenance.find(cell_id, folders)
-        typer.echo(provenance.told(found))
-        done = provenance.reproduce(found)
+        folders = reproduction.run_folders(Path("runs")) if folder is None else [folder]
+        found = reproduction.find(cell_id, folders)
+        typer.echo(reproduction.told(found))
+        done = reproduction.reproduce(found)
     for line in done.lines:
         typer.echo(line)
     words = {"identical": "reproduced, bit for bit", "rounding": "reproduced, up to rounding"}
@@ -90,7 +90,7 @@ def merge(
 ) -> None:
     """Join runs of several machines; runs that differ in a model or in data are refused."""
     with bad_usage():
-        from flowlik.merge import merge_runs
+        from flowlik.records.merging import merge_runs
 
         merged = merge_runs(folders, out)
     typer.echo(f"{merged.cells} cells in {merged.folder} ({merged.common} of them in several runs)")
@@ -103,7 +103,7 @@ def gallery(
 ) -> None:
     """Copy published figures from runs into the source tree and write docs/gallery.md; without a run the page."""
     with bad_usage():
-        from flowlik.gallery import PAGE, need_tree, publish
+        from flowlik.report.gallery import PAGE, need_tree, publish
 
         for folder in runs or []:
             _need_records(folder)
@@ -114,6 +114,6 @@ def gallery(
 
 
 def _need_records(folder: Path) -> None:
-    from flowlik.records import records_file
+    from flowlik.records.reading import records_file
 
     records_file(folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowlik.commands.common import (
+from flowlik.commands.options import (
     TRAINED,
     CheckpointsOption,
     DataOption,
@@ -24,12 +24,13 @@ from flowlik.commands.common import (
     use_data,
     use_inception,
 )
-from flowlik.planning import parse_duration, parse_seeds, plan_cells, with_run_options
-from flowlik.progress import with_progress
+from flowlik.commands.progress import with_progress
+from flowlik.commands.units import parse_duration, parse_seeds
+from flowlik.planning.selection import plan_cells, with_run_options
 
 if TYPE_CHECKING:
     from flowlik.cells import Cell
-    from flowlik.executors import Executor, Setup
+    from flowlik.running.executor import Executor, Setup
 
 
 def run(
@@ -71,11 +72,13 @@ def run(
     inception: InceptionOption = None,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
-    from flowlik.launch import command_line, interruptible, parse_memory
+    from flowlik.commands.interruption import command_line, interruptible
+    from flowlik.commands.units import parse_memory
 
     with bad_usage(), interruptible() as stopped:
-        from flowlik.executors import Setup, is_follower, make_executor, new_run_id
-        from flowlik.journal import PIECES
+        from flowlik.records.journal import PARTIAL_RESULTS
+        from flowlik.running.executor import Setup, new_run_id
+        from flowlik.running.registry import is_follower, make_executor
 
         if resume and out is None:
             raise ValueError("--resume goes on with an earlier run: name its folder by --out")
@@ -91,7 +94,7 @@ def run(
             timeout=None if timeout is None else parse_duration(timeout),
             memory=None if memory is None else parse_memory(memory),
             cores=cores,
-            pieces=folder / PIECES,
+            partial_results=folder / PARTIAL_RESULTS,
         )
         where = make_executor(executor, setup, address)
         if is_follower():
@@ -129,8 +132,8 @@ def own_models(checkpoints: Path | None, train_first: bool) -> Path | None:
 
 def train_missing(cells: Sequence[Cell], out: Path, device: str) -> None:
     """Train the models of the cells whose checkpoint is not there, each after those it builds on; exit 1 on failure."""
-    from flowlik.training import train_model
-    from flowlik_models.training import TrainingError
+    from flowlik.training.train import train_model
+    from flowlik_models.training.trainer import TrainingError
     from flowlik_models.zoo import missing_models
 
     pairs = dict.fromkeys((cell.task, cell.model) for cell in cells if not cell.is_control)
@@ -156,10 +159,11 @@ def run_plan(
     cells: list[Cell], folder: Path, suite: str, setup: Setup, executor: Executor, *, resume: bool
 ) -> bool:
     """Run the cells with progress; True where one failed."""
-    from flowlik.environment import plain_argument
-    from flowlik.journal import storage
-    from flowlik.records import FAILED, utc_now
-    from flowlik.runner import run_cells
+    from flowlik.records.columns import FAILED
+    from flowlik.records.environment import plain_argument
+    from flowlik.records.journal import storage
+    from flowlik.records.writing import utc_now
+    from flowlik.running.run import run_cells
     from flowlik_models.files import write_atomically
 
     note: dict[str, Any] = {
@@ -187,9 +191,9 @@ def run_plan(
 
 def draw(folder: Path) -> bool:
     """Figures, tables and report of a run; False where one of them failed (the records are safe)."""
-    from flowlik.figures import draw_all
-    from flowlik.report import write_report
-    from flowlik.table import write_tables
+    from flowlik.report.figures.kinds import draw_all
+    from flowlik.report.page.write import write_report
+    from flowlik.report.tables.run import write_tables
 
     steps: tuple[tuple[str, Callable[[Path], Any]], ...] = (
         ("figures", draw_all),

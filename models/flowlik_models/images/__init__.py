@@ -1,9 +1,9 @@
 """Real images in their official formats: found, verified, read lazily, dequantised with keyed noise."""
 
-from .catalog import CATALOG, DataSet
-from .errors import DataError, MissingDataError
-from .image_set import ImageSet, evaluation_order, open_images
-from .places import cache_dir, data_root
+from flowlik_models.images.catalog import CATALOG, DataSet
+from flowlik_models.images.errors import DataError, MissingDataError
+from flowlik_models.images.folders import cache_dir, data_root
+from flowlik_models.images.image_set import ImageSet, evaluation_order, open_images
 
 __all__ = [
     "CATALOG",

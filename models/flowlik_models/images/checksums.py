@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from .errors import DataError
+from flowlik_models.images.errors import DataError
 
 _PIECE = 2**20
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from flowlik_models.files import no_room
-
-from .catalog import DataSet, Download
-from .checksums import digest_of, verify
-from .errors import DataError
+from flowlik_models.images.catalog import DataSet, Download
+from flowlik_models.images.checksums import digest_of, verify
+from flowlik_models.images.errors import DataError
 
 Progress = Callable[[str, int, int], None]
 """(file name, bytes there, bytes in all)."""

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik_models import random
-from flowlik_models.data import dequantise
-
-from .catalog import CATALOG, DataSet, Release
-from .checksums import verify
-from .errors import DataError, MissingDataError
-from .places import DATA_VARIABLE, data_root
-from .readers import Part, Pixels, read
+from flowlik_models.images.catalog import CATALOG, DataSet, Release
+from flowlik_models.images.checksums import verify
+from flowlik_models.images.errors import DataError, MissingDataError
+from flowlik_models.images.folders import DATA_VARIABLE, data_root
+from flowlik_models.images.formats.readers import Part, Pixels, read
+from flowlik_models.images.pixels import dequantise
 
 FLIP_STREAM = 2**21
 """Stream of the coin that mirrors an image; draws of the dequantisation have the streams from 0."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .catalog import CATALOG, DataSet
-from .checksums import verify
-from .errors import DataError
-from .image_set import look, open_images
+from flowlik_models.images.catalog import CATALOG, DataSet
+from flowlik_models.images.checksums import verify
+from flowlik_models.images.errors import DataError
+from flowlik_models.images.image_set import look, open_images
 
 ALL_SPLITS = ("train", "test")
 

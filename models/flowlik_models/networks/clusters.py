@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowlik_models.gaussian import gaussian_map_coefficients
+from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
 
 _FLOOR = 1e-6  # of the fitted variances
 _SEED = 0

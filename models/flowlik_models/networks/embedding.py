@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 
-def stretched_time(t: Tensor, delta: float) -> Tensor:
+def reparametrised_time(t: Tensor, delta: float) -> Tensor:
     """log((t + 0.1)/(1 - t + delta)): uniform steps in it put most nodes within ``delta`` of the data end."""
     return torch.log((t + 0.1) / (1 - t + delta))
 
 
-def unstretched_time(a: Tensor, delta: float) -> Tensor:
-    """Inverse of ``stretched_time``."""
+def original_time(a: Tensor, delta: float) -> Tensor:
+    """Inverse of ``reparametrised_time``."""
     ratio = a.exp()
     return (ratio * (1 + delta) - 0.1) / (1 + ratio)
 
@@ -31,9 +31,9 @@ class TimeFeatures(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """The features, (batch, size)."""
-        low = stretched_time(torch.zeros_like(t), self.delta)
-        high = stretched_time(torch.ones_like(t), self.delta)
-        unit = (stretched_time(t, self.delta) - low) / (high - low)
+        low = reparametrised_time(torch.zeros_like(t), self.delta)
+        high = reparametrised_time(torch.ones_like(t), self.delta)
+        unit = (reparametrised_time(t, self.delta) - low) / (high - low)
         scales = torch.pi * 2.0 ** torch.arange(self.frequencies, device=t.device, dtype=t.dtype)
         waves = torch.stack((t, unit), 1)[:, :, None] * scales
         plain = torch.stack((2 * t - 1, 2 * unit - 1), 1)

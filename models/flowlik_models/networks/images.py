@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from scipy.fft import dct, dctn
 from torch import Tensor, nn
 
-from flowlik_models.gaussian import gaussian_map_coefficients, log1p_ratio
+from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients, log1p_ratio
 from flowlik_models.networks.embedding import TimeFeatures
 
 __all__ = ["FlowMap", "ImageField", "JointFlowMap", "Moments", "cosine_basis", "cosine_moments", "zeroed"]

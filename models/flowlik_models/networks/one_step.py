@@ -1,8 +1,8 @@
 """Fields of any framework on vectors, and one-step generators beside their fake model (RealUID, arXiv 2509.22459).
 
-A field answers with the conditional target of its path (`flowlik_models.conditional`) in the plane or above. With the
-data's moments, ``b = E[f_cond | x_t]`` and ``k^2``, the variance of f_cond that x_t leaves open, are in closed form for
-Gaussian data, and ``f = b + k * (W h + g(h) * y + A[(G h) * (B y)])`` in the coordinates of the eigenvectors, y the
+A field answers with the conditional target of its path (`flowlik_models.conditional_paths`) in the plane or above. With
+the data's moments, ``b = E[f_cond | x_t]`` and ``k^2``, the variance of f_cond that x_t leaves open, are in closed form
+for Gaussian data, and ``f = b + k * (W h + g(h) * y + A[(G h) * (B y)])`` in the coordinates of the eigenvectors, y the
 whitened input and h the last hidden layer; W, g and A start at zero.
 """
 
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlik_models.conditional import PATHS, PathName, column, ends
-
-from .embedding import TimeFeatures
-from .vector import _CLIP, _zero_linear
+from flowlik_models.conditional_paths import PATHS, PathName, column, ends
+from flowlik_models.networks.embedding import TimeFeatures
+from flowlik_models.networks.vector import _CLIP, _zero_linear
 
 
 class PathField(nn.Module):

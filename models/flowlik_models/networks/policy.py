@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlik_models.policies import Layout, MixturePolicy, Positions, PredictionPolicy
-
-from .dit import DiT
-from .embedding import TimeFeatures
-from .images import ImageField, Moments
-from .unet import ResBlock, UNet
+from flowlik_models.closed_forms.policies import Layout, MixturePolicy, Positions, PredictionPolicy
+from flowlik_models.networks.dit import DiT
+from flowlik_models.networks.embedding import TimeFeatures
+from flowlik_models.networks.images import ImageField, Moments
+from flowlik_models.networks.unet import ResBlock, UNet
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped
 _FINEST = 0.01  # smallest scale on which local components start, in standard deviations of the data

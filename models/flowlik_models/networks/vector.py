@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowlik_models.gaussian import gaussian_map_coefficients
-
-from .clusters import ClusterMap
-from .embedding import TimeFeatures
+from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
+from flowlik_models.networks.clusters import ClusterMap
+from flowlik_models.networks.embedding import TimeFeatures
 
 _CLIP = 4.0  # whitened inputs beyond this many standard deviations are softly clipped: the tails extrapolate
 

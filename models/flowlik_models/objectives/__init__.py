@@ -1,21 +1,17 @@
 """Training objectives, one module each: a condition for the average velocity and one for the average divergence."""
 
-from .conditions import Condition, Context, Derivative, evaluation, own_field, residuals, total_derivative
-from .direct import direct
-from .eulerian import eulerian
-from .flow_matching import flow_matching_loss
-from .lagrangian import lagrangian
-from .meanflow import meanflow
-from .semigroup import semigroup
-from .weights import adaptive
-
-CONDITIONS: dict[str, Condition] = {
-    "meanflow": meanflow,
-    "shortcut": semigroup,
-    "lsd": lagrangian,
-    "esd": eulerian,
-    "direct": direct,
-}
+from flowlik_models.objectives.conditions import (
+    CONDITIONS,
+    Condition,
+    Context,
+    Derivative,
+    evaluation,
+    own_field,
+    residuals,
+    total_derivative,
+)
+from flowlik_models.objectives.flow_matching import flow_matching_loss
+from flowlik_models.objectives.weights import adaptive
 
 __all__ = [
     "CONDITIONS",

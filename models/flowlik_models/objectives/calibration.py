@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_models.gaussian import standard_normal_log_prob
+from flowlik_models.closed_forms.gaussian import standard_normal_log_prob
 
 STEPS = (1, 2, 4, 8)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .batch import Batch
+from flowlik_models.objectives.batch import Batch
 
 
 def flow_matching_loss(network: Any, batch: Batch) -> dict[str, Tensor]:

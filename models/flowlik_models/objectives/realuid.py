@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_models.conditional import ConditionalPath, column, mixed, weight
-from flowlik_models.holding import held
+from flowlik_models.conditional_paths import ConditionalPath, column, mixed, weight
+from flowlik_models.frozen_parameters import frozen
 
 _LEAST_NOISE = 1e-4  # at the data end of a path there is none to divide by
 _SLOPE = 0.05  # of a monotone map, at least
@@ -190,7 +190,7 @@ def _relative(error: Tensor, draw: Draw) -> Tensor:
 def generator_loss(model: Any, teacher: Any, path: ConditionalPath, draw: Draw, a: float, b: float) -> Tensor:
     """L(f*, G) - L(f, G), a scalar with graph to the generator alone."""
     made = model.generate(draw.latent, cond=draw.start)
-    with held(model.fake.parameters()), held(teacher.parameters()):
+    with frozen(model.fake.parameters()), frozen(teacher.parameters()):
         fake, taught = (_expanded(field, path, made, draw, a, b) for field in (model.fake, teacher))
     return taught - fake
 

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowlik.tasks import ClosedFormTask, digest
+from flowlik.tasks.closed_forms import ClosedFormTask
+from flowlik.tasks.task import digest
 from flowlik_estimators import Estimate, Estimator, Run, Samples, register, standard_normal_log_prob
-from flowlik_models.gaussian import Gaussian
+from flowlik_models.closed_forms.gaussian import Gaussian
 
 
 @register("midpoint")

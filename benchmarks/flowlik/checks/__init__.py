@@ -1,0 +1,1 @@
+"""Checks: what must hold of estimators, accuracies and recorded runs."""

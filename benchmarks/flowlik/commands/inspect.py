@@ -1,0 +1,113 @@
+"""`flowlik list`, `check` and `sysinfo`: what is here, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flowlik.commands.options import DeviceOption, JsonOption, bad_usage, pick_device
+
+if TYPE_CHECKING:
+    from flowlik.checks.contract import ContractVerdict
+    from flowlik.checks.gates import Gate, Verdict
+
+LISTS = ("estimators", "tasks", "models", "suites")
+
+
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[estimators|tasks|models|suites]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what there is: estimators, tasks, models and suites."""
+    from flowlik.commands.listing import listed
+    from flowlik_models.names import unknown
+
+    with bad_usage():
+        if kind is not None and kind not in LISTS:
+            raise ValueError(unknown("list", kind, LISTS))
+        found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
+    if as_json:
+        typer.echo(json.dumps(found if kind is None else found[kind], indent=2))
+        return
+    for name, entries in found.items():
+        if kind is None:
+            typer.echo(f"{name}:")
+        for entry, text in entries.items():
+            typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
+
+
+def check(
+    plugins: Annotated[
+        bool, typer.Option("--plugins", help="Contract tests on every estimator instead.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Note the measured values in the baselines.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Only gates (estimators) whose id contains this.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run the accuracy and NFE gates of results/baselines, or the contract tests."""
+    with bad_usage():
+        chosen = pick_device(device)
+        if plugins and update:
+            raise ValueError(
+                "--update notes what the gates measure; contract tests (--plugins) measure nothing"
+            )
+        names = _estimators(only) if plugins else ()
+        wanted = None if plugins else _gates(only)
+    failed = count = 0
+    for verdict in _contract_verdicts(names) if wanted is None else _gate_verdicts(wanted, chosen, update):
+        typer.echo(verdict.line())
+        count, failed = count + 1, failed + (not verdict.passed)
+    typer.echo(f"{count} checks: {count - failed} passed, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _gates(only: str | None) -> list[Gate]:
+    from flowlik.checks.gates import load_gates
+
+    return load_gates(only=only)
+
+
+def _estimators(only: str | None) -> tuple[str, ...]:
+    from flowlik_estimators import available
+
+    names = tuple(name for name in available() if only is None or only in name)
+    if not names:
+        raise ValueError(f"no estimator contains {only!r} (valid: {', '.join(available())})")
+    return names
+
+
+def _contract_verdicts(names: tuple[str, ...]) -> Iterator[ContractVerdict]:
+    from flowlik.checks.contract import contract_verdicts
+
+    return contract_verdicts(names)
+
+
+def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Verdict]:
+    from flowlik.checks.gates import note_measured, run_gates
+
+    verdicts = []
+    for verdict in run_gates(wanted, device=device):
+        verdicts.append(verdict)
+        yield verdict
+    if update:
+        note_measured(verdicts)
+
+
+def sysinfo(as_json: JsonOption = False) -> None:
+    """Print the environment that records would name."""
+    from flowlik.records.environment import describe
+
+    row = {name: value for name, value in describe().items() if name not in ("argv", "env_id")}
+    if as_json:
+        typer.echo(json.dumps(row, indent=2))
+        return
+    for name, value in row.items():
+        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:<18} {text}")

@@ -1,0 +1,127 @@
+"""What `flowlik list` prints, without loading torch: `listing.json` holds what the registries say.
+
+`python -m flowlik.commands.listing` writes the file anew; a test says when that is due. Where a source file is newer
+than it, or another package adds something by an entry point, the registries themselves are asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import flowlik_models
+
+INDEX = Path(__file__).with_name("listing.json")
+SUITES = Path(__file__).resolve().parents[1] / "suites"
+GROUPS = ("flowlik.estimators", "flowlik.tasks")
+FRESH_SECONDS = 60.0  # a checkout or an installation writes its files within this, in any order
+
+
+def listed(kind: str) -> dict[str, str]:
+    """Names of a kind (estimators, tasks, models, suites) with one line each."""
+    if kind == "suites":
+        return {path.stem: _description(path) for path in sorted(SUITES.glob("*.toml"))}
+    found = _stored() or registries()
+    if kind == "models":
+        own = found["loaded by their task"]
+        return {task: _models(task, models, own.get(task, ())) for task, models in found["models"].items()}
+    return dict(found[kind])
+
+
+def _description(suite: Path) -> str:
+    return str(tomllib.loads(suite.read_text(encoding="utf-8")).get("description", ""))
+
+
+def registries() -> dict[str, dict[str, Any]]:
+    """What the registries say; this loads everything."""
+    import flowlik_estimators
+    from flowlik.tasks.registry import registry
+    from flowlik_models.zoo import TASK_MODELS
+
+    own = {name: [] if name in TASK_MODELS else list(task.models) for name, task in registry().items()}
+    return {
+        "estimators": {name: _first_line(kind) for name, kind in flowlik_estimators.available().items()},
+        "tasks": {name: task.description for name, task in registry().items()},
+        "models": {name: list(task.models) for name, task in registry().items()},
+        "loaded by their task": {name: models for name, models in own.items() if models},
+    }
+
+
+def _first_line(kind: type) -> str:
+    hints = get_type_hints(kind)
+    parameters = ", ".join(_spelled(field, hints[field.name]) for field in fields(kind))
+    return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
+
+
+def _spelled(field: Field[Any], hint: Any) -> str:
+    """A parameter with the values it may take, or its default."""
+    named = [str(value) for value in _values(hint)]
+    if named:
+        return f"{field.name}={'|'.join(named)}"
+    simple = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+    return f"{field.name}={field.default}" if simple else field.name
+
+
+def _values(hint: Any) -> list[Any]:
+    """The values of a Literal, alone or in a union."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [value for part in get_args(hint) for value in _values(part)]
+
+
+def _stored() -> Mapping[str, dict[str, Any]] | None:
+    """The index, None where it may be out of date."""
+    if any(entry_points(group=group) for group in GROUPS):
+        return None
+    try:
+        written = INDEX.stat().st_mtime
+        if any(path.stat().st_mtime > written + FRESH_SECONDS for path in _sources()):
+            return None
+        found: dict[str, dict[str, Any]] = json.loads(INDEX.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _sources() -> list[Path]:
+    from importlib.util import find_spec
+
+    estimators = find_spec("flowlik_estimators")
+    assert estimators is not None
+    assert estimators.origin is not None
+    folders = (Path(estimators.origin).parent, Path(flowlik_models.__path__[0]))
+    here = Path(__file__).parent
+    return [
+        *(here.parent / "tasks").glob("*.py"),
+        *(path for folder in folders for path in folder.rglob("*.py")),
+    ]
+
+
+def _models(task: str, models: Sequence[str], own: Sequence[str]) -> str:
+    """Models that can be run, then those that can be trained first; a plug-in's task loads its `own`."""
+    if not models:
+        return "none yet"
+    places = [Path(flowlik_models.__path__[0]) / "checkpoints"]
+    if folder := os.environ.get("FLOWLIK_CHECKPOINTS"):
+        places.append(Path(folder))
+
+    def there(model: str) -> bool:
+        return (
+            model == "closed-form"
+            or model in own
+            or any((place / task / f"{model}.safetensors").is_file() for place in places)
+        )
+
+    missing = [model for model in models if not there(model)]
+    parts = [", ".join(filter(there, models)), f"to train: {', '.join(missing)}" if missing else ""]
+    return "; ".join(filter(None, parts))
+
+
+if __name__ == "__main__":
+    INDEX.write_text(json.dumps(registries(), indent=1) + "\n", encoding="utf-8")

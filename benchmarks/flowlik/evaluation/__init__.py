@@ -1,0 +1,1 @@
+"""Evaluation: one cell becomes one row and the arrays beside it."""

@@ -1,0 +1,54 @@
+"""Control rows: what a number is worth is seen beside an estimator that knows almost nothing.
+
+`control-mean` gives every item the mean of the reference over the split (an oracle constant), `control-component` the
+mean over the item's true component, `control-gaussian` the density of the Gaussian with the data's moments. No network
+is evaluated (NFE 0). See docs/math.md section 9.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from flowlik.measures.arrays import Array
+from flowlik.tasks.points import chunks
+from flowlik.tasks.task import Items, Reference, Task
+
+ROWS = 1024
+
+
+def why_not(name: str, items: Items) -> str | None:
+    """None where the control can be computed on these items, else why not."""
+    if name == "control-component" and items.component is None:
+        return "the task has no known components"
+    return None
+
+
+def control_log_prob(name: str, task: Task, items: Items, reference: Reference) -> Array:
+    """What the control says of each item, (draws, n) nats."""
+    truth = reference.log_prob
+    if name == "control-mean":
+        return np.full_like(truth, np.nanmean(truth))
+    if name == "control-component":
+        assert items.component is not None
+        size = np.bincount(items.component)
+        total = np.bincount(items.component, weights=truth[0])
+        return np.asarray((total / np.maximum(size, 1))[items.component][None])
+    density = gaussian_log_density(*task.moments())
+    rows = [density(part.double().flatten(1).numpy()) for part in chunks(items.x, ROWS)]
+    return np.concatenate(rows).reshape(truth.shape)
+
+
+def gaussian_log_density(mean: Array, covariance: Array) -> Callable[[Array], Array]:
+    """log N(x; mean, covariance) as a function of points (n, d), (n,) nats."""
+    factor = np.linalg.cholesky(covariance)
+    log_volume = float(np.log(np.diag(factor)).sum()) + 0.5 * len(mean) * math.log(2 * math.pi)
+
+    def density(x: Array) -> Array:
+        whitened = solve_triangular(factor, (x - mean).T, lower=True)
+        return np.asarray(-0.5 * (whitened**2).sum(axis=0) - log_volume)
+
+    return density

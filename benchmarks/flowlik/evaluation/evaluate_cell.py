@@ -1,0 +1,243 @@
+"""Filling: one prepared cell becomes a row and the arrays that lie beside it.
+
+Whatever happens inside a cell becomes its row's status and reason: ok, skipped (something is not there, and how to get
+it), refused (the estimator does not fit the model), timeout, oom (even one item at a time), diverged, error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowlik.cells import Cell
+from flowlik.evaluation import density, timing, uses
+from flowlik.evaluation.batching.batches import (
+    DivergedError,
+    Evaluation,
+    RefusedError,
+    beside,
+    evaluate,
+    evaluate_plain,
+    on_device,
+    sample,
+)
+from flowlik.evaluation.controls import control_log_prob
+from flowlik.evaluation.models import load
+from flowlik.evaluation.prepare import Prepared, status_of
+from flowlik.evaluation.row import Arrays, Row, _fill_cost, _item_arrays
+from flowlik.evaluation.samples import quality
+from flowlik.measures import accuracy
+from flowlik.measures.arrays import Array
+from flowlik.tasks.points import Points
+
+CYCLE_ITEMS = 256
+SHOWN_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What computes a cell's points and samples: this process, or several that share the items."""
+
+    evaluate: Callable[[Cell, Any, Tensor | Points, Tensor], Evaluation] = evaluate
+    sample: Callable[[Cell, Any, int], tuple[Tensor, dict[str, Array]]] = sample
+
+
+HERE = Engine()
+
+
+def run_prepared(
+    prepared: Prepared, *, batch_size: int | None = None, engine: Engine = HERE
+) -> tuple[Row, Arrays]:
+    """The measured columns of one cell and the arrays that lie beside it; never raises for what the cell does.
+
+    `batch_size` is where to begin, when an earlier attempt at the cell's own ran out of memory.
+    """
+    row: Row = {"extra": {}}
+    arrays: Arrays = {}
+    if prepared.status != "ok":
+        return row, arrays
+    try:
+        if prepared.cell.is_control:
+            _fill_control(prepared, row, arrays)
+        elif not prepared.cell.options.likelihood:
+            _fill_samples_alone(_at(prepared, batch_size), row, arrays, engine)
+        else:
+            _fill(_at(prepared, batch_size), row, arrays, engine, asked=prepared.cell.options.batch_size)
+    except Exception as error:
+        row["status"], row["reason"] = status_of(error)
+    return row, arrays
+
+
+def _at(prepared: Prepared, batch_size: int | None) -> Prepared:
+    """The same cell, computed in other batches; its identity and its row keep the batch size that was asked for."""
+    if batch_size is None:
+        return prepared
+    return replace(prepared, cell=prepared.cell.with_options(batch_size=batch_size))
+
+
+def _fill_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
+    cell, items, reference = prepared.cell, prepared.items, prepared.reference
+    assert items is not None
+    assert reference is not None
+    log_prob = control_log_prob(cell.estimator, prepared.task, items, reference)
+    row |= {"eps": prepared.task.eps} | dict.fromkeys(
+        ("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work"), 0.0
+    )
+    valid = np.isfinite(log_prob)
+    _fill_accuracy(prepared, row, log_prob, valid, None)
+    arrays |= _item_arrays(log_prob, reference.log_prob, valid, None)
+
+
+def _fill(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine, *, asked: int | str) -> None:
+    cell, items, reference = prepared.cell, prepared.items, prepared.reference
+    assert items is not None
+    assert reference is not None
+    out = engine.evaluate(cell, prepared.model, items.x, items.ids)
+    halved = None
+    if isinstance(asked, str):
+        row["batch_size"], row["extra"]["batch_size_asked"] = out.batch_size, asked
+    elif out.batch_size < asked:
+        row["extra"]["batch_size_used"] = out.batch_size
+        halved = f"out of memory: the batch was halved from {asked} to {out.batch_size}"
+    if prepared.not_compiled:
+        row["extra"]["not_compiled"] = prepared.not_compiled
+    row["eps"] = 1.0 - float(cell.estimator.data_end(prepared.model))
+    _fill_cost(row, out.cost)
+    shape = (items.draws, items.n)
+    log_prob, valid = out.log_prob.reshape(shape), out.valid.reshape(shape)
+    stderr = None if out.stderr is None else out.stderr.reshape(shape)
+    degrees = out.extra["dof"].reshape(shape) if "dof" in out.extra else None
+    _fill_accuracy(prepared, row, log_prob, valid, stderr, degrees)
+    arrays |= _item_arrays(log_prob, reference.log_prob, valid, stderr)
+    for name, values in out.extra.items():
+        arrays[f"extra_{name}"] = values
+        known = values[np.isfinite(values)]
+        row["extra"][name] = float(known.mean()) if len(known) else None
+    if not (valid & np.isfinite(log_prob)).any():
+        raise DivergedError(out.reason or "no item got a finite value")
+    row["reason"] = "; ".join(filter(None, (reference.note, out.reason, halved))) or None
+    _fill_own(prepared, row, log_prob, valid)
+    _fill_whole_density(prepared, row, arrays, log_prob)
+    if cell.options.samples:
+        _fill_samples(prepared, row, arrays, engine)
+    for name in cell.options.uses:
+        row["extra"][name], of_use = uses.USES[name](prepared)
+        arrays |= {f"{name}_{key}": values for key, values in of_use.items()}
+    if cell.options.rounds:
+        _fill_timing(prepared, row)
+
+
+def _fill_whole_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) -> None:
+    cell, task, model = prepared.cell, prepared.task, prepared.model
+    items, reference = prepared.items, prepared.reference
+    assert items is not None
+    assert reference is not None
+    if cell.options.density:
+        if (grid := task.grid()) is not None:
+            arrays |= density.grid_density(cell, task, model, grid, row)
+        else:
+            density.importance_mass(cell, task, model, items, log_prob, reference, row)
+        if (agreed := density.agreement(cell, model, task.dim)) is not None:
+            row["extra"]["agreement_mae"] = agreed
+    x = on_device(cell, items.x[:CYCLE_ITEMS])
+    if (cycle := density.cycle_error(cell.estimator, model, x)) is not None:
+        row["cycle_error"] = cycle
+
+
+def _fill_accuracy(
+    prepared: Prepared,
+    row: Row,
+    log_prob: Array,
+    valid: NDArray[np.bool_],
+    stderr: Array | None,
+    degrees: Array | None = None,
+) -> None:
+    task, reference = prepared.task, prepared.reference
+    assert reference is not None
+    levels = None if prepared.cell.options.split == "teacher-samples" else task.levels
+    if stderr is not None and degrees is None:
+        probes = prepared.cell.estimator.params().get("probes")
+        degrees = np.full(stderr.shape, probes - 1.0 if isinstance(probes, int) else np.inf)
+    measured = accuracy.summarise(
+        log_prob, reference.log_prob, valid, dim=task.dim, levels=levels, stderr=stderr, degrees=degrees
+    )
+    row["extra"] |= measured.pop("extra", {})
+    row |= measured
+    row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
+
+
+def _fill_own(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.bool_]) -> None:
+    cell, task, items, reference = prepared.cell, prepared.task, prepared.items, prepared.reference
+    assert items is not None
+    assert reference is not None
+    difference = np.where(valid, log_prob - reference.log_prob, np.nan)[0]
+    errors = -difference / (task.dim * np.log(2.0))
+    far = beside(cell, row)
+    try:
+        row["extra"] |= task.own_measures(
+            items.x[: items.n], errors, lambda x: evaluate_plain(far, prepared.model, x)
+        )
+    except DivergedError as error:
+        row["extra"]["own_measures"] = f"none: {error}"
+
+
+def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) -> None:
+    """Draw samples and judge them; why there are none is noted beside."""
+    try:
+        x, _ = _sampled(prepared, row, arrays, engine)
+    except (RefusedError, DivergedError) as error:
+        row["extra"]["samples"] = f"none: {error}"
+        return
+    columns, extra = quality.judge(prepared.task, x, None)
+    row |= columns
+    row["extra"] |= extra
+
+
+def _fill_samples_alone(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) -> None:
+    """Samples of a cell that is about nothing else: its cost is theirs, their likelihood that of the reference."""
+    x, cost = _sampled(prepared, row, arrays, engine)
+    _fill_cost(row, cost)
+    columns, extra = quality.judge(prepared.task, x, lambda: _reference_model(prepared))
+    row |= columns
+    row["extra"] |= extra
+
+
+def _sampled(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) -> tuple[Tensor, dict[str, Array]]:
+    x, cost = engine.sample(prepared.cell, prepared.model, prepared.cell.options.samples)
+    arrays["samples"] = x[:SHOWN_SAMPLES].float().cpu().numpy()
+    row["extra"]["sample_nfe"] = float(cost["forwards"].mean())
+    return x, cost
+
+
+def _reference_model(prepared: Prepared) -> Any:
+    cell = prepared.cell
+    return load(cell.task, prepared.task.reference_model, cell.device, cell.options.dtype)[0]
+
+
+def _fill_timing(prepared: Prepared, row: Row) -> None:
+    cell, items = prepared.cell, prepared.items
+    assert items is not None
+    size = min(cell.options.timing_batch, items.n)
+    x = on_device(cell, items.x[:size])
+    ids = items.ids[:size]
+    forward = timing.one_forward(prepared.model, x)
+    if forward is None:
+        return
+
+    def estimate() -> Any:
+        return cell.estimator.log_prob(
+            prepared.model, x, generator=torch.Generator().manual_seed(cell.options.seed), items=ids
+        )
+
+    row |= asdict(
+        timing.measure(
+            estimate, forward, items=size, rounds=cell.options.rounds, device=torch.device(cell.device)
+        )
+    )
+    row["extra"]["timing_batch"] = size

@@ -1,0 +1,1 @@
+"""Samples of an estimator and how near they are to real data."""

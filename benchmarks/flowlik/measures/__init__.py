@@ -1,0 +1,1 @@
+"""Measures: functions on arrays over items."""

@@ -1,0 +1,119 @@
+"""From the words of a command line to the cells of a run."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowlik.cells import Cell
+
+
+def plan_cells(
+    suite: str | None,
+    specs: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    models: Sequence[str] | None,
+    *,
+    seeds: tuple[int, ...] | None,
+    limit: int | None,
+    device: str,
+) -> list[Cell]:
+    """The cells of a command line.
+
+    Without estimators: those of the suite, of the given tasks and models. With estimators: these, on the given tasks
+    (default: the suite's) and models (default: all of a task that they support).
+
+    Raises:
+        ValueError: an unknown name, or nothing left to run.
+    """
+    from flowlik.cells import Options
+    from flowlik.planning import suites
+    from flowlik.tasks.registry import get_task
+
+    for name in tasks or ():
+        get_task(name)
+    overrides = {"seeds": seeds} if seeds else {}
+    cells = suites.load_suite(suite or "quick", device=device, overrides=dict(overrides))
+    if specs:
+        base = suites.options_of(suites.read_suite(suite or "quick").get("defaults", {}), Options())
+        names = list(tasks or dict.fromkeys(cell.task for cell in cells))
+        cells = suites.expand(names, models, specs, base, seeds=seeds, device=device)
+        cells = cells if models else supported(cells)
+        cells = suites.unique([*cells, *suites.control_cells(cells)])
+    else:
+        if tasks:
+            cells = [cell for cell in cells if cell.task in tasks]
+        if models:
+            check_models(models, sorted({cell.task for cell in cells}))
+            cells = [
+                cell
+                for cell in cells
+                if cell.is_control or any(fnmatch.fnmatch(cell.model, m) for m in models)
+            ]
+    if not [cell for cell in cells if specs or not cell.is_control]:
+        raise ValueError(_nothing_left(suite, tasks))
+    if limit:
+        cells = suites.unique([limited(cell, limit) for cell in cells])
+    return cells
+
+
+def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
+    from flowlik.tasks.registry import get_task
+
+    if without := [name for name in tasks or () if not get_task(name).models]:
+        return f"no model of {', '.join(without)} is there yet; control rows run without: -e control-gaussian"
+    return f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
+
+
+def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raise ValueError where a name or a pattern fits a model of none of these tasks."""
+    from flowlik.tasks.registry import get_task
+    from flowlik_models.names import unknown
+
+    valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
+    for model in models:
+        if not fnmatch.filter(valid, model):
+            raise ValueError(unknown("model", model, valid))
+
+
+def limited(cell: Cell, limit: int) -> Cell:
+    """The cell on at most `limit` items and samples."""
+    options = cell.options
+    return cell.with_options(n_items=min(options.n_items, limit), samples=min(options.samples, limit))
+
+
+def supported(cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
+    from flowlik.evaluation.models import load
+    from flowlik.tasks.task import UnavailableError
+
+    def fits(cell: Cell) -> bool:
+        try:
+            model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+        except UnavailableError:
+            return False  # not trained: one of many that could be
+        except Exception:
+            return True  # the run says what is wrong with the model
+        return cell.estimator.supports(model) is None
+
+    kept = [cell for cell in cells if cell.is_control or fits(cell)]
+    served = {(cell.task, cell.label) for cell in kept}
+    return [cell for cell in cells if cell in kept or (cell.task, cell.label) not in served]
+
+
+def with_run_options(cells: list[Cell], compile_: bool, batch_size: str | None) -> list[Cell]:
+    """The cells with the options that a run may overrule; controls have no network and no batches.
+
+    Raises:
+        ValueError: a batch size that is neither a number above 0 nor auto.
+    """
+    from flowlik.evaluation.batching.batch_size import AUTO
+
+    changes: dict[str, Any] = {"compile": True} if compile_ else {}
+    if batch_size is not None:
+        if batch_size != AUTO and not (batch_size.isdecimal() and int(batch_size) > 0):
+            raise ValueError(f"--batch-size {batch_size!r}: expected a number above 0, or {AUTO}")
+        changes["batch_size"] = AUTO if batch_size == AUTO else int(batch_size)
+    return [cell if cell.is_control else cell.with_options(**changes) for cell in cells]

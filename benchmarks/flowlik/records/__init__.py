@@ -1,0 +1,1 @@
+"""Records: the columns, and the files they are written to and read from."""

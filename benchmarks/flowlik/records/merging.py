@@ -1,0 +1,128 @@
+"""Runs of several machines in one folder, where they speak of the same models and the same data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowlik.records import journal
+from flowlik.records.columns import FINISHED, SCHEMA_VERSION
+from flowlik.records.reading import read_rows, records_file, run_note
+from flowlik.records.writing import read_arrays, utc_now
+from flowlik_models.files import write_atomically
+
+MIXED = "merged runs"
+_PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What a merge made: how many cells, and how many of them several runs had."""
+
+    folder: Path
+    cells: int
+    common: int
+
+
+def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
+    """Join the records, environments and items of several runs in the new folder `out`.
+
+    Of a cell that several runs have, the newest finished record is taken. Finished parts of one suite stay that suite.
+
+    Raises:
+        FileNotFoundError: a folder holds no records.
+        ValueError: `out` holds records already, or the runs differ in a model, in data or in the records' schema; the
+            line names the first difference.
+        StorageError: the disk is full.
+    """
+    if (out / "records.jsonl").exists():
+        raise ValueError(f"{out} holds records already; give another --out")
+    runs = {folder: read_rows(folder) for folder in folders}
+    _refuse_differences(runs)
+    chosen: dict[str, tuple[Path, dict[str, Any]]] = {}
+    total = 0
+    for folder, rows in runs.items():
+        for row in rows:
+            total += 1
+            held = chosen.get(row["cell_id"])
+            if held is None or _rank(held[1]) < _rank(row):
+                chosen[row["cell_id"]] = (folder, row)
+    with journal.storage(out):
+        _copy_items(chosen, out)
+        _write(out / "environments.jsonl", _environments(folders))
+        note = {
+            "merged": [folder.name for folder in folders],
+            "suite": _suite(folders),
+            "argv": ["flowlik", "merge"],
+        }
+        write_atomically(
+            out / "run.json", json.dumps(note | {"started": utc_now(), "finished": utc_now()}).encode()
+        )
+        _write(out / "records.jsonl", (row for _, row in chosen.values()))  # last: with it the run is there
+    return Merged(folder=out, cells=len(chosen), common=total - len(chosen))
+
+
+def _suite(folders: Sequence[Path]) -> str:
+    """The suite that all these runs are finished parts of; otherwise ``merged runs``."""
+    notes = [run_note(folder) for folder in folders]
+    suites = {str(note.get("suite")) for note in notes}
+    return suites.pop() if len(suites) == 1 and all(note.get("finished") for note in notes) else MIXED
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, str]:
+    return row["status"] in FINISHED, row["created_utc"] or ""
+
+
+def _refuse_differences(runs: dict[Path, list[dict[str, Any]]]) -> None:
+    """ValueError where two runs mean different things by the same name."""
+    seen: dict[tuple[Any, ...], tuple[str, Path]] = {}
+    for folder, rows in runs.items():
+        for row in rows:
+            if row["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(
+                    f"{folder}: its records have schema {row['schema_version']}, not {SCHEMA_VERSION}"
+                )
+            if not _PLAIN_NAME.fullmatch(row["cell_id"]):
+                raise ValueError(f"{folder}: {row['cell_id']!r} is no id of a cell")
+            for what, name, value in _meanings(row):
+                held, where = seen.setdefault((what, name), (value, folder))
+                if held != value:
+                    raise ValueError(
+                        f"the {what} of {name} differ: {held} in {where}, {value} in {folder}; "
+                        "merge runs of the same models and data"
+                    )
+
+
+def _meanings(row: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    if row["model_hash"]:
+        yield "model hashes", f"{row['model']} on {row['task']}", row["model_hash"]
+    if row["data_hash"]:
+        yield "data hashes", f"{row['task']} ({row['split']})", row["data_hash"]
+
+
+def _copy_items(chosen: dict[str, tuple[Path, dict[str, Any]]], out: Path) -> None:
+    for cell_id, (folder, _) in chosen.items():
+        source = records_file(folder).parent / "items" / f"{cell_id}.npz"
+        if source.is_file():
+            read_arrays(source)  # a damaged one is not passed on
+            write_atomically(out / "items" / source.name, source.read_bytes())
+
+
+def _environments(folders: Sequence[Path]) -> Iterable[dict[str, Any]]:
+    known: set[str] = set()
+    for folder in folders:
+        file = records_file(folder).parent / "environments.jsonl"
+        for row in journal.read(file)[0] if file.is_file() else []:
+            if str(row.get("env_id")) not in known:
+                known.add(str(row.get("env_id")))
+                yield row
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    from flowlik.records.writing import to_line
+
+    write_atomically(file, b"".join(map(to_line, rows)))

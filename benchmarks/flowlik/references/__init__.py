@@ -1,0 +1,1 @@
+"""References: how true and converged likelihoods are made."""

@@ -1,0 +1,63 @@
+"""Cards of references: what they say, and the checks they pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlik.records.writing import read_arrays, to_plain, utc_now, write_arrays
+from flowlik_models.files import write_atomically
+
+Say = Callable[[str], None]
+SCHEMA = 1
+HALVING_LIMIT = 0.001  # bits/dim between 64 and 128 steps, mean over items
+ADAPTIVE_LIMIT = 0.002  # bits/dim to dopri5 at 1e-5, mean over items
+SAMPLES_SEED = 0
+SAMPLES_BATCH = 250  # an adaptive solver has one step size a batch, so it is part of the draws
+
+
+def check(name: str, value: float, limit: float) -> dict[str, Any]:
+    """A check of a card: passed where the value is at most the limit."""
+    return {"name": name, "value": value, "limit": limit, "passed": bool(value <= limit)}
+
+
+def write_card(file: Path, card: dict[str, Any]) -> Path:
+    """Write a card and return its path; ValueError where a check of it failed."""
+    from flowlik.records.environment import commit, versions
+
+    card |= {"created_utc": utc_now(), "commit": commit()[0], "versions": versions()}
+    write_atomically(file, json.dumps(to_plain(card), indent=2).encode() + b"\n")
+    failed = [check["name"] for check in card["checks"] if not check["passed"]]
+    if failed:
+        raise ValueError(f"{file}: the reference failed its checks: {', '.join(failed)}")
+    return file
+
+
+def teacher_samples(model: Any, n: int, parts: Path, device: str, progress: Say) -> Tensor:
+    """The first n draws of the teacher, (n, *event) float32; each batch is kept on disk.
+
+    Raises:
+        ValueError: a draw is not finite.
+    """
+    from flowlik_estimators import get
+
+    estimator = get("ode", solver="dopri5", rtol=1e-6, atol=1e-6)
+    found = []
+    for ids in torch.split(torch.arange(n), SAMPLES_BATCH):
+        file = parts / f"samples-{int(ids[0])}-{len(ids)}.npz"
+        if not file.exists():
+            generator = torch.Generator().manual_seed(SAMPLES_SEED)
+            out = estimator.sample(model, len(ids), generator=generator, items=ids, log_prob=False)
+            if not bool(out.valid.all()):
+                raise ValueError(
+                    f"the teacher's samples by {estimator.label} are not all finite ({out.reason})"
+                )
+            write_arrays(file, {"x": out.x.cpu().numpy()})
+            progress(f"{int(ids[-1]) + 1} of {n} samples of the teacher")
+        found.append(torch.from_numpy(read_arrays(file)["x"]))
+    return torch.cat(found)

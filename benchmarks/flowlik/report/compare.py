@@ -1,0 +1,191 @@
+"""Two runs beside each other: the same cells, item by item.
+
+Cells are matched by estimator label, task, model and split. Where both runs keep the same items, the
+difference of the absolute errors (new minus base, bits/dim) gets a paired bootstrap interval; where they do not, or a
+cell is in one run only, the row says so in `note` and claims nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flowlik.measures.bootstrap import bootstrap_intervals
+from flowlik.report import frame as frames
+from flowlik.report import items, numbers
+from flowlik.report.labels import as_dicts
+
+KEYS: Final = ("estimator_label", "task", "model", "split")
+OPTIONS: Final = ("dtype", "device", "batch_size", "seed", "repeat", "n_items")
+"""Beyond the keys: told apart only where a run holds the same cell with several of them."""
+
+COLUMNS: Final[tuple[str, ...]] = (
+    *KEYS,
+    *("n_paired", "bpd_base", "bpd_new", "bpd_diff", "bpd_diff_lo", "bpd_diff_hi"),
+    *("mae_base", "mae_new", "mae_diff", "mae_diff_lo", "mae_diff_hi", "significant"),
+    *("nfe_base", "nfe_new", "work_base", "work_new", "frechet_base", "frechet_new"),
+    *("status_base", "status_new", "note"),
+)
+
+RELATIVE: Final = 1e-3
+"""A difference below this share of the error itself (of bits/dim without a reference) is rounding, not a finding."""
+
+ROUNDING: Final = 1e-9
+SAME_REFERENCE: Final = 1e-6
+"""Nats by which references of the same items may differ (float32 rounding of a stored array aside)."""
+
+
+def compare_runs(base: Path, new: Path) -> pd.DataFrame:
+    """Paired differences between two runs, one row per cell of either.
+
+    Args:
+        base: folder of the older run. new: folder of the newer run; each with `records.jsonl` and `items/`.
+
+    Returns:
+        A frame with COLUMNS. `mae_diff` is the mean over items of |error| in `new` minus |error| in `base` (negative:
+        better), `bpd_diff` the same for bits/dim; `_lo` and `_hi` 95 % bootstrap intervals over the items.
+        `significant` says that the interval of `mae_diff` leaves out 0 (of `bpd_diff` where no reference is known) and
+        that the difference is more than RELATIVE of the error; it is not corrected for the number of rows.
+
+    Raises:
+        FileNotFoundError: a folder holds no records.
+    """
+    rows: list[dict[str, Any]] = []
+    old, fresh = _cells(base), _cells(new)
+    for key in [*old, *(key for key in fresh if key not in old)]:
+        befores, afters = old.get(key, []), fresh.get(key, [])
+        for before, after in _paired(befores, afters):
+            rows.append(_compare(key, before, base, after, new))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """A comparison as lines for a terminal: cells that differ first, then the counts of the others.
+
+    `frame` is what `compare_runs` gives.
+    """
+    lines = []
+    differing = frame[frame["significant"] | (frame["status_base"] != frame["status_new"])]
+    for row in as_dicts(differing):
+        name = f"{row['task']} ({row['split']}) · {row['model']} · {row['estimator_label']}"
+        if row["note"]:
+            lines.append(f"{name}: {row['note']} ({row['status_base']} -> {row['status_new']})")
+            continue
+        kind, unit = ("mae", "|error|") if math.isfinite(row["mae_diff"]) else ("bpd", "bits/dim")
+        better = "" if kind == "bpd" else "better: " if row["mae_diff"] < 0 else "worse: "
+        before, after = numbers.number(row[f"{kind}_base"]), numbers.number(row[f"{kind}_new"])
+        low, high = numbers.number(row[f"{kind}_diff_lo"], 2), numbers.number(row[f"{kind}_diff_hi"], 2)
+        lines.append(
+            f"{name}: {better}{unit} {before} -> {after} "
+            f"(difference {numbers.number(row[f'{kind}_diff'], 2)}, 95 % [{low}, {high}], {row['n_paired']} items)"
+        )
+    paired = frame[frame["n_paired"] > 0]
+    lines.append(
+        f"{len(frame)} cells, {len(paired)} paired item by item, {int(frame['significant'].sum())} differ significantly"
+    )
+    for note, count in frame.loc[frame["note"] != "", "note"].value_counts().items():
+        lines.append(f"{count} not compared: {note}")
+    return "\n".join(lines)
+
+
+def _cells(run_dir: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    from flowlik.records.reading import read_records
+
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in as_dicts(frames.prepare(read_records(run_dir))):
+        found.setdefault(tuple(row[name] for name in KEYS), []).append(row)
+    return found
+
+
+def _paired(
+    befores: list[dict[str, Any]], afters: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+    """Rows of the same cell side by side: by their options where there are several, None for what is missing."""
+    if len(befores) <= 1 and len(afters) <= 1:
+        return [(befores[0] if befores else None, afters[0] if afters else None)]
+    left = {_options(row): row for row in befores}
+    right = {_options(row): row for row in afters}
+    return [(left.get(key), right.get(key)) for key in [*left, *(key for key in right if key not in left)]]
+
+
+def _options(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in OPTIONS)
+
+
+def _compare(
+    key: tuple[str, ...], before: dict[str, Any] | None, base: Path, after: dict[str, Any] | None, new: Path
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(KEYS, key, strict=True)) | {
+        "n_paired": 0,
+        "significant": False,
+        "note": "",
+    }
+    for side, known in (("base", before), ("new", after)):
+        for column, source in (("bpd", "bpd"), ("mae", "bpd_mae"), ("nfe", "nfe_mean"), ("work", "work")):
+            row[f"{column}_{side}"] = known[source] if known else math.nan
+        row[f"frechet_{side}"] = known["frechet"] if known else math.nan
+        row[f"status_{side}"] = known["status"] if known else "absent"
+    for column in ("bpd_diff", "mae_diff"):
+        row |= {column: math.nan, f"{column}_lo": math.nan, f"{column}_hi": math.nan}
+    if before is None or after is None:
+        return row | {"note": f"only in {'new' if before is None else 'base'}"}
+    if before["status"] != "ok" or after["status"] != "ok":
+        return row | {"note": "" if before["status"] == after["status"] else "status changed"}
+    bits = 1.0 / (before["dim"] * math.log(2.0)) if before["dim"] > 0 else math.nan
+    estimates_a, refs_a = items.estimate_and_reference(items.items(base, before["cell_id"]))
+    estimates_b, refs_b = items.estimate_and_reference(items.items(new, after["cell_id"]))
+    reason = _why_unpaired(before, after, estimates_a, estimates_b, refs_a, refs_b)
+    if reason:
+        return row | {"note": reason}
+    row |= _differences("bpd_diff", -bits * (_over_draws(estimates_b) - _over_draws(estimates_a)))
+    error_a, error_b = _over_draws(estimates_a - refs_a), _over_draws(estimates_b - refs_b)
+    row |= _differences("mae_diff", bits * (np.abs(error_b) - np.abs(error_a)))
+    decided = "mae_diff" if math.isfinite(row["mae_diff"]) else "bpd_diff"
+    row["n_paired"] = int(np.isfinite(_over_draws(estimates_a) + _over_draws(estimates_b)).sum())
+    size = (
+        np.nanmax([before["bpd_mae"], after["bpd_mae"], ROUNDING])
+        if decided == "mae_diff"
+        else abs(before["bpd"])
+    )
+    apart = row[f"{decided}_lo"] > 0 or row[f"{decided}_hi"] < 0
+    row["significant"] = bool(apart and abs(row[decided]) > RELATIVE * size)
+    return row
+
+
+def _why_unpaired(
+    before: dict[str, Any],
+    after: dict[str, Any],
+    estimates_a: NDArray[np.float64],
+    estimates_b: NDArray[np.float64],
+    refs_a: NDArray[np.float64],
+    refs_b: NDArray[np.float64],
+) -> str:
+    if estimates_a.size == 0 or estimates_b.size == 0:
+        return "no items kept"
+    if before["data_hash"] != after["data_hash"]:
+        return "other items (data hash)"
+    if estimates_a.shape != estimates_b.shape:
+        return f"other items ({estimates_a.shape[1]} and {estimates_b.shape[1]})"
+    known = np.isfinite(refs_a) & np.isfinite(refs_b)
+    if known.any() and not np.allclose(refs_a[known], refs_b[known], rtol=1e-9, atol=SAME_REFERENCE):
+        return "other references"
+    return ""
+
+
+def _over_draws(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the dequantisation draws that are known, (n,); NaN where none is."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.asarray(np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan))
+
+
+def _differences(column: str, values: NDArray[np.float64]) -> dict[str, float]:
+    if not np.isfinite(values).any():
+        return {}
+    ((low, high),) = bootstrap_intervals(values)
+    return {column: float(np.nanmean(values)), f"{column}_lo": low, f"{column}_hi": high}

@@ -1,0 +1,1 @@
+"""Figures of a run, drawn from its records and items alone."""

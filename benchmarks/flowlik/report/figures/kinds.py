@@ -1,0 +1,267 @@
+"""The figures of a run, drawn from its records and items alone: nothing here evaluates a model or a measure.
+
+One figure per task and kind (per split as well where a panel shows one split), as PNG and PDF, named
+`<task>--<kind>[--<split>]`. A kind whose columns are empty is left out; a panel without data says so in itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flowlik.report import frame as frames
+from flowlik.report import labels
+from flowlik.report.figures.likelihood.accuracy import bpd_against_nfe, error_against_cost
+from flowlik.report.figures.likelihood.few_steps import (
+    error_of_few_steps,
+    real_data_ablation,
+    samples_against_error,
+)
+from flowlik.report.figures.likelihood.joint_maps import joint_maps
+from flowlik.report.figures.likelihood.overview import error_overview
+from flowlik.report.figures.likelihood.probes import noise_of_probes
+from flowlik.report.figures.likelihood.scaling import cost_scaling
+from flowlik.report.figures.likelihood.scatter import estimated_against_reference
+from flowlik.report.figures.likelihood.solvers import error_of_rules
+from flowlik.report.figures.samples.density_and_samples import density_maps, sample_grids
+from flowlik.report.figures.samples.frechet import frechet_against_steps
+from flowlik.report.figures.samples.guidance import self_guidance
+from flowlik.report.figures.style import paper
+from flowlik.report.figures.uses.comparisons import (
+    gradients,
+    model_comparison,
+    outlier_detection,
+    rare_events,
+)
+from flowlik.report.figures.uses.training import training_curves
+
+__all__ = ["KINDS", "Kind", "draw_all"]
+PNG_DPI: Final = 170
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: what draws it, its title, how to read it, and whether each split has its own."""
+
+    draw: Callable[[pd.DataFrame, Path], Figure | None]
+    title: str
+    how: str
+    by_split: bool = False
+    timed: bool = False
+    """Shows times: each hardware of a run then has a figure of its own."""
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "bpd": Kind(
+        bpd_against_nfe,
+        "bits/dim against network evaluations",
+        "The grey dashed line is the reference: the truth of a closed-form task, the teacher's converged "
+        "likelihood otherwise. A good estimator lies on the line; lower is not better. Where values leave the "
+        "plausible range the vertical axis is linear inside ±3 and logarithmic outside, which is where the plain "
+        "few-step map falls. Bars: two standard errors over the items. The line is the mean over the most items; a "
+        "cell on fewer items has its own reference, in the tables.",
+    ),
+    "error": Kind(
+        error_against_cost,
+        "Per-sample error against cost",
+        "Mean absolute difference to the reference, item by item, against three costs: network forwards, time in "
+        "units of one forward pass, wall-clock time. Down and to the left is better; the grey staircase is the "
+        "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal lines "
+        "are the controls: a curve above control-mean knows less about single samples than a constant (but where "
+        "the truth is constant on the items, as on the checkerboard, control-mean is right by construction).",
+        timed=True,
+    ),
+    "few-steps": Kind(
+        error_of_few_steps,
+        "Few-step likelihoods of every kind",
+        "Joint maps (F2D2), plain maps, policy flows (pi-Flow) and one-step generators (RealUID): mean absolute "
+        "difference to the reference against three costs, with 95 % bootstrap intervals. A policy flow's line runs "
+        "over models with 1, 2 and 4 segments; dashed ones take the full Jacobian. Points of equal NFE are set apart. "
+        "In grey the exact ODE (dotted) and the controls, which look at no network.",
+        timed=True,
+    ),
+    "samples-and-error": Kind(
+        samples_against_error,
+        "Samples and likelihood of one evaluation",
+        "One point is one model whose samples cost one evaluation. Across: the error of its likelihood. Up: distance "
+        "to real samples (lower is better), precision (are samples like real ones), recall (are all real ones "
+        "covered). The lower left of the first panel and the upper left of the others is where to be. Grey: the "
+        "converged sampler, and the error of a constant. Bars: 95 % intervals; those of precision and recall are "
+        "those of a share of so many samples.",
+    ),
+    "real-data": Kind(
+        real_data_ablation,
+        "RealUID with and without real data",
+        "The same one-step generator distilled without real data (a = b = 1), with it, and fine-tuned on it. Real data "
+        "help where the intervals do not meet; the table says so in words. Grey: the converged sampler. Bars: 95 % "
+        "intervals.",
+    ),
+    "rules": Kind(
+        error_of_rules,
+        "Rules that need no training",
+        "Fixed-step rules at equal numbers of forwards, a panel per time grid: solid in moment-whitened coordinates, "
+        "dashed in plain ones, dotted with Richardson extrapolation. Down and to the left is better.",
+    ),
+    "probes": Kind(
+        noise_of_probes,
+        "Noise of the trace estimators",
+        "The estimators' own mean standard error against the derivative products they spend, pilots included. Grey "
+        "lines fall like one over the square root of the products: a choice on a lower line is quieter at equal cost. "
+        "Whether the bars can be trusted stands in the tables, as coverage.",
+    ),
+    "joint-maps": Kind(
+        joint_maps,
+        "Joint flow maps",
+        "Every trained joint map read by the same estimator. Left: the mean error, whose zero is the grey line; "
+        "middle: how far the order of the items is from the reference's (down is better); right: the mean absolute "
+        "error item by item, with the controls. A map that is near zero on the left and high on the right has the "
+        "right mean and the wrong samples. Bars: 95 % bootstrap intervals.",
+    ),
+    "scatter": Kind(
+        estimated_against_reference,
+        "Estimated against reference log-density",
+        "One point is one item; the diagonal is exact. A cloud parallel to the diagonal is a bias, a wide one is "
+        "noise, a flat one does not know which items are likely (Spearman ρ near 0). A panel marked “own scale” "
+        "is so far off that the common axis would not show it. Where the truth is the same for all items (the "
+        "checkerboard) the panels are histograms of the estimates around it. Biases are in bits/dim.",
+        by_split=True,
+    ),
+    "density": Kind(
+        density_maps,
+        "Density maps",
+        "log-density on the same grid with the same colour scale, clipped to eight nats below the highest value "
+        "of the truth; red is more than one nat above it. Under each panel stands the mass, the "
+        "integral of the density over the grid: 1 for a density, anything else is not one.",
+    ),
+    "frechet": Kind(
+        frechet_against_steps,
+        "Fréchet distance against steps",
+        "Distance between features of generated and of real samples; lower is better. The extractor is named on "
+        "the axis, and only the standard Inception network makes the distance an FID.",
+    ),
+    "guidance": Kind(
+        self_guidance,
+        "Self-guidance",
+        "Few-step samples from noise that was moved towards a higher predicted likelihood, against the step size of "
+        "the move. Left: distance to real samples, lower is better. Middle: precision (are the samples like real ones) "
+        "and recall (are all real ones covered). Right: bits/dim of the samples under the exact density or the "
+        "converged teacher; lower is likelier, not better. Guidance is worth something where its curve leaves those of "
+        "the controls. Bars and bands: 95 % intervals.",
+    ),
+    "comparison": Kind(
+        model_comparison,
+        "Ten models ranked by their likelihood",
+        "Rank correlation (Kendall's tau) between estimated and exact mean likelihoods of ten models that differ by "
+        "less than the bias of a few Euler steps: 1 is the exact order, 0 a random one. Bars: 95 % bootstrap intervals "
+        "over the test points. A bias that is the same for all models does no harm here, one that differs does.",
+    ),
+    "outliers": Kind(
+        outlier_detection,
+        "Foreign images",
+        "Probability that a test image gets a higher likelihood than a foreign one: 1 tells them apart, 0.5 is chance, "
+        "less means that the foreign ones look likelier. The estimator with the most evaluations is nearest to what "
+        "the model itself says. Bars: 95 % intervals.",
+    ),
+    "importance": Kind(
+        rare_events,
+        "Rare events by importance sampling",
+        "Points of a known proposal weighed by the estimated density. The dashed lines are the values of the exact "
+        "density at the same points, the grey band is the noise that exact weights would have. A constant bias shows "
+        "in the mass and in P(A); the odds of two rare events need the right ratio between the tails.",
+    ),
+    "gradient": Kind(
+        gradients,
+        "Gradient of the estimate",
+        "The gradient of the estimate against that of the exact likelihood: in x, where 1 is the right direction "
+        "(bars reach down to the 5th percentile), and in the weights of a network, against the converged likelihood of "
+        "its own field. An estimate whose gradient in the weights points elsewhere is no objective for training.",
+    ),
+    "training": Kind(
+        training_curves,
+        "Bits/dim along training",
+        "The averages kept along a model's training, each by the same estimator on the same items, against the "
+        "processor time spent until then; the finished model is the last point. Lower is a better model here, as far "
+        "as the estimator is near its converged value. Bars: two standard errors over the items, most of which is "
+        "common to all points: the table has the errors of the differences.",
+    ),
+    "samples": Kind(
+        sample_grids,
+        "Samples",
+        "Samples of the same few-step maps, from the same noise: the map whose likelihood is reported should also "
+        "be one that samples.",
+    ),
+}
+
+OVERVIEW: Final = "overview"
+SCALING: Final = "scaling"
+
+
+def draw_all(run_dir: Path) -> list[Path]:
+    """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of the PNG and PDF.
+
+    An empty run gives an empty list. Figures of an earlier call that the records no longer
+    support are removed, so that the folder never shows two runs; files of other names are left alone.
+    """
+    records = frames.load(run_dir)
+    folder = run_dir / "figures"
+    paths: list[Path] = []
+    with paper():
+        for name, figure in _figures(records, run_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+            _lay_out(figure)
+            png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+            figure.savefig(png, dpi=PNG_DPI)
+            figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
+            paths += [png, pdf]
+    for path in [*folder.glob("*.png"), *folder.glob("*.pdf")]:
+        if path not in paths and (
+            path.stem == OVERVIEW
+            or path.stem.startswith(SCALING)
+            or any(f"--{kind}" in path.stem for kind in KINDS)
+        ):
+            path.unlink()
+    return paths
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find the layout once: by itself matplotlib would find it again for each file and draw twice for it."""
+    FigureCanvasAgg(figure)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
+def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure]]:
+    usable = frames.averaged(frames.usable(records))
+    figure = error_overview(usable)
+    if figure is not None:
+        yield OVERVIEW, figure
+    for tail, part in _by_machine(usable):
+        figure = cost_scaling(part)
+        if figure is not None:
+            yield SCALING + tail, figure
+    for task, of_task in usable.groupby("task", sort=True):
+        for kind, what in KINDS.items():
+            parts = labels.splits(of_task) if what.by_split else [None]
+            for split in parts:
+                frame = of_task if split is None else of_task[of_task["split"] == split]
+                tail = f"--{labels.slug(split)}" if split is not None and len(parts) > 1 else ""
+                for machine, part in _by_machine(frame) if what.timed else [("", frame)]:
+                    drawn = what.draw(part, run_dir)
+                    if drawn is not None:
+                        yield f"{labels.slug(str(task))}--{kind}{tail}{machine}", drawn
+
+
+def _by_machine(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The frame, or where its times come from several machines a part for each, with the end of its file's name."""
+    machines = frames.machines(frame)
+    if len(machines) < 2:
+        return [("", frame)]
+    return [(f"--{labels.slug(machine)}", frames.of_machine(frame, machine)) for machine in machines]

@@ -1,0 +1,104 @@
+"""Cost against dimension, batch, probes and steps, with the slope fitted in each panel."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from flowlik.report import labels
+from flowlik.report.figures import style
+
+FEWEST: Final = 3
+SUITE_TASK: Final = "gaussian-"
+
+SWEEPS: Final = {
+    "dim": "dimensions",
+    "batch": "items in the batch",
+    "probes": "probes",
+    "steps": "steps",
+}
+
+_TITLES: Final = {"dim": "dimension", "batch": "batch", "probes": "probes", "steps": "steps"}
+_PALETTE: Final = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
+
+
+def cost_scaling(frame: pd.DataFrame) -> Figure | None:
+    """CPU time of a call against four sizes; None unless the run sweeps dimension and batch.
+
+    Batch: seconds of the whole call. Otherwise: seconds per sample. Slopes are least-squares fits in the logarithms
+    over all points of a line; a cost proportional to the size has slope 1.
+    """
+    timed = _timed(frame)
+    if timed.empty:
+        return None
+    sweeps = {
+        "dim": _sweep(timed[timed["task"].str.startswith(SUITE_TASK)], "dim", ("row", "model")),
+        "batch": _sweep(timed, "batch", ("task", "row", "model")),
+        "probes": _sweep(timed, "probes", ("task", "wide", "model", "batch", "steps")),
+        "steps": _sweep(timed, "steps", ("task", "series", "model", "batch")),
+    }
+    if not sweeps["dim"] or not sweeps["batch"]:
+        return None
+    figure = style.new_figure(style.PAGE, 6.4)
+    for ax, (size, label) in zip(np.asarray(figure.subplots(2, 2)).ravel(), SWEEPS.items(), strict=True):
+        _panel(ax, sweeps[size], size, label)
+    figure.suptitle("Cost against size: CPU seconds, slope of each line", fontsize=9)
+    return figure
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Least-squares slope of log y against log x."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def _timed(frame: pd.DataFrame) -> pd.DataFrame:
+    batch = pd.Series([e.get("timing_batch", np.nan) for e in frame["extra"]], index=frame.index, dtype=float)
+    timed = frame.assign(
+        batch=batch,
+        wide=[labels.without_probes(row) for row in labels.as_dicts(frame)],
+        seconds=frame["cpu_s_median"],
+        per_sample=frame["cpu_s_median"] / batch,
+    )
+    return timed[(timed["per_sample"] > 0) & (timed["method"] != "control")]
+
+
+def _sweep(
+    frame: pd.DataFrame, size: str, fixed: tuple[str, ...]
+) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    found: list[tuple[dict[str, Any], pd.DataFrame]] = []
+    if frame.empty:
+        return found
+    for _, part in frame[frame[size] > 0].groupby(list(fixed), dropna=False, sort=False):
+        line = part.sort_values(size).drop_duplicates(size)
+        if len(line) >= FEWEST:
+            found.append((labels.as_dicts(line)[0], line))
+    return found
+
+
+def _panel(ax: Axes, lines: list[tuple[dict[str, Any], pd.DataFrame]], size: str, label: str) -> None:
+    ax.set_title(f"against {_TITLES[size]}")
+    if not lines:
+        style.note(ax, "not swept in this run")
+        return
+    ax.set_yscale("log")
+    handles = []
+    for k, (row, line) in enumerate(lines[: len(_PALETTE)]):
+        xs, ys = line[size].to_numpy(), line["seconds" if size == "batch" else "per_sample"].to_numpy()
+        look: dict[str, Any] = {"color": _PALETTE[k], "marker": "os^vDPXh"[k], "markersize": 4}
+        ax.plot(xs, ys, **look)
+        words = {"dim": row["row"], "batch": row["row"], "probes": row["wide"], "steps": row["series"]}[size]
+        if size != "dim":
+            words = f"{row['task']}: {words}"
+        handles.append(Line2D([], [], label=f"{style.shorten(words, 44)}  ({slope(xs, ys):.2f})", **look))
+    style.cost_axis(ax, np.concatenate([line[size].to_numpy() for _, line in lines]))
+    style.error_axis(ax)
+    ax.set_xlabel(label)
+    ax.set_ylabel("CPU s per call" if size == "batch" else "CPU s per sample")
+    ax.legend(handles=handles, loc="upper left", fontsize=6, bbox_to_anchor=(0, -0.2), borderaxespad=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, zorder=0)

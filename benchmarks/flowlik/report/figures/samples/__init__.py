@@ -1,0 +1,1 @@
+"""Figures of samples and their distances to real data."""

@@ -1,0 +1,1 @@
+"""Figures of what likelihoods are used for."""

@@ -1,0 +1,195 @@
+"""How records are shown to a person: methods and their looks, labels, order, numbers, and the items beside a record.
+
+Figures, tables and the report read records through this module only, so that a method has one name, one colour
+and one place in every one of them. Nothing here computes a measure and nothing imports matplotlib.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from flowlik.records.reading import read_records
+from flowlik.report import labels
+from flowlik.report.labels import METHODS, SPLIT_ORDER, _label, _missing, as_dicts, brief, method_of
+
+NUMERIC: Final[tuple[str, ...]] = (
+    *("steps", "rtol", "atol", "probes", "n_items", "dim", "batch_size", "seed", "repeat", "eps"),
+    *("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work", "wall_s_median", "wall_s_iqr", "cpu_s_median"),
+    *("rounds", "forward_equivalents", "items_per_s", "peak_bytes"),
+    *("bpd", "bpd_se", "bpd_ref", "ref_se", "bpd_error", "bpd_error_lo", "bpd_error_hi"),
+    *(
+        "bpd_mae",
+        "bpd_mae_lo",
+        "bpd_mae_hi",
+        "bpd_rmse",
+        "bpd_err_p95",
+        "spearman",
+        "stderr_mean",
+        "coverage95",
+    ),
+    *("invalid_share", "mass", "mass_se", "cycle_error", "dequant_draws"),
+    *("frechet", "frechet_se", "n_samples", "kid", "precision", "recall"),
+)
+
+TEXT: Final[tuple[str, ...]] = (
+    *("schema_version", "run_id", "cell_id", "created_utc", "estimator", "estimator_label", "family"),
+    *("solver", "trace", "noise", "task", "model", "model_hash", "data_hash", "split", "dtype", "device"),
+    *("compiled", "estimator_version", "status", "reason", "ref_id", "extractor", "env_id"),
+)
+
+CELL: Final[tuple[str, ...]] = (
+    "task",
+    "split",
+    "model",
+    "estimator_label",
+    "dtype",
+    "device",
+    "batch_size",
+    "n_items",
+    "hardware",
+    "extractor",
+    "n_samples",
+)
+"""What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged, nor what
+different feature networks or numbers of samples say."""
+
+SPREAD: Final = ("bpd", "frechet", "kid", "precision", "recall")
+"""Columns whose standard deviation over seeds `averaged` keeps beside their mean, as `<name>_sd`."""
+
+SPREAD_EXTRA: Final = ("energy_distance", "samples_bpd")
+"""The same of numbers in `extra`, where mean and `<name>_sd` then stand too."""
+
+
+def load(run_dir: Path) -> pd.DataFrame:
+    """Records of a run, prepared; an empty frame with all columns where there are none yet."""
+    path = run_dir / "records.jsonl"
+    return prepare(read_records(run_dir) if path.exists() and path.stat().st_size else pd.DataFrame())
+
+
+def prepare(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with every column present, numbers as float64, the latest row of each cell, and columns of labels.
+
+    `method` is a key of METHODS or the estimator's name, `series` a legend label (all but the swept parameters), `row`
+    a table label (all parameters), `brief` the same without how an exact trace was taken. Sorted by task, split,
+    method, model, steps, NFE.
+    """
+    frame = records.copy()
+    for name in NUMERIC:
+        frame[name] = pd.to_numeric(frame[name], errors="coerce") if name in frame else np.nan
+        frame[name] = frame[name].astype("float64")
+    for name in TEXT:
+        column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
+        frame[name] = [("" if _missing(v) else str(v)) for v in column]
+    for name in ("params", "extra"):
+        column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
+        frame[name] = pd.Series(
+            [v if isinstance(v, dict) else {} for v in column], index=frame.index, dtype=object
+        )
+    frame["estimator_label"] = frame["estimator_label"].where(
+        frame["estimator_label"] != "", frame["estimator"]
+    )
+    named = frame["cell_id"] != ""
+    frame = pd.concat(
+        [frame[named].drop_duplicates(["cell_id", "seed", "repeat"], keep="last"), frame[~named]]
+    )
+    frame = frame.sort_index()
+    frame["hardware"] = [
+        "" if math.isnan(seconds) else str(extra.get("hardware") or "")
+        for seconds, extra in zip(frame["wall_s_median"], frame["extra"], strict=True)
+    ]
+    mixed = [name for name in ("dtype", "device") if len(set(frame[name])) > 1]
+    mixed += ["hardware"] if len(machines(frame)) > 1 else []
+    mixed += ["extractor"] if _several_extractors(frame) else []
+    rows = as_dicts(frame)
+    frame["method"] = pd.Series([method_of(row) for row in rows], index=frame.index, dtype=object)
+    frame["series"] = pd.Series(
+        [_label(row, mixed, swept=True) for row in rows], index=frame.index, dtype=object
+    )
+    frame["row"] = pd.Series(
+        [_label(row, mixed, swept=False) for row in rows], index=frame.index, dtype=object
+    )
+    frame["brief"] = [brief(label) for label in frame["row"]]
+    return _sorted(frame)
+
+
+def _several_extractors(frame: pd.DataFrame) -> bool:
+    return any(len(set(part["extractor"]) - {""}) > 1 for _, part in frame.groupby("task"))
+
+
+def averaged(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell: numbers averaged over seeds and repeats, everything else from the first row.
+
+    The column `n_seeds` counts the rows behind each, and those of `SPREAD` have their standard deviation over them
+    beside, NaN for a single row, which stays as it is.
+    """
+    frame = frame.assign(n_seeds=1.0, **{f"{name}_sd": math.nan for name in SPREAD})
+    doubled = frame.duplicated(list(CELL), keep=False)
+    if not doubled.any():
+        return frame
+    parts = [frame[~doubled]]
+    for _, group in frame[doubled].groupby(list(CELL), dropna=False, sort=False):
+        row = group.head(1).copy()
+        row[list(NUMERIC)] = group[list(NUMERIC)].mean().to_numpy()
+        row["n_seeds"] = float(len(group))
+        for name in SPREAD:
+            row[f"{name}_sd"] = float(group[name].std(ddof=1))
+        row["extra"] = pd.Series([_extra_over_seeds(list(group["extra"]))], index=row.index, dtype=object)
+        parts.append(row)
+    return _sorted(pd.concat(parts))
+
+
+def _extra_over_seeds(extras: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first row's `extra` with mean and standard deviation of the numbers that all rows have."""
+    found = dict(extras[0])
+    for name in SPREAD_EXTRA:
+        values = [value for extra in extras if isinstance(value := extra.get(name), int | float)]
+        if len(values) == len(extras):
+            found[name], found[f"{name}_sd"] = float(np.mean(values)), float(np.std(values, ddof=1))
+    return found
+
+
+def machines(frame: pd.DataFrame) -> list[str]:
+    """The hardware that the timed rows of a frame were made on."""
+    return sorted(set(frame["hardware"]) - {""})
+
+
+def of_machine(frame: pd.DataFrame, machine: str) -> pd.DataFrame:
+    """The rows that were timed on this hardware, and those that were not timed."""
+    return frame[frame["hardware"].isin(["", machine])]
+
+
+def usable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that hold a result."""
+    return frame[frame["status"] == "ok"]
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    rank = {name: k for k, name in enumerate(METHODS)}
+    known = {name: k for k, name in enumerate(SPLIT_ORDER)}
+    keys = pd.DataFrame(
+        {
+            "task": frame["task"],
+            "split": [(known.get(s, len(known))) for s in frame["split"]],
+            "method": [rank.get(m, len(rank) - 1.5) for m in frame["method"]],
+            "model": frame["model"],
+            "series": frame["series"],
+            "steps": frame["steps"].fillna(np.inf),
+            "nfe": frame["nfe_mean"].fillna(np.inf),
+        },
+        index=frame.index,
+    )
+    order = keys.sort_values(list(keys.columns), kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def _parts(usable: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for task in sorted(usable["task"].unique()):
+        of_task = usable[usable["task"] == task]
+        for split in labels.splits(of_task):
+            yield str(task), split, of_task[of_task["split"] == split]

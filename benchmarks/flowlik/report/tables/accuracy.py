@@ -1,0 +1,183 @@
+"""Tables of likelihoods: by steps, and every row in detail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import pandas as pd
+
+from flowlik.report import labels, numbers
+from flowlik.report.tables.table import Cell, Table, seeds_note
+
+MANY_STEPS: Final = 16
+"""Fixed steps from which a solution stands in the column of the adaptive ones."""
+
+MASS_WITHIN: Final = 0.05
+"""How far from 1 a mass may be before the report marks it."""
+
+
+def by_steps(frame: pd.DataFrame) -> Table:
+    """Methods against steps for one task and split: bits/dim, and the Fréchet distance where it was measured, with
+    their spread over seeds where there are several."""
+    shown = frame[frame["method"] != "control"]
+    few = shown["steps"] < MANY_STEPS
+    steps = sorted({int(s) for s in shown.loc[few, "steps"]}, reverse=True)
+    many = not few.all()
+    cells: dict[tuple[str, str], dict[int | None, dict[str, Any]]] = {}
+    for row in labels.as_dicts(shown):
+        at = int(row["steps"]) if row["steps"] < MANY_STEPS else None
+        cells.setdefault((row["row"] if at is None else row["series"], row["model"]), {})[at] = row
+    frechet = bool(shown["frechet"].notna().any())
+    rows = [
+        (
+            Cell(name),
+            Cell(model),
+            *([_bpd_and_frechet(by_step.get(None), frechet)] if many else []),
+            *(_bpd_and_frechet(by_step.get(at), frechet) for at in steps),
+        )
+        for (name, model), by_step in cells.items()
+    ]
+    heads = [f"{at} step{'' if at == 1 else 's'}" for at in steps]
+    extractors = ", ".join(sorted(set(shown["extractor"]) - {""}))
+    name = labels.distance_names(shown)
+    note = f"Cells: bits/dim / {name} ({extractors})." if frechet else "Cells: bits/dim."
+    return Table(
+        title=f"{_title(frame)}: bits/dim{f' / {name}' if frechet else ''} by steps",
+        columns=("method", "model", *([f"adaptive or ≥ {MANY_STEPS} steps"] if many else []), *heads),
+        rows=tuple(rows),
+        note=f"{_reference(frame)} {note} {seeds_note(shown)}".strip(),
+    )
+
+
+def in_detail(frame: pd.DataFrame) -> Table:
+    """One line per cell of one task and split, controls last; a column that holds nothing is left out."""
+    varies = bool(frame["spearman"].notna().any())  # a constant is right where the truth is constant
+    constant = (
+        frame.loc[frame["estimator"] == "control-mean", "bpd_mae"] if varies else frame["bpd_mae"].head(0)
+    )
+    rows = labels.as_dicts(frame.assign(control=constant.iloc[0] if len(constant) else math.nan))
+    columns = [
+        (head, cell)
+        for head, cell, needs in _DETAIL
+        if frame[needs].notna().any() and (needs != "n_items" or len(set(frame[needs])) > 1)
+    ]
+    lines = tuple(
+        (
+            Cell(row["row"]),
+            Cell("" if row["method"] == "control" else row["model"]),
+            *(c(row) for _, c in columns),
+        )
+        for row in rows
+    )
+    return Table(
+        title=f"{_title(frame)}: accuracy and cost",
+        columns=("method", "model", *(head for head, _ in columns)),
+        rows=lines,
+        note=f"{_reference(frame)} Brackets: 95 % bootstrap intervals. {seeds_note(frame)}".strip(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ cells
+def _bpd_and_frechet(row: dict[str, Any] | None, frechet: bool) -> Cell:
+    if row is None or math.isnan(row["bpd"]):
+        return Cell("–")
+    text = numbers.with_spread(numbers.fixed(row["bpd"], 3), row.get("bpd_sd"))
+    distance = numbers.with_spread(numbers.number(row["frechet"]), row.get("frechet_sd"))
+    return Cell(f"{text} / {distance}" if frechet else text, row["bpd"])
+
+
+def _number(column: str, digits: int = 3) -> Callable[[dict[str, Any]], Cell]:
+    return lambda row: Cell(numbers.number(row[column], digits), _value(row[column]))
+
+
+def _fixed(column: str, places: int) -> Callable[[dict[str, Any]], Cell]:
+    return lambda row: Cell(numbers.fixed(row[column], places), _value(row[column]))
+
+
+def _with_spread(column: str, text: Callable[[float], str]) -> Callable[[dict[str, Any]], Cell]:
+    return lambda row: Cell(
+        numbers.with_spread(text(row[column]), row.get(f"{column}_sd")), _value(row[column])
+    )
+
+
+def _interval(column: str) -> Callable[[dict[str, Any]], Cell]:
+    def cell(row: dict[str, Any]) -> Cell:
+        value, low, high = row[column], row[f"{column}_lo"], row[f"{column}_hi"]
+        text = numbers.number(value, 2)
+        if math.isfinite(low) and math.isfinite(high) and high > low:
+            text += f" [{numbers.number(low, 2)}, {numbers.number(high, 2)}]"
+        return Cell(text, _value(value))
+
+    return cell
+
+
+def _error(row: dict[str, Any]) -> Cell:
+    cell = _interval("bpd_mae")(row)
+    worse = row["method"] != "control" and row["bpd_mae"] > row["control"] > 0
+    return replace(cell, flag="larger than that of control-mean, a constant") if worse else cell
+
+
+def mass_cell(row: dict[str, Any], digits: int = 4) -> Cell:
+    """The mass, with its standard error where it was sampled; marked where it differs from 1 by more than chance."""
+    cell = _number("mass", digits)(row)
+    known = row.get("mass_se")
+    error = 0.0 if known is None or math.isnan(known) else float(known)
+    text = cell.text + (f" ± {numbers.number(error, 2)}" if error else "")
+    off = abs(row["mass"] - 1) > MASS_WITHIN + 2 * error
+    return replace(cell, text=text, flag="not within 0.05 of 1" if off else "")
+
+
+def _count(column: str) -> Callable[[dict[str, Any]], Cell]:
+    def cell(row: dict[str, Any]) -> Cell:
+        value = row[column]
+        whole = math.isfinite(value) and float(value).is_integer()
+        return Cell(f"{int(value)}" if whole else numbers.number(value), _value(value))
+
+    return cell
+
+
+def _milliseconds(row: dict[str, Any]) -> Cell:
+    rate = row["items_per_s"]
+    value = 1e3 / rate if rate > 0 else math.nan
+    return Cell(numbers.number(value), _value(value))
+
+
+def _value(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+_DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = (
+    ("items", _count("n_items"), "n_items"),
+    ("NFE", _count("nfe_mean"), "nfe_mean"),
+    ("bits/dim", _with_spread("bpd", numbers.fixed), "bpd"),
+    ("mean |error|", _error, "bpd_mae"),
+    ("bias", _interval("bpd_error"), "bpd_error"),
+    ("p95 |error|", _number("bpd_err_p95", 2), "bpd_err_p95"),
+    ("Spearman", _fixed("spearman", 3), "spearman"),
+    ("coverage", _fixed("coverage95", 2), "coverage95"),
+    ("invalid", _number("invalid_share", 2), "invalid_share"),
+    ("mass", mass_cell, "mass"),
+    ("Fréchet", _with_spread("frechet", numbers.number), "frechet"),
+    ("work", _count("work"), "work"),
+    ("forward-equivalents", _number("forward_equivalents"), "forward_equivalents"),
+    ("ms/sample", _milliseconds, "items_per_s"),
+    ("cycle error", _number("cycle_error", 2), "cycle_error"),
+)
+
+
+def _title(frame: pd.DataFrame) -> str:
+    return f"{frame['task'].iloc[0]}, {labels.split_title(frame['split'].iloc[0])}"
+
+
+def _reference(frame: pd.DataFrame) -> str:
+    row = labels.reference(frame)
+    if row is None:
+        return "No reference."
+    error = f" ± {numbers.number(row['ref_se'], 1)}" if row["ref_se"] > 0 else ""
+    several = frame.loc[frame["bpd_ref"].notna(), "n_items"].min() < row["n_items"]
+    fewer = " (cells on fewer items have their own)" if several else ""
+    origin = f" ({row['ref_id']})" if row["ref_id"] else ""
+    return f"Reference {numbers.fixed(row['bpd_ref'], 3)}{error} bits/dim{origin}, {row['n_items']:.0f} items{fewer}."

@@ -1,0 +1,116 @@
+"""Tables of a run: the published shape (methods against steps, bits/dim / Fréchet) and one line per cell with its
+accuracy and cost, as Markdown, LaTeX and CSV.
+
+Nothing is measured here: `tables` arranges records, `render` writes them down, the report takes the same tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from flowlik.report import frame as frames
+from flowlik.report import labels
+from flowlik.report.tables.accuracy import by_steps, in_detail
+from flowlik.report.tables.formats import _ALIASES, FORMATS, _latex, _markdown, _nothing
+from flowlik.report.tables.samples import _one_evaluation, _samples
+from flowlik.report.tables.table import Table
+from flowlik.report.tables.uses import _comparison, _gradient, _importance, _outliers, _routes, _training
+
+CSV_COLUMNS: Final[tuple[str, ...]] = (
+    *(
+        "task",
+        "split",
+        "method",
+        "estimator",
+        "estimator_label",
+        "model",
+        "steps",
+        "status",
+        "reason",
+        "n_items",
+    ),
+    *("dim", "eps", "nfe_mean", "vjp_mean", "jvp_mean", "work", "forward_equivalents", "items_per_s"),
+    *("wall_s_median", "wall_s_iqr", "peak_bytes", "bpd", "bpd_se", "bpd_ref", "ref_id", "ref_se"),
+    *("bpd_error", "bpd_error_lo", "bpd_error_hi", "bpd_mae", "bpd_mae_lo", "bpd_mae_hi", "bpd_rmse"),
+    *("bpd_err_p95", "spearman", "stderr_mean", "coverage95", "invalid_share", "mass", "cycle_error"),
+    *("frechet", "frechet_se", "extractor", "n_samples", "dtype", "device", "batch_size", "seed", "repeat"),
+    *("model_hash", "data_hash", "cell_id"),
+)
+
+
+def tables(records: pd.DataFrame) -> list[Table]:
+    """Per task and split the published shape, the detailed one, that beside published values and those of samples and
+    uses, where there are any."""
+    from flowlik.report.tables.published import beside_published
+
+    usable = frames.averaged(frames.usable(frames.prepare(records)))
+    found: list[Table] = []
+    for task in sorted(usable["task"].unique()):
+        of_task = usable[usable["task"] == task]
+        for split in labels.splits(of_task):
+            frame = of_task[of_task["split"] == split]
+            likelihoods = frame[frame["bpd"].notna()]
+            found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
+            found += beside_published(likelihoods)
+            found += use_tables(frame)
+    return found
+
+
+def render(df: pd.DataFrame, format: str) -> str:
+    """The tables of records as text.
+
+    Args:
+        df: records as `read_records` gives them.
+        format: `md`, `latex` or `csv` (one line per record, failed ones too; raw numbers).
+
+    Raises:
+        ValueError: the format is none of these.
+    """
+    known = _ALIASES.get(format, format)
+    if known not in FORMATS:
+        raise ValueError(f"unknown format {format!r} (valid: {', '.join(FORMATS)})")
+    if known == "csv":
+        return _csv(frames.prepare(df))
+    write = _markdown if known == "md" else _latex
+    found = tables(df)
+    return "\n".join(write(table) for table in found) if found else _nothing(known)
+
+
+def write_tables(run_dir: Path) -> list[Path]:
+    """Write `table.md`, `table.tex` and `table.csv` of a run into its folder; their paths."""
+    records = frames.load(run_dir)
+    written = []
+    for name, form in (("table.md", "md"), ("table.tex", "latex"), ("table.csv", "csv")):
+        path = run_dir / name
+        path.write_text(render(records, form), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in labels.as_dicts(frame):
+        writer.writerow([_plain(row[name]) for name in CSV_COLUMNS])
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return ""
+    return int(value) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def use_tables(frame: pd.DataFrame) -> list[Table]:
+    """The tables of one task and split that its records support."""
+    makers = (_one_evaluation, _routes, _samples, _comparison, _outliers, _importance, _gradient, _training)
+    return [table for make in makers if (table := make(frame)) is not None]

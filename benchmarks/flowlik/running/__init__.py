@@ -1,0 +1,1 @@
+"""Running: cells over processes, cores and machines, and the folder that takes their records."""

@@ -1,0 +1,1 @@
+"""Workers: the processes that evaluate cells, from inside and from outside."""

@@ -1,0 +1,123 @@
+"""The table of tasks: built-in ones, and those of the entry-point group `flowlik.tasks`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from flowlik.tasks.closed_forms import CheckerboardTask, ClosedFormTask
+from flowlik.tasks.digits import DIGITS
+from flowlik.tasks.image_mixtures import ImageMixtureTask
+from flowlik.tasks.images import TEACHER_SAMPLES, ImageTask
+from flowlik.tasks.task import Task
+from flowlik_models.names import unknown as unknown
+
+
+def image_tasks() -> tuple[Task, ...]:
+    """The built-in tasks on images; those that have recipes for a teacher have its samples as a split."""
+    from flowlik_models.moments.training_images import IMAGE_SHAPES
+
+    def real(name: str, shape: tuple[int, int, int], text: str) -> ImageTask:
+        splits = ("test", "train", TEACHER_SAMPLES) if name in IMAGE_SHAPES else ("test", "train")
+        return ImageTask(
+            id=name, event_shape=shape, splits=splits, description=f"{text}; files: flowlik data"
+        )
+
+    def mixture(
+        name: str, shape: tuple[int, int, int], levels: int, text: str, measured: str
+    ) -> ImageMixtureTask:
+        described = f"mixture fitted to {text}, exact likelihood; {measured}"
+        return ImageMixtureTask(id=name, event_shape=shape, levels=levels, description=described)
+
+    return (
+        mixture("digits-gmm", (1, 8, 8), 17, "the digits in 64 dimensions", MEASURED["digits-gmm"]),
+        mixture(
+            "fashion-mnist-gmm",
+            (1, 28, 28),
+            256,
+            "Fashion-MNIST in 784 dimensions",
+            MEASURED["fashion-mnist-gmm"],
+        ),
+        mixture("cifar10-gmm", (3, 32, 32), 256, "CIFAR-10 in 3072 dimensions", MEASURED["cifar10-gmm"]),
+        real("mnist", (1, 28, 28), "MNIST, 28x28 grey levels"),
+        real("fashion-mnist", (1, 28, 28), "Fashion-MNIST, 28x28 grey levels"),
+        real("cifar10", (3, 32, 32), "CIFAR-10, 32x32 colours"),
+        real("imagenet64", (3, 64, 64), "ImageNet 64x64, colours"),
+    )
+
+
+MEASURED = {
+    "digits-gmm": "2.81 bits/dim, div/d down to -3",
+    "fashion-mnist-gmm": "6.15 bits/dim, div/d down to -6",
+    "cifar10-gmm": "4.35 bits/dim, div/d down to -27",
+}
+"""Of the mixtures' own draws: bits/dim, and the least mean of div v/d over the draws at any time (docs/images.md)."""
+
+
+def _builtin() -> dict[str, Task]:
+    from flowlik_models.closed_forms.catalogue import SCALING_DIMS
+
+    def mixture(
+        name: str, dim: int, text: str, window: tuple[float, float, int] | None = None
+    ) -> ClosedFormTask:
+        return ClosedFormTask(id=name, event_shape=(dim,), description=text, window=window)
+
+    tasks: tuple[Task, ...] = (
+        ClosedFormTask(
+            id="gaussian-2d",
+            event_shape=(2,),
+            description="one correlated Gaussian",
+            window=(-5.0, 5.0, 80),
+            centre=(0.5, -0.25),
+        ),
+        mixture("gmm-2d", 2, "eight Gaussian modes on a ring", (-4.0, 4.0, 96)),
+        mixture("gmm-64d", 64, "eight anisotropic, rotated Gaussians in 64 dimensions"),
+        CheckerboardTask(
+            id="checkerboard-2d",
+            event_shape=(2,),
+            eps=1e-3,
+            description="uniform on eight squares of side 2, judged at t = 0.999",
+            window=(-4.995, 4.995, 80),
+        ),
+        mixture(
+            "thin-2d", 2, "two rotated Gaussians, one axis with standard deviation 0.02", (-4.5, 4.5, 180)
+        ),
+        DIGITS,
+    )
+    scaling = (
+        ClosedFormTask(
+            id=name,
+            event_shape=(dim,),
+            description=f"one Gaussian in {dim} dimensions with an image-like spectrum, for cost against dimension",
+            block=256,
+        )
+        for name, dim in SCALING_DIMS.items()
+    )
+    return {task.id: task for task in (*tasks, *image_tasks(), *scaling)}
+
+
+@cache
+def registry() -> dict[str, Task]:
+    """All tasks by id: the built-in ones, then those of the entry-point group `flowlik.tasks`."""
+    tasks = _builtin()
+    for point in entry_points(group="flowlik.tasks"):
+        loaded = point.load()
+        task = loaded if isinstance(loaded, Task) else loaded()
+        tasks.setdefault(task.id, task)
+    return tasks
+
+
+def available() -> tuple[str, ...]:
+    """Ids of all tasks."""
+    return tuple(registry())
+
+
+def get_task(name: str) -> Task:
+    """The task of this id.
+
+    Raises:
+        ValueError: unknown id; the line names the valid ones and the nearest match.
+    """
+    if name not in registry():
+        raise ValueError(unknown("task", name, available()))
+    return registry()[name]

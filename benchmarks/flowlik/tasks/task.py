@@ -1,0 +1,184 @@
+"""Tasks: a data set or closed-form distribution with its test points, its truth and the models that are judged on it.
+
+A task hands out the same points to every estimator: the first n of a fixed stream, so smaller runs are nested in larger
+ones. Third parties register a `Task` in the entry-point group `flowlik.tasks` (name -> an object or a callable
+returning one); nothing here needs an edit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowlik.measures.arrays import Array
+from flowlik.tasks.grid import Grid
+from flowlik.tasks.points import Points
+from flowlik_models.names import unknown as unknown
+
+if TYPE_CHECKING:
+    from flowlik_models.interfaces import Moments
+
+Evaluate = Callable[[Tensor], Array]
+DRAW_STRIDE = 2**20  # ids of different dequantisation draws of one image never meet
+
+
+class UnavailableError(Exception):
+    """Something a cell needs is not there; the message is one line and ends with the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, `component` (n,) where known.
+
+    `x` may be `Points`, which are made batch by batch.
+    """
+
+    x: Tensor | Points
+    ids: Tensor
+    n: int
+    draws: int = 1
+    component: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """True or converged log-densities (draws, n) in nats, NaN where not known; `error` is their own, in bits/dim."""
+
+    log_prob: Array
+    ref_id: str
+    error: float
+    digest: str
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What a task must say. `eps`: likelihoods are those of p at t = 1 - eps unless an estimator asks otherwise."""
+
+    id: str
+    event_shape: tuple[int, ...]
+    description: str
+    version: int = 1
+    eps: float = 0.0
+    levels: int | None = None
+    splits: tuple[str, ...] = ("test", "train")
+    reference_model: str = "closed-form"
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of one item."""
+        return math.prod(self.event_shape)
+
+    @property
+    def has_components(self) -> bool:
+        """True where it is known which component of a mixture each item comes from."""
+        return False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Ids of the models that are judged on this task."""
+        from flowlik_models.zoo import TASK_MODELS
+
+        return tuple(TASK_MODELS.get(self.id, ()))
+
+    @property
+    def eight_bit_images(self) -> bool:
+        """True for images of 256 levels in one or three colours, which `images(split)` gives as an `ImageSet`: where
+        the standard Inception is at hand, they are judged with it."""
+        return False
+
+    def check_split(self, split: str) -> None:
+        """Raise ValueError, naming the valid ones, where the task has no such split."""
+        if split not in self.splits:
+            raise ValueError(unknown("split", split, self.splits))
+
+    @abstractmethod
+    def items(self, split: str, n: int, draws: int = 1) -> Items:
+        """The first `n` items of a split; fewer where the split has fewer. ValueError for an unknown split."""
+
+    @abstractmethod
+    def reference(self, split: str, items: Items, t: float) -> Reference:
+        """log p_t of the items; UnavailableError where a stored reference is missing or of another model."""
+
+    @abstractmethod
+    def data_hash(self, split: str) -> str:
+        """Twelve hexadecimal digits that change whenever the items of the split do."""
+
+    @abstractmethod
+    def moments(self) -> tuple[Array, Array]:
+        """Mean (d,) and covariance (d, d) of the data at t = 1 - eps."""
+
+    def data_moments(self) -> Moments:
+        """Moments of the data themselves, at t = 1, as models carry them for whitening and control variates."""
+        from flowlik_models.moments.moments import from_covariance
+
+        t = 1.0 - self.eps
+        mean, covariance = self.moments()
+        covariance = (covariance - (1 - t) ** 2 * np.eye(self.dim)) / t**2
+        return from_covariance(mean / t, covariance, self.data_hash("train"))
+
+    def load_model(self, model: str, device: str) -> tuple[Any, str]:
+        """A model of this task in evaluation mode, and twelve hexadecimal digits that name its weights.
+
+        Default: closed forms and shipped checkpoints of `flowlik_models`. A third party's task with models of its own
+        overrides this and `models`.
+
+        Raises:
+            UnavailableError: its checkpoint is not there. ValueError: unknown model, or it cannot be read.
+        """
+        from flowlik_models.zoo import CLOSED_FORM, check_names, checkpoint_path, load_model, model_hash
+
+        check_names(self.id, model)
+        if model != CLOSED_FORM and not checkpoint_path(self.id, model).is_file():
+            cure = f"make it with `flowlik train {self.id} {model}` and run with `--checkpoints runs/train`"
+            raise UnavailableError(f"the checkpoint of {model} on {self.id} is not there; {cure}")
+        return load_model(self.id, model, device=device), model_hash(self.id, model)
+
+    def has_model(self, model: str) -> bool:
+        """Whether the model can be loaded: a closed form, or a checkpoint that is there. Goes with `load_model`."""
+        from flowlik_models.zoo import CLOSED_FORM, checkpoint_path
+
+        return model == CLOSED_FORM or checkpoint_path(self.id, model).is_file()
+
+    def grid(self) -> Grid | None:
+        """The grid on which densities of a 2-D task are drawn and their mass is taken; None: no such grid."""
+        return None
+
+    def log_density(self, x: Tensor | Points, t: float) -> Array | None:
+        """Exact log p_t at any x, (batch,) nats; None where the task has no closed form."""
+        return None
+
+    def real_samples(self) -> Tensor | None:
+        """Real items for the Frechet distance, (n, *event) float32; None where the task has no feature network."""
+        return None
+
+    def own_measures(self, x: Tensor | Points, errors: Array, evaluate: Evaluate) -> dict[str, float]:
+        """The task's own measures: `x` (n, *event), their `errors` (n,) in bits/dim, `evaluate` the estimator."""
+        return {}
+
+
+def digest(*parts: Any) -> str:
+    """Twelve hexadecimal digits of the given texts, numbers and arrays."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        state.update(b"|")
+    return state.hexdigest()[:12]
+
+
+def tensor_hash(x: Tensor) -> str:
+    """Twelve hexadecimal digits of a tensor's float32 values and shape."""
+    return digest(tuple(x.shape), np.ascontiguousarray(x.detach().cpu().numpy().astype("<f4")))
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed named by texts and numbers."""
+    return int(digest(*parts), 16)

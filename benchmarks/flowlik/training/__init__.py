@@ -1,0 +1,1 @@
+"""Training: `flowlik train` and the cards of trained models."""

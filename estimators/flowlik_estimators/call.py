@@ -1,0 +1,159 @@
+"""One call of an estimator: what it is given (`Run`) and what it answers (`Estimate`, `Samples`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flowlik_estimators.counting import Cost, Counts
+from flowlik_estimators.grids import time_grid
+from flowlik_models import random
+
+Status = Literal["ok", "diverged", "refused"]
+Noise = Literal["rademacher", "gaussian"]
+SAMPLE_STREAM = 0
+PROBE_STREAM = 1
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, turned into a status, never seen by a caller
+    """Raised inside an estimator when a call cannot be finished; its message becomes ``reason``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The answer of `Estimator.log_prob`.
+
+    ``log_prob`` (batch,) float64 nats, not finite where there is no value; ``stderr`` (batch,) the estimator's own
+    standard error or None; ``cost`` per sample; ``valid`` (batch,) bool; ``status`` of the call: ok if any
+    item is valid; ``reason`` one line when it is not ok; ``extra`` tensors of the family's own, kept beside
+    the record.
+    """
+
+    log_prob: Tensor
+    stderr: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+    valid: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+    status: Status = "ok"
+    reason: str | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The answer of `Estimator.sample`: ``x`` (n, *event), ``log_prob`` (n,) float64 or None; the rest as above."""
+
+    x: Tensor
+    log_prob: Tensor | None = None
+    cost: Cost = field(default_factory=Cost)
+    valid: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
+    status: Status = "ok"
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one call hands to a family besides the model and x."""
+
+    batch: int
+    event_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    cond: Tensor | None
+    key: int
+    items: Tensor
+    differentiable: bool
+    data_end: float
+    counts: Counts
+
+    def zeros(self) -> Tensor:
+        """A float64 accumulator, (batch,)."""
+        return torch.zeros(self.batch, dtype=torch.float64, device=self.device)
+
+    def at(self, t: float | Tensor) -> Tensor:
+        """The time t as models want it: (batch,) in x's dtype and on its device."""
+        return torch.as_tensor(t, dtype=self.dtype, device=self.device).expand(self.batch).contiguous()
+
+    def times(self, grid: str, steps: int, start: float, end: float) -> list[float]:
+        """A time grid rounded to x's dtype, so that s - t is the same here and inside the model."""
+        times: list[float] = time_grid(grid, steps, start, end).to(self.dtype).tolist()
+        return times
+
+    def source(self) -> Tensor:
+        """Standard normal starting points, (batch, *event), keyed by item."""
+        return random.gaussian(
+            self.key,
+            self.items,
+            self.event_shape,
+            stream=SAMPLE_STREAM,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def rows(self, index: Tensor) -> Run:
+        """The same call for some of its items; costs add up in the same counts."""
+        cond = None if self.cond is None else self.cond[index]
+        return replace(self, batch=len(index), items=self.items[index.to(self.items.device)], cond=cond)
+
+    def repeated(self, times: int) -> Run:
+        """The same call on ``times`` copies of its items, one copy after the other; costs add up in the same counts."""
+        cond = None if self.cond is None else torch.cat([self.cond] * times)
+        return replace(self, batch=times * self.batch, items=self.items.repeat(times), cond=cond)
+
+    def probes(self, count: int, noise: Noise, *, stream: int = PROBE_STREAM) -> Tensor:
+        """Probe vectors with E[e e^T] = I, (batch, count, *event), keyed by item and stream."""
+        draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[noise]
+        return draw(
+            self.key,
+            self.items,
+            (count, *self.event_shape),
+            stream=stream,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def velocity(self, model: Any, x: Tensor, t: Tensor) -> Tensor:
+        """The model's velocity at x (batch, *event) and t (batch,), with this call's condition, shape checked."""
+        return self.event(model.velocity(x, t, cond=self.cond), "velocity")
+
+    def event(self, value: Tensor, what: str) -> Tensor:
+        """A model's (batch, *event) answer in x's dtype; ValueError where the shape is another, never a broadcast."""
+        return self._shaped(value, (self.batch, *self.event_shape), what).to(self.dtype)
+
+    def scalar(self, value: Tensor, what: str) -> Tensor:
+        """A model's (batch,) answer in float64; ValueError where the shape is another, never a broadcast."""
+        return self._shaped(value, (self.batch,), what).double()
+
+    def _shaped(self, value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+        if value.shape != shape:
+            raise ValueError(f"the model's {what} has shape {tuple(value.shape)}, expected {shape}")
+        return value
+
+    def stepped(self, accepted: bool = True) -> None:
+        """Note one solver step of the whole batch."""
+        if accepted:
+            self.counts.accepted_steps += self.batch
+        else:
+            self.counts.rejected_steps += self.batch
+
+
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    """log N(x; 0, I) in float64 nats, (batch,)."""
+    z = x.flatten(1).double()
+    return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
+
+
+def mean_over_probes(log_probs: Tensor, population: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Mean and standard error over the probes of (batch, probes) values; no error from a single probe.
+
+    ``population``: the probes were drawn without replacement from so many, whose mean is the truth.
+    """
+    probes = log_probs.shape[1]
+    drawn = 0.0 if population is None else probes / population
+    if probes == 1:
+        return log_probs[:, 0], log_probs.new_zeros(len(log_probs)) if drawn == 1.0 else None
+    return log_probs.mean(1), log_probs.std(1) * math.sqrt((1.0 - drawn) / probes)

@@ -1,0 +1,1 @@
+"""Closed forms: models whose density, velocity and divergence are known exactly."""

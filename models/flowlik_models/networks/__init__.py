@@ -1,0 +1,1 @@
+"""Networks: fields, flow maps and joint flow maps on vectors and images."""

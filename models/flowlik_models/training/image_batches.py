@@ -1,0 +1,95 @@
+"""Training batches of images, held as bytes and drawn on the device that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlik_models.images.pixels import continuous, mirrored, shifted
+from flowlik_models.moments.training_images import TrainingImages
+from flowlik_models.objectives.batch import Batch
+from flowlik_models.recipes.recipe import Recipe
+from flowlik_models.training.batches import Field, draw_times, points_on_path, split_rows
+from flowlik_models.training.process_group import WHOLE, Part
+from flowlik_models.training.trajectories import Paths
+
+
+class ImageSource:
+    """Training images, freshly dequantised; targets from the images, or from a teacher where one is given.
+
+    With solved trajectories of the teacher, ``paths``, a share ``pool_share`` of the data are its own samples, since
+    the map is asked about those too, and a share ``direct`` of the batch are averages read off the trajectories. The
+    teacher's divergence is estimated, unbiased, as ``recipe.divergence_target`` says. Where mirror images are as likely
+    as the images, half of them are mirrored.
+
+    Batches lie on ``device``, and are drawn by generators of that device.
+    """
+
+    def __init__(
+        self,
+        images: TrainingImages,
+        teacher: Any | None = None,
+        paths: Paths | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.images, self.teacher, self.device = images, teacher, torch.device(device)
+        self.levels = images.levels.to(device)
+        self.paths = None if paths is None else paths.to(device)
+        self.pool = None if self.paths is None else self.paths.states[0, : self.paths.own]
+
+    def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+        """Dequantised training images (n, *event), a share of them the teacher's samples."""
+        device = generator.device
+        pick = torch.randint(len(self.levels), (n,), generator=generator, device=device)
+        levels = self.levels[pick]
+        if recipe.shift:
+            levels = shifted(levels, recipe.shift, generator)
+        if self.images.flips:
+            levels = mirrored(levels, generator)
+        noise = torch.rand(levels.shape, generator=generator, device=device)
+        data = continuous(levels, self.images.n_levels, noise)
+        if self.pool is None:
+            return data
+        drawn = self.pool[torch.randint(len(self.pool), (n,), generator=generator, device=device)]
+        own = torch.rand(n, generator=generator, device=device) < recipe.pool_share
+        return torch.where(own[:, None, None, None], drawn, data)
+
+    def batch(self, recipe: Recipe, generator: torch.Generator, part: Part = WHOLE) -> Batch:
+        """The part's rows of one batch; without a teacher the target is the conditional velocity."""
+        direct, n = split_rows(recipe)
+        data = self.data(n, recipe, generator)
+        t, s = draw_times(n, 1.0, recipe, generator)
+        x, noise = points_on_path(data, t, recipe, generator)
+        taught = self.teacher is not None and recipe.imitation is None
+        wanted = taught and recipe.divergence
+        probes = recipe.divergence_target.draw(x, generator) if wanted else None
+        pairs = self.paths.pairs(direct, generator) if taught and self.paths is not None else None
+        if part.count > 1:
+            mine = part.rows(n, device=x.device)
+            x, t, s, data, noise = (rows[mine] for rows in (x, t, s, data, noise))
+            probes = None if probes is None else probes[:, mine]
+            pairs = None if pairs is None else pairs.cut(part.rows(direct, n, x.device))
+        if not taught:
+            return Batch(x, t, s, data - noise)
+        batch = Batch(x, t, s, *self._field(recipe, x, t, probes))
+        return batch if pairs is None else batch.joined(pairs)
+
+    def _field(self, recipe: Recipe, x: Tensor, t: Tensor, probes: Tensor | None) -> tuple[Tensor, ...]:
+        """The teacher's velocity and, with probes, its divergence."""
+        assert self.teacher is not None
+        if probes is not None:
+            return recipe.divergence_target.with_probes(self.teacher, x, t, probes)
+        with torch.no_grad():
+            return (self.teacher.velocity(x, t),)
+
+    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
+        """The teacher's velocity and, where the recipe wants one, an estimate of its divergence."""
+
+        def at(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            x, t = x.to(self.device), t.to(self.device)
+            probes = recipe.divergence_target.draw(x, generator) if recipe.divergence else None
+            return self._field(recipe, x, t, probes)
+
+        return at

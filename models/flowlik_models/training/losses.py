@@ -1,0 +1,114 @@
+"""The loss of one training step, put together as the recipe says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from flowlik_models.conditional_paths import PATHS
+from flowlik_models.objectives import (
+    CONDITIONS,
+    Context,
+    adaptive,
+    evaluation,
+    flow_matching_loss,
+    own_field,
+    residuals,
+)
+from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.calibration import calibration_loss
+from flowlik_models.objectives.imitation import imitation_loss
+from flowlik_models.objectives.realuid import matching_loss, realuid_loss
+from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe, smallest_step
+from flowlik_models.training.batches import Field, Source, draw_conditional
+from flowlik_models.training.process_group import WHOLE, Part
+
+
+def loss_of(
+    recipe: Recipe,
+    network: nn.Module,
+    average: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    step: int,
+    part: Part = WHOLE,
+) -> Tensor:
+    """The loss of a part of the batch of step ``step``, freshly drawn, a scalar with graph to the network's parameters.
+
+    ``average`` is the averaged network, in evaluation mode: it gives the targets that a recipe takes from its own
+    model.
+    """
+    if recipe.path is not None:
+        return _conditional_loss(recipe, network, average, source, generator, device, step, part)
+    end = 1.0 - float(getattr(network, "eps", 0.0))
+    if recipe.objective == "calibration":
+        assert source.paths is not None
+        x, log_prob = (rows.to(device) for rows in source.paths.likelihoods(recipe.batch, generator, part))
+        return calibration_loss(network, x, log_prob, end)
+    batch = source.batch(recipe, generator, part)
+    generator = part.generator(generator)
+    if recipe.objective == "flow-matching":
+        return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
+    if recipe.imitation is not None:
+        at, teacher = _to(batch, device), _on(device, source.field(recipe, generator))
+        return imitation_loss(
+            network, at.x, at.t, at.s, teacher, recipe.imitation, generator, relative=recipe.relative
+        )
+    if recipe.divergence and batch.divergence is None:
+        x, t = batch.x.to(device), batch.t.to(device)
+        _, divergence = recipe.divergence_target(average, x, t, generator)
+        batch = dataclasses.replace(batch, divergence=divergence)
+    target = evaluation(average, recipe.divergence)
+    taught = recipe.teacher != DATA_TEACHER
+    field = _on(device, source.field(recipe, generator)) if taught else own_field(target)
+    context = Context(
+        target=target,
+        field=field,
+        end=end,
+        delta=recipe.delta,
+        derivative=recipe.derivative,
+        middle=recipe.middle,
+        smallest=end * smallest_step(recipe),
+        broadcast="broadcast" in recipe.faults,
+    )
+    errors = residuals(
+        network,
+        _to(batch, device),
+        CONDITIONS[recipe.objective],
+        CONDITIONS[recipe.divergence_objective or recipe.objective],
+        context,
+        divergence_scale=recipe.divergence_scale,
+        relative=recipe.relative,
+    )
+    weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
+    return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+
+
+def _conditional_loss(
+    recipe: Recipe,
+    network: nn.Module,
+    average: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    step: int,
+    part: Part,
+) -> Tensor:
+    """The loss of a field of any framework, or of a one-step generator distilled from one."""
+    assert recipe.path is not None
+    path = PATHS[recipe.path]
+    draw = draw_conditional(source, recipe, path, generator, device, part)
+    if recipe.realuid is None:
+        return matching_loss(network, path, draw)
+    return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, recipe.steps)
+
+
+def _on(device: str, field: Field) -> Field:
+    return lambda x, t: tuple(part.to(device) for part in field(x, t))
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    return batch.each(lambda value: value.to(device))

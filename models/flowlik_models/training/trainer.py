@@ -1,0 +1,382 @@
+"""The one trainer: Adam with warm-up and cosine decay, exponential moving average, resumable to the same trajectory.
+
+Every step draws from a generator seeded by (seed, step), so a run killed at any moment and resumed sees the
+batches an uninterrupted run would have seen. The state (network, average, optimiser moments) is safetensors, saved
+at intervals and moved into place. A loss that is not finite is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from flowlik_models.checkpoints import (
+    as_stored,
+    fill,
+    read_checkpoint,
+    rounded,
+    save_checkpoint,
+    save_tensors,
+)
+from flowlik_models.recipes.recipe import Recipe
+from flowlik_models.training import acceleration, throughput
+from flowlik_models.training.batches import Source
+from flowlik_models.training.image_batches import ImageSource
+from flowlik_models.training.losses import loss_of
+from flowlik_models.training.preparation import prepared, training_hash
+from flowlik_models.training.process_group import ALONE, WHOLE, Group, Part, join
+from flowlik_models.zoo import recipe_for
+
+_WARM_UP = 200
+_SAVE_EVERY = 30.0  # seconds
+_VALIDATE_EVERY = 60.0  # seconds
+_COUNTED = 8  # samples on which operations are counted
+_BAD_STEPS = 50  # consecutive non-finite losses after which training stops
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the trainer reports now and then: step, steps, mean loss since the last report, seconds trained, steps
+    skipped because their loss was not finite, and the latest validation error of the likelihood, mean |error| in
+    bits/dim (None: not measured yet, or a model without a fast likelihood). ``rate``: samples a second since the last
+    report; ``flops``: floating-point operations a second, and ``utilisation`` what share of the device's peak that is
+    (None: not counted; no peak known).
+    """
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+    skipped: int = 0
+    validation: float | None = None
+    rate: float | None = None
+    flops: float | None = None
+    utilisation: float | None = None
+
+
+class TrainingError(RuntimeError):
+    """Training could not go on; the last good state is kept."""
+
+
+def _recipe_key(recipe: Recipe, seed: int) -> str:
+    # how a step is shared out changes nothing but rounding, so that a run may go on on another machine
+    recipe = dataclasses.replace(recipe, accumulate=1, compile=False)
+    text = json.dumps([dataclasses.asdict(recipe), seed], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    first, last, share = 0, recipe.steps, 1.0
+    if recipe.realuid is not None:  # whose stages train different networks
+        first, last, share = recipe.realuid.stage(step, recipe.steps)
+    warm = min(1.0, (step - first + 1) / _WARM_UP)
+    decay = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
+    return recipe.learning_rate * share * warm * max(decay, 1e-3)
+
+
+class _Run:
+    """Network, average and optimiser of one training run, and their state on disk; a process's share of it."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        key: str,
+        path: Path,
+        group: Group = ALONE,
+        device: str = "cpu",
+    ) -> None:
+        self.network, self.average = network, copy.deepcopy(network).eval().requires_grad_(False)
+        self.recipe, self.key, self.path, self.group = recipe, key, path, group
+        self.optimiser = acceleration.optimiser(network, recipe, device)
+        self.waits = torch.device(device).type == "cpu"  # for every loss; a GPU is asked now and then
+        self.pending: list[Tensor] = []  # losses not looked at yet
+        self.losses: list[float] = []  # finite ones since the last report
+        self.earlier = torch.zeros((), device=device)  # loss of the parts already taken
+        self.step, self.seconds, self.cpu_seconds, self.skipped = 0, 0.0, 0.0, 0
+        self.loss, self.bad = math.nan, 0  # of the last step, and how many bad ones in a row
+
+    def save(self) -> None:
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, parameter in enumerate(self.network.parameters()):
+            for name, value in self.optimiser.state[parameter].items():
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
+        counts = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "skipped": self.skipped,
+        }
+        save_tensors(
+            self.path, tensors, {name: str(value) for name, value in counts.items()} | {"key": self.key}
+        )
+
+    def keep(self) -> bool:
+        """Save, unless the latest losses were not finite; whether it did."""
+        self.settle()
+        if not self.bad:
+            self.save()
+        return not self.bad
+
+    def resume(self) -> bool:
+        """Take up the state on disk; False where there is none of this recipe and seed."""
+        if not self.path.is_file():
+            return False
+        tensors, _ = read_checkpoint(self.path)
+        with safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata()
+        if metadata.get("key") != self.key:
+            return False
+        for prefix, module in (("network.", self.network), ("average.", self.average)):
+            part = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            fill(module, part, self.path)
+        for index, parameter in enumerate(self.network.parameters()):
+            prefix = f"optimiser.{index}."
+            state = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            self.optimiser.state[parameter] = {
+                name: self._restored(name, value, parameter) for name, value in state.items()
+            }
+        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+        self.cpu_seconds = float(metadata.get("cpu_seconds", 0))
+        self.skipped = int(metadata.get("skipped", 0))
+        return True
+
+    def _restored(self, name: str, value: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor of the optimiser where its kernels look for it: moments in the parameter's own memory format."""
+        if name == "step":
+            return value.to(parameter.device) if self.optimiser.defaults["fused"] else value
+        return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+    def take_early(self, loss: Tensor, parts: int) -> None:
+        """Gradients of a part of the step, of which ``parts`` are taken in all, other processes' included."""
+        torch.autograd.backward(loss / parts)
+        self.earlier = self.earlier + loss.detach() / parts
+
+    def take(self, loss: Tensor, parts: int = 1) -> None:
+        """One step with the last part of its loss, or none where the loss is not finite; TrainingError after too many
+        of those in a row."""
+        loss = loss / parts
+        value, self.earlier = self.earlier + loss.detach(), torch.zeros_like(self.earlier)
+        self.group.sum_([value])
+        self.pending.append(value)
+        if self.waits:
+            finite = math.isfinite(float(value))
+        else:  # the fused optimiser leaves the weights alone where it finds this set
+            finite, self.optimiser.found_inf = True, (~value.isfinite()).float()  # type: ignore[attr-defined]
+        if finite:
+            self.update(loss)
+        else:
+            self.optimiser.zero_grad(set_to_none=True)
+        if self.waits:
+            self.settle()
+        self.step += 1
+
+    def settle(self) -> None:
+        """Look at the losses of the steps since last time."""
+        found = torch.stack(self.pending).tolist() if self.pending else []
+        self.pending = []
+        for self.loss in found:
+            if math.isfinite(self.loss):
+                self.losses.append(self.loss)
+                self.bad = 0
+            else:
+                self.bad, self.skipped = self.bad + 1, self.skipped + 1
+            if self.bad >= _BAD_STEPS:
+                raise TrainingError(
+                    f"{self.bad} losses in a row were not finite; the last good state is {self.path}"
+                )
+
+    def update(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        self.group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = _learning_rate(self.recipe, self.step)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+
+    def snapshot(self) -> None:
+        """Keep the average as it is now, where the recipe wants that."""
+        if self.step not in {round(share * self.recipe.steps) for share in self.recipe.snapshots}:
+            return
+        name = self.path.name.removesuffix(".state.safetensors")
+        file = self.path.parent / "snapshots" / f"{name}-{self.step}.safetensors"
+        counts = {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        tensors = as_stored(self.average.state_dict(), self.recipe.stored)
+        save_tensors(file, tensors, {key: str(value) for key, value in counts.items()})
+
+
+class _Watch:
+    """Time, state on disk, validation and progress while a run goes on."""
+
+    def __init__(
+        self,
+        run: _Run,
+        progress: Callable[[Progress], None] | None,
+        validate: Callable[[nn.Module], float | None] | None,
+        flops: int | None = None,
+        peak: float | None = None,
+    ) -> None:
+        self.flops, self.peak = flops, peak  # operations of a sample, and what the devices could do a second
+        self.reported_step = run.step
+        self.run, self.progress, self.validate = run, progress, validate
+        self.begun = self.saved = self.reported = self.validated = time.monotonic()
+        self.before, self.cpu_before = run.seconds, run.cpu_seconds - time.process_time()
+        self.error: float | None = None
+
+    def look(self) -> None:
+        """After every step: save, validate and report where it is time to."""
+        run, now = self.run, time.monotonic()
+        run.seconds = self.before + now - self.begun
+        run.cpu_seconds = self.cpu_before + time.process_time()
+        if not run.group.first:
+            if now - self.reported > 1:
+                run.settle()
+                self.reported = now
+            return
+        run.snapshot()
+        if now - self.saved > _SAVE_EVERY and run.keep():
+            self.saved = now
+        if self.validate and now - self.validated > _VALIDATE_EVERY:
+            self.error, self.validated = self.validate(run.average), time.monotonic()
+        if self.progress and (now - self.reported > 1 or run.step == run.recipe.steps):
+            run.settle()
+            self.progress(self._report(now))
+            self.reported, self.reported_step, run.losses = now, run.step, []
+
+    def _report(self, now: float) -> Progress:
+        run = self.run
+        mean = sum(run.losses) / max(len(run.losses), 1)
+        rate = (run.step - self.reported_step) * run.recipe.batch / max(now - self.reported, 1e-9)
+        flops = None if self.flops is None else rate * self.flops
+        share = None if flops is None or self.peak is None else flops / self.peak
+        counts = (run.step, run.recipe.steps, mean, run.seconds, run.skipped)
+        return Progress(*counts, self.error, rate, flops, share)
+
+
+def train(
+    task: str,
+    model: str,
+    *,
+    out: Path,
+    device: str = "cpu",
+    seed: int = 0,
+    resume: bool = True,
+    steps: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    validate: Callable[[nn.Module], dict[str, Any]] | None = None,
+    quick_validate: Callable[[nn.Module], float | None] | None = None,
+    commit: str | None = None,
+    accumulate: int | None = None,
+) -> Path:
+    """Train a model by its recipe and write ``out/<task>/<model>.safetensors`` with its card; returns that path.
+
+    ``steps`` shortens (or lengthens) the recipe, ``accumulate`` is the number of parts in which a process takes its
+    share of a batch. In a process of torchrun the batch is shared with the others; the first one saves, judges and
+    reports. ``validate`` turns the averaged network into figures for the card,
+    ``quick_validate``, called every minute, into the error of its likelihood. ``progress`` is called about every
+    second.
+
+    Raises:
+        ValueError: unknown task or model, a closed form, or a batch that cannot be shared out equally, or at all.
+        CheckpointError: a model this one builds on is missing or does not fit.
+        TrainingError: the loss was not finite in 50 consecutive steps; the last good state is kept.
+    """
+    recipe = recipe_for(task, model)
+    recipe = dataclasses.replace(
+        recipe, steps=steps or recipe.steps, accumulate=accumulate or recipe.accumulate
+    )
+    group, device = join(device)
+    parts = group.parts(accumulate=recipe.accumulate)
+    if recipe.batch % parts[0].count:
+        raise ValueError(f"a batch of {recipe.batch} cannot be taken in {parts[0].count} equal parts")
+    if parts[0].count > 1 and recipe.realuid is not None and recipe.realuid.whole_batch:
+        raise ValueError(
+            f"{model} compares the rows of a batch with each other: train {model} in one process, accumulate 1"
+        )
+    torch.manual_seed(seed)
+    network, source = prepared(task, recipe, out, device, group)
+    network = acceleration.laid_out(network, recipe, device)
+    path = out / task / f"{model}.safetensors"
+    run = _Run(
+        network, recipe, _recipe_key(recipe, seed), path.with_suffix(".state.safetensors"), group, device
+    )
+    if resume:
+        run.resume()
+    group.wait()  # nobody saves while others still read
+
+    flops = _operations(recipe, run, source, device)
+    acceleration.compiled(network, recipe)
+    watch = _Watch(run, progress, quick_validate, flops, throughput.peak(device, group.size))
+    network.train()
+    while run.step < recipe.steps:
+        for part in parts:
+            loss = _loss(recipe, run, source, device, part, seed * 1_000_003 + run.step)
+            if part is not parts[-1]:
+                run.take_early(loss, part.count)
+        run.take(loss, part.count)
+        watch.look()
+    group.leave()
+    if not group.first:
+        return path
+    run.keep()  # judging takes minutes, and may be stopped too
+
+    average = rounded(run.average, recipe.stored)
+    card: dict[str, Any] = {
+        "task": task,
+        "model": model,
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+        "commit": commit,
+        "train_seconds": round(run.seconds, 1),
+        "train_cpu_seconds": round(run.cpu_seconds, 1),
+        "trajectories_cpu_seconds": round(source.paths.cpu_seconds, 1) if source.paths else 0.0,
+        "skipped_steps": run.skipped,
+        "processes": group.size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(),
+        "data_hash": training_hash(task),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "accuracy": validate(average) if validate else {},
+    }
+    save_checkpoint(path, average, card, stored=recipe.stored)
+    run.path.unlink(missing_ok=True)
+    return path
+
+
+def _loss(recipe: Recipe, run: _Run, source: Source, device: str, part: Part, seed: int) -> Tensor:
+    """The loss of a part of the batch of a step, drawn from the step's seed."""
+    generator = torch.Generator(source.device).manual_seed(seed)
+    torch.manual_seed(part.seed(seed))  # dropout
+    kind = torch.device(device).type
+    with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        return loss_of(recipe, run.network, run.average, source, generator, device, run.step, part)
+
+
+def _operations(recipe: Recipe, run: _Run, source: Source, device: str) -> int | None:
+    """Floating-point operations of a sample in training, counted on a small batch of images; None elsewhere, and of
+    RealUID, whose steps are not alike."""
+    if not isinstance(source, ImageSource) or recipe.realuid is not None:
+        return None
+    few = dataclasses.replace(recipe, batch=_COUNTED, accumulate=1)
+    found = throughput.operations(lambda: _loss(few, run, source, device, WHOLE, 0)) // _COUNTED
+    run.optimiser.zero_grad(set_to_none=True)
+    return found

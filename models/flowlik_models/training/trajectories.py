@@ -1,0 +1,344 @@
+"""Solved trajectories of a teacher: states and cumulative log-determinants at nodes from the data down to the noise.
+
+Images: nodes are uniform in ``log((t + 0.1)/(1 - t + 0.001))``, the state by classical Runge-Kutta steps, the
+divergence by one fresh Rademacher probe at every node, integrated by a cubic spline. Closed forms: the same steps
+with the exact divergence as a part of the state, nodes jittered from batch to batch, so that a map sees all times,
+and those of the uniform grids of up to eight steps among them (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from flowlik_models.checkpoints import read_checkpoint, save_tensors
+from flowlik_models.closed_forms.gaussian import standard_normal_log_prob
+from flowlik_models.images.pixels import continuous, mirrored, shifted
+from flowlik_models.moments.training_images import TrainingImages, training_images
+from flowlik_models.networks.embedding import original_time, reparametrised_time
+from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.divergence_target import velocity_and_products
+from flowlik_models.training.process_group import ALONE, WHOLE, Group, Part
+
+STEPS = 32
+_DELTA = 1e-3  # smallest 1 - t that the nodes resolve
+_CHUNK = 256
+_NOISY = 0.9  # times beyond which a divergence estimate is noisy
+_FROM_END = (0.5, 0.15)  # shares of pairs that start at the data and at the noise
+_TO_END = 0.3  # share of pairs that go to the other end
+_ON_GRID = 0.5  # share of pairs that are steps of a few-step grid
+
+_LEVELS = (
+    0.1,
+    0.3,
+    0.3,
+    0.3,
+)  # shares of the grids of 1, 2, 4 and 8 steps, whose errors add up over the steps
+
+_GRID = 8  # steps of the finest few-step grid
+_JITTERED = 32  # nodes of a closed form's trajectories beside those of the grid
+_BLOCK = 1024  # trajectories that share their nodes
+_PIECES = 10_007  # more than there are parts: each draws its probes from a seed of its own
+_KEPT = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # in a file of them
+_Piece = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """``times`` (nodes, n) from the data end to 0, ``states`` (nodes, n, *event), ``log_dets`` (nodes, n): the integral
+    of the divergence from the data to each node, in nats. The first ``own`` trajectories are the teacher's samples.
+    ``grid``: indices of the nodes, the same for all trajectories, at the times of the uniform few-step grids.
+    ``cpu_seconds``: what solving them took.
+    """
+
+    times: Tensor
+    states: Tensor
+    log_dets: Tensor
+    own: int
+    grid: tuple[int, ...] = ()
+    cpu_seconds: float = 0.0
+
+    def to(self, device: torch.device | str) -> Paths:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("times", "states", "log_dets")}
+        return replace(self, **moved)
+
+    def ends(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents and data points (n, *event), n even, of random trajectories among the teacher's own samples.
+
+        The second half of them are the neighbours of the first: of rows 2 k and 2 k + 1 one in each half.
+        """
+        row = 2 * torch.randint(self.own // 2, (n // 2,), generator=generator, device=generator.device)
+        rows = torch.cat((row, row + 1))
+        return self.states[-1, rows], self.states[0, rows]
+
+    def likelihoods(self, n: int, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
+        """The part's rows of ``n`` data points of random trajectories (n, *event), with their log-densities (n,)."""
+        row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
+        if part.count > 1:
+            row = row[part.rows(n, device=row.device)]
+        log_prob = standard_normal_log_prob(self.states[-1, row].double()) + self.log_dets[-1, row]
+        return self.states[0, row], log_prob
+
+    def pairs(self, n: int, generator: torch.Generator) -> Batch:
+        """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
+
+        Where the paths have grid nodes half of the pairs are steps of the uniform grids of 1, 2, 4 and 8 steps, and the
+        others start and end anywhere.
+        """
+        if self.grid:
+            a, b = self._any_or_grid_steps(n, generator)
+        else:
+            a, b = self._steps_about_the_ends(n, generator)
+        row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
+        t, s = self.times[a, row], self.times[b, row]
+        moved = self.states[b, row] - self.states[a, row]
+        velocity = moved / (s - t).reshape(-1, *([1] * (moved.ndim - 1)))
+        divergence = (self.log_dets[b, row] - self.log_dets[a, row]) / (s - t)
+        return Batch(self.states[a, row], t, s, velocity, divergence)
+
+    def _steps_about_the_ends(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Source and target nodes (n,), most of them with an end of the trajectory among them."""
+        last = len(self.times) - 1
+
+        def node() -> Tensor:
+            return torch.randint(last + 1, (n,), generator=generator, device=generator.device)
+
+        kind = torch.rand(n, generator=generator, device=generator.device)
+        end = torch.rand(n, generator=generator, device=generator.device) < _TO_END
+        at_data, at_noise = _FROM_END
+        a = torch.where(kind < at_data, 0, torch.where(kind < at_data + at_noise, last, node()))
+        b = torch.where(end, torch.where(a <= last // 2, last, 0), node())
+        return a, torch.where(a == b, torch.where(a == 0, last, 0), b)
+
+    def _any_or_grid_steps(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Source and target nodes (n,): a share are steps of a few-step grid, either order."""
+        finest, nodes = len(self.grid) - 1, len(self.times)
+        a = torch.randint(nodes, (n,), generator=generator)
+        b = (a + torch.randint(1, nodes, (n,), generator=generator)) % nodes
+        level = torch.multinomial(torch.tensor(_LEVELS), n, replacement=True, generator=generator)
+        step = finest // 2**level
+        first = (torch.rand(n, generator=generator) * (finest // step)).long() * step
+        grid = torch.tensor(self.grid)
+        ends = torch.stack((grid[first], grid[first + step]))
+        ends = torch.where(torch.rand(n, generator=generator) < 0.5, ends, ends.flip(0))
+        chosen = torch.rand(n, generator=generator) < _ON_GRID
+        return torch.where(chosen, ends[0], a), torch.where(chosen, ends[1], b)
+
+
+def stored_paths(file: Path, solved: Callable[[], Paths], group: Group = ALONE) -> Paths:
+    """The trajectories kept in ``file``, or solved now, by every process of the group, and kept there by the first.
+
+    A file that lacks a part, as an older version wrote them, is made anew.
+    """
+    kept = read_checkpoint(file)[0] if file.is_file() else {}
+    group.wait()  # nobody writes while others still look
+    if kept.keys() >= _KEPT:
+        arrays = (kept["times"], kept["states"], kept["log_dets"])
+        grid = tuple(kept["grid"].tolist())
+        return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
+    begun = time.process_time()
+    made = solved()
+    if not made.cpu_seconds:
+        made = replace(made, cpu_seconds=time.process_time() - begun)
+    if group.first:
+        tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
+        tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
+        tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
+        save_tensors(file, tensors)
+    return made
+
+
+def solve_closed_form(truth: Any, starts: Tensor, *, delta: float, generator: torch.Generator) -> Paths:
+    """Trajectories of a closed form from ``starts`` (n, d) at its data end; ``delta``: smallest 1 - t to resolve.
+
+    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; kept in float32.
+    """
+    end = 1.0 - truth.eps
+    counts = _between(end, delta)
+    parts = []
+    for part in torch.split(starts.double(), _BLOCK):
+        times = _jittered(counts, end, delta, generator)
+        states, log_dets = _followed(truth, part, times)
+        parts.append((times[:, None].expand(-1, len(part)), states, log_dets))
+    times, states, log_dets = (torch.cat(found, 1).float() for found in zip(*parts, strict=True))
+    grid = tuple(sum(counts[:k]) + k for k in range(_GRID + 1))
+    return Paths(times, states, log_dets, len(starts), grid)
+
+
+def _between(end: float, delta: float) -> list[int]:
+    """How many jittered nodes lie between neighbouring times of the finest grid, by length in stretched time."""
+    edges = reparametrised_time(torch.linspace(end, 0, _GRID + 1, dtype=torch.float64), delta)
+    shares = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
+    return [max(1, round(_JITTERED * share)) for share in shares.tolist()]
+
+
+def _jittered(counts: list[int], end: float, delta: float, generator: torch.Generator) -> Tensor:
+    """Times (nodes,) from the data end to 0: the finest grid's, and one in each part of its intervals."""
+    grid = torch.linspace(end, 0, _GRID + 1, dtype=torch.float64)
+    edges = reparametrised_time(grid, delta)
+    times = [grid[:1]]
+    for k, count in enumerate(counts):
+        unit = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+        times += [original_time(edges[k] + (edges[k + 1] - edges[k]) * unit, delta), grid[k + 1 : k + 2]]
+    return torch.cat(times).clamp(0, end)
+
+
+def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """States (nodes, n, d) and log-determinants (nodes, n) along falling times (nodes,), by Runge-Kutta steps."""
+    log_det = torch.zeros(len(x), dtype=x.dtype)
+    states, log_dets = [x], [log_det]
+
+    def slope(y: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        return truth.velocity_and_divergence(y, torch.full((len(y),), t, dtype=y.dtype))  # type: ignore[no-any-return]
+
+    for t, s in pairwise(times.tolist()):
+        h = s - t
+        v1, d1 = slope(x, t)
+        v2, d2 = slope(x + h / 2 * v1, t + h / 2)
+        v3, d3 = slope(x + h / 2 * v2, t + h / 2)
+        v4, d4 = slope(x + h * v3, s)
+        x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+        log_det = log_det + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+        states.append(x)
+        log_dets.append(log_det)
+    return torch.stack(states), torch.stack(log_dets)
+
+
+def solve(
+    teacher: Any,
+    n: int,
+    *,
+    probes: int = 1,
+    data: float = 1 / 3,
+    shift: float = 0.0,
+    beside: float = 0.0,
+    reach: float = 1.0,
+    seed: int = 77,
+    steps: int = STEPS,
+    images: TrainingImages | None = None,
+    parts: Path | None = None,
+    group: Group = ALONE,
+) -> Paths:
+    """``n`` trajectories: a share ``data`` from training images (the digits by default), of which a share ``shift`` are
+    moved by a pixel, the others the teacher's own samples, from the noise.
+
+    ``beside``: every other of its samples begins so far from the one before it, in a random direction (0: anywhere).
+    ``reach``: standard deviation of the noise they begin from.
+    ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
+    ``parts``: folder in which 256 at a time are kept until all are solved, so that an interrupted call goes on there,
+    and the processes of a ``group`` share the work.
+    """
+    device = next(teacher.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    from_data = round(n * data)
+    own = n - from_data
+    noise = reach * torch.randn((own, *teacher.event_shape), generator=generator)
+    if beside:
+        step = noise[1::2].flatten(1)
+        step = beside * step / step.norm(dim=1, keepdim=True)
+        noise[1::2] = noise[: 2 * len(step) : 2] + step.reshape(noise[1::2].shape)
+    starts = [(part, False) for part in torch.split(noise, _CHUNK)]
+    if from_data:
+        at_data = _images(images or training_images("digits"), from_data, shift, generator)
+        starts += [(part, True) for part in torch.split(at_data, _CHUNK)]
+    low, high = reparametrised_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
+    nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
+
+    def piece(index: int) -> _Piece:
+        part, forward = starts[index]
+        begun = time.process_time()
+        drawn = torch.Generator().manual_seed(seed * _PIECES + index)
+        path, log_det = _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, drawn)
+        return {
+            "states": path,
+            "log_dets": log_det,
+            "cpu_seconds": torch.tensor(time.process_time() - begun, dtype=torch.float64),
+        }
+
+    def kept(index: int) -> _Piece:
+        return _kept_piece(parts, index, partial(piece, index))
+
+    own_share = {index: kept(index) for index in range(group.rank, len(starts), group.size)}
+    group.wait()
+    pieces = [own_share.get(index) or kept(index) for index in range(len(starts))]
+    group.wait()
+    if parts is not None and group.first:
+        shutil.rmtree(parts, ignore_errors=True)
+    times = _times(nodes)[::2].float()[:, None].expand(-1, n)
+    states, log_dets = (torch.cat([found[name] for found in pieces], 1) for name in ("states", "log_dets"))
+    spent = sum(float(found["cpu_seconds"]) for found in pieces)
+    return Paths(times, states, log_dets, own, cpu_seconds=spent)
+
+
+def _kept_piece(folder: Path | None, index: int, solved: Callable[[], _Piece]) -> _Piece:
+    """A part of the trajectories from its file, or solved and, where there is a folder, written."""
+    if folder is None:
+        return solved()
+    file = folder / f"{index:03d}.safetensors"
+    if file.is_file():
+        return read_checkpoint(file)[0]
+    made = solved()
+    save_tensors(file, made)
+    return made
+
+
+def _images(images: TrainingImages, n: int, shift: float, generator: torch.Generator) -> Tensor:
+    """``n`` random training images, dequantised, a share ``shift`` of them moved by a pixel."""
+    levels = images.levels[torch.randint(len(images.levels), (n,), generator=generator)]
+    levels = shifted(levels, shift, generator)
+    if images.flips:
+        levels = mirrored(levels, generator)
+    return continuous(levels, images.n_levels, torch.rand(levels.shape, generator=generator))
+
+
+def _times(nodes: Tensor) -> Tensor:
+    return original_time(nodes, _DELTA).clamp(0, 1)
+
+
+def _solved(
+    teacher: Any, x: Tensor, nodes: Tensor, probes: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """States (nodes, batch, *event) and log-determinants (nodes, batch), data first whichever way they were found."""
+    times = _times(nodes)
+    rates = 1 / (1 / (times + 0.1) + 1 / (1 - times + _DELTA))  # dt over d(stretched time)
+    h = float(nodes[2] - nodes[0])
+
+    def at(k: int) -> Tensor:
+        return torch.full((len(x),), float(times[k]), device=x.device)
+
+    def slope(y: Tensor, k: int) -> Tensor:
+        with torch.no_grad():
+            return torch.as_tensor(teacher.velocity(y, at(k)) * float(rates[k]))
+
+    states, divergences = [], []
+    for k in range(0, len(nodes), 2):
+        count = probes if times[k] > _NOISY else 1
+        signs = torch.randint(0, 2, (count, *x.shape), generator=generator).float() * 2 - 1
+        velocity, products = velocity_and_products(teacher, x, at(k), signs.to(x.device))
+        states.append(x.cpu())
+        divergences.append(products.mean(0).cpu().double() * rates[k])
+        if k == len(nodes) - 1:
+            break
+        k1 = velocity * float(rates[k])
+        k2 = slope(x + h / 2 * k1, k + 1)
+        k3 = slope(x + h / 2 * k2, k + 1)
+        k4 = slope(x + h * k3, k + 2)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    path, rate = torch.stack(states), torch.stack(divergences)
+    order = nodes[::2]
+    if h > 0:  # from the noise: turn round
+        path, rate, order = path.flip(0), rate.flip(0), order.flip(0)
+    rising = CubicSpline(order.flip(0).numpy(), rate.flip(0).numpy(), axis=0).antiderivative()
+    integral = torch.from_numpy(rising(order.numpy()))
+    return path, (integral - integral[:1]).float()

@@ -1,0 +1,124 @@
+"""Whole-density checks on densities whose mass is known, and on an estimator that contradicts itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowlik.cells import Cell, Options
+from flowlik.evaluation import models as loaded_models
+from flowlik.running import run as runs
+from flowlik.tasks import closed_forms, registry
+from flowlik_estimators import get
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Estimate, Run, Samples
+from flowlik_models.closed_forms.catalogue import closed_form
+from flowlik_models.closed_forms.gaussian import Gaussian
+
+TASK = "gmm-64d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Estimator):
+    """Says ``share`` times the true density, and spreads ``stray`` over a Gaussian with the data's moments."""
+
+    name = "told"
+    family = "told"
+
+    share: float = 1.0
+    stray: float = 0.0
+    shift: float = 0.0
+
+    def _true(self, x: Tensor) -> Tensor:
+        truth = closed_form(TASK)
+        exact = truth.log_prob(x.double()) + math.log(self.share)
+        if not self.stray:
+            return exact
+        mean, covariance = truth.mean_and_covariance()
+        broad = Gaussian(mean, covariance).log_prob(x.double())
+        return torch.logaddexp(exact, broad + math.log(self.stray))
+
+    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+        return Estimate(log_prob=self._true(x))
+
+    def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+        return Samples(x=x0, log_prob=self._true(x0) + self.shift)
+
+
+def row_of(estimator: Estimator, task: str = TASK, n_items: int = 3000) -> dict[str, Any]:
+    options = Options(n_items=n_items, rounds=0, density=True, dtype="float64")
+    return runs.run_cell(Cell(task=task, model="closed-form", estimator=estimator, options=options))[0]
+
+
+@pytest.mark.parametrize(("share", "stray"), [(1.0, 0.0), (0.7, 0.0), (0.7, 0.3), (0.9, 0.4)])
+def test_importance_mass_finds_the_mass_within_its_error_also_off_the_data(
+    share: float, stray: float
+) -> None:
+    row = row_of(Told(share=share, stray=stray))
+    assert row["mass_se"] < 0.03
+    assert abs(row["mass"] - (share + stray)) <= 4 * row["mass_se"] + 1e-9
+
+
+def test_mass_of_the_truth_alone_would_miss_what_lies_elsewhere() -> None:
+    """The items themselves are the usual proposal; the stray mass above is invisible to it."""
+    estimator = Told(share=0.7, stray=0.3)
+    items = registry.get_task(TASK).items("test", 3000)
+    truth = closed_form(TASK).log_prob(items.x)
+    on_items = float(np.exp((estimator._true(items.x) - truth).numpy()).mean())
+    assert on_items < 0.85
+
+
+def test_on_images_the_mass_is_taken_over_the_items_whose_reference_is_known() -> None:
+    """1,000 samples of the teacher, of which 256 have a reference: the others must not count as places without mass."""
+    estimator = get("f2d2", steps=1)
+    options = Options(n_items=1000, rounds=0, density=True, split="teacher-samples")
+    row, arrays = runs.run_cell(
+        Cell(task="digits", model="meanflow-f2d2", estimator=estimator, options=options)
+    )
+    weights = np.exp((arrays["log_prob"] - arrays["ref"])[np.isfinite(arrays["ref"])])
+    assert len(weights) == 256
+    assert row["mass"] == pytest.approx(weights.mean())
+    assert row["mass_se"] == pytest.approx(weights.std(ddof=1) / 16)
+    held_out = Cell(
+        task="digits", model="meanflow-f2d2", estimator=estimator, options=Options(n_items=8, density=True)
+    )
+    assert runs.run_cell(held_out)[0]["mass"] is None
+
+
+def test_agreement_is_the_contradiction_in_bits_per_dim() -> None:
+    agreed = row_of(Told(shift=6.4), n_items=100)["extra"]["agreement_mae"]
+    assert agreed == pytest.approx(6.4 / (64 * math.log(2)), rel=1e-6)
+    assert row_of(get("f2d2", steps=2), "gaussian-2d", 50)["extra"]["agreement_mae"] < 1e-9
+
+
+def test_a_third_partys_task_brings_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(closed_forms.ClosedFormTask):
+        models = ("mine",)
+
+        def load_model(self, model: str, device: str) -> tuple[Any, str]:
+            return closed_form("gaussian-2d").to(device), "abc"
+
+    known = registry.registry()
+    own = Own(**{f: getattr(known["gaussian-2d"], f) for f in ("id", "event_shape", "description", "window")})
+    monkeypatch.setitem(known, "gaussian-2d", own)
+    loaded_models.load.cache_clear()
+    row = runs.run_cell(Cell(task="gaussian-2d", model="mine", estimator=get("f2d2", steps=1)))[0]
+    loaded_models.load.cache_clear()
+    assert (row["status"], row["model_hash"]) == ("ok", "abc")
+
+
+def test_models_carry_the_moments_of_their_data() -> None:
+    for task in ("gmm-64d", "checkerboard-2d"):
+        model, _ = loaded_models.load(task, "closed-form", "cpu", "float32")
+        x = closed_form(task).sample(20_000, generator=torch.Generator().manual_seed(5), t=1.0).double()
+        spread = np.sqrt(model.moments.eigenvalues.max() / len(x))
+        assert np.abs(x.mean(0).numpy() - model.moments.mean).max() < 5 * spread
+        covariance = (model.moments.eigenvectors * model.moments.eigenvalues) @ model.moments.eigenvectors.T
+        sample = np.cov(x.numpy(), rowvar=False)
+        assert np.abs(sample - covariance).max() < 0.05 * model.moments.eigenvalues.max()

@@ -1,0 +1,180 @@
+"""Solved trajectories against a linear flow, whose map and log-determinant are known."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_flows import Linear
+
+from flowlik_models.checkpoints import read_checkpoint, save_tensors
+from flowlik_models.closed_forms.catalogue import closed_form
+from flowlik_models.closed_forms.gaussian import LOG_2PI
+from flowlik_models.objectives.batch import Batch
+from flowlik_models.training import trajectories
+from flowlik_models.training.process_group import Group
+from flowlik_models.training.trajectories import Paths, solve, solve_closed_form, stored_paths
+
+RATES = torch.linspace(-0.5, 0.8, 64)
+
+
+@pytest.fixture(scope="module")
+def paths() -> Paths:
+    return solve(Linear(torch.diag(RATES), (1, 8, 8)), 30)
+
+
+def test_states_follow_the_flow_both_ways_it_was_solved(paths: Paths) -> None:
+    assert paths.states.shape == (33, 30, 1, 8, 8)
+    assert paths.own == 20
+    assert bool((paths.times[0] == 1).all())
+    assert bool((paths.times[-1] == 0).all())
+    shrink = torch.exp((paths.times - 1)[:, :, None] * RATES)
+    expected = shrink * paths.states[0].flatten(1)
+    assert (paths.states.flatten(2) - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_log_determinants_are_integrals_from_the_data(paths: Paths) -> None:
+    expected = float(RATES.sum()) * (paths.times - 1)
+    assert (paths.log_dets - expected).abs().max() < 1e-4
+
+
+def test_pairs_hold_the_averages_of_either_order(paths: Paths) -> None:
+    batch = paths.pairs(5000, torch.Generator().manual_seed(0))
+    assert batch.divergence is not None
+    assert bool((batch.t != batch.s).all())
+    # half start at the data, 15 % at the noise, the others at any of the 33 nodes, as often upwards as downwards
+    assert float((batch.t == 1).float().mean()) == pytest.approx(0.5 + 0.35 / 33, abs=0.03)
+    assert float((batch.t == 0).float().mean()) == pytest.approx(0.15 + 0.35 / 33, abs=0.02)
+    assert float((batch.s < batch.t).float().mean()) == pytest.approx(0.5 + 0.35 / 2, abs=0.03)
+    far = (batch.t - batch.s).abs() > 0.04
+    assert (batch.divergence - RATES.sum())[far].abs().max() < 2e-3
+    grown = batch.x.flatten(1) * torch.exp((batch.s - batch.t)[:, None] * RATES)
+    moved = (batch.x + (batch.s - batch.t)[:, None, None, None] * batch.velocity).flatten(1)
+    assert (moved - grown).abs().max() < 1e-5
+
+
+def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
+    file = tmp_path / "paths.safetensors"
+    teacher = Linear(torch.diag(RATES), (1, 8, 8))
+    made = stored_paths(file, lambda: solve(teacher, 6))
+    again = stored_paths(file, lambda: pytest.fail("solved twice"))
+    assert torch.equal(made.states, again.states)
+    assert torch.equal(made.log_dets, again.log_dets)
+    assert made.own == again.own == 4
+    kept, _ = read_checkpoint(file)
+    save_tensors(file, {name: kept[name] for name in ("times", "states", "log_dets", "own", "grid")})
+    renewed = stored_paths(file, lambda: solve(teacher, 6))  # a file without what later versions keep
+    assert torch.equal(made.states, renewed.states)
+    assert read_checkpoint(file)[0].keys() == kept.keys()
+
+
+def test_an_interrupted_solve_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectories, "_CHUNK", 8)
+    teacher = Linear(torch.diag(RATES), (1, 8, 8))
+    whole = solve(teacher, 30)
+    parts = tmp_path / "parts"
+    solved, original = [], trajectories._solved
+
+    def counted(*arguments: Any) -> Any:
+        if len(solved) == 2:
+            raise KeyboardInterrupt
+        solved.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(trajectories, "_solved", counted)
+    with pytest.raises(KeyboardInterrupt):
+        solve(teacher, 30, parts=parts)
+    assert len(list(parts.iterdir())) == 2
+    monkeypatch.setattr(trajectories, "_solved", original)
+    again = solve(teacher, 30, parts=parts)
+    assert torch.equal(whole.states, again.states)
+    assert torch.equal(whole.log_dets, again.log_dets)
+    assert not parts.exists()
+
+
+def test_processes_share_the_trajectories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that wait for each other as two processes would; each solves its half, both hold the whole."""
+    monkeypatch.setattr(trajectories, "_CHUNK", 8)
+    meeting, alone = threading.Barrier(2), solve(Linear(torch.diag(RATES), (1, 8, 8)), 30)
+    count, original = {0: 0, 1: 0}, trajectories._solved
+
+    class Waiting(Group):
+        def wait(self) -> None:
+            meeting.wait(timeout=60)
+
+    def counted(*arguments: Any) -> Any:
+        count[int(threading.current_thread().name)] += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(trajectories, "_solved", counted)
+    found: dict[int, Paths] = {}
+
+    def run(rank: int) -> None:
+        group, teacher = Waiting(rank, 2), Linear(torch.diag(RATES), (1, 8, 8))
+        found[rank] = stored_paths(
+            tmp_path / "paths.safetensors",
+            lambda: solve(teacher, 30, parts=tmp_path / "parts", group=group),
+            group,
+        )
+
+    threads = [threading.Thread(target=run, args=(rank,), name=str(rank)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert count == {0: 3, 1: 2}
+    for shared in found.values():
+        assert torch.equal(shared.states, alone.states)
+        assert torch.equal(shared.log_dets, alone.log_dets)
+    assert (tmp_path / "paths.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("task", "typical", "nine_in_ten"), [("gmm-2d", 2e-4, 2e-3), ("checkerboard-2d", 1e-4, 1e-3)]
+)
+def test_closed_forms_are_followed_to_their_exact_density(
+    task: str, typical: float, nine_in_ten: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice what is measured, in nats, over sixteen draws of the nodes; at a sharp edge single errors are larger."""
+    monkeypatch.setattr(trajectories, "_BLOCK", 16)
+    truth = closed_form(task)
+    generator = torch.Generator().manual_seed(0)
+    starts = truth.sample(256, generator=generator) * (1 - truth.eps)
+    made = solve_closed_form(truth, starts, delta=5e-3, generator=generator)
+    noise = made.states[-1].double()
+    found = -0.5 * noise.square().sum(1) - LOG_2PI + made.log_dets[-1].double()
+    errors = (found - truth.log_prob(starts.double(), 1 - truth.eps)).abs()
+    assert float(errors.median()) < typical
+    assert float(errors.quantile(0.9)) < nine_in_ten
+    grid = made.times[list(made.grid)]
+    expected = torch.linspace(1 - truth.eps, 0, 9)[:, None].expand(-1, 256)
+    torch.testing.assert_close(grid, expected)
+
+
+def test_half_of_the_pairs_are_steps_of_the_few_step_grids() -> None:
+    """Of 1, 2, 4 and 8 steps, 5, 15, 15 and 15 %; the other half hits such a step by chance."""
+    truth = closed_form("gmm-2d")
+    generator = torch.Generator().manual_seed(0)
+    made = solve_closed_form(truth, truth.sample(32, generator=generator), delta=5e-3, generator=generator)
+    batch = made.pairs(20_000, generator)
+    length, nodes = (batch.t - batch.s).abs(), len(made.times)
+    for steps, share in ((1, 0.05), (2, 0.15), (4, 0.15), (8, 0.15)):
+        step = 1 / steps
+        on_grid = torch.isclose(length, torch.tensor(step)) & torch.isclose(batch.t % step, torch.zeros(()))
+        by_chance = 0.5 * 2 * steps / (nodes * (nodes - 1))
+        four_sigma = 4 * (share / 20_000) ** 0.5
+        assert float(on_grid.float().mean()) == pytest.approx(share + by_chance, abs=four_sigma)
+
+
+def test_rows_read_off_trajectories_get_no_derivative_term() -> None:
+    t, s = torch.tensor([0.5, 0.2, 0.7]), torch.tensor([0.5, 0.9, 0.1])
+    x = torch.zeros(3, 2)
+    first = Batch(x, t, s, x, torch.zeros(3))
+    assert first.moving().tolist() == [1, 2]
+    joined = first.joined(Batch(x, t, s, x, torch.ones(3)))
+    assert joined.moving().tolist() == [1, 2]
+    assert joined.divergence is not None
+    assert joined.divergence.tolist() == [0, 0, 0, 1, 1, 1]

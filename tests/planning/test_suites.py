@@ -1,0 +1,129 @@
+"""Suites spell out cells, and say what is wrong with them in one line."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from flowlik.planning import suites
+from flowlik.planning.selection import plan_cells
+from flowlik.running.run import run_cell
+from flowlik_models import zoo
+from flowlik_models.zoo import TASK_MODELS
+
+ONE = """
+[defaults]
+n_items = 30
+[[cells]]
+tasks = ["gmm-2d", "thin-2d"]
+models = ["closed-form"]
+estimators = ["ode[solver=euler,steps=1|2,trace=closed]"]
+seeds = [0, 1]
+density = true
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    file = folder / "mine.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_suite_is_the_product_of_its_lists_and_its_controls(tmp_path: Path) -> None:
+    cells = suites.load_suite(write(tmp_path, ONE))
+    estimates = [cell for cell in cells if not cell.is_control]
+    assert len(estimates) == 2 * 2 * 2
+    assert {cell.options.n_items for cell in cells} == {30}
+    assert all(cell.options.density for cell in estimates)
+    assert len(cells) - len(estimates) == 2 * 3
+    assert len(set(cells)) == len(cells)
+
+
+def test_controls_can_be_left_out_and_options_overridden(tmp_path: Path) -> None:
+    cells = suites.load_suite(
+        write(tmp_path, "controls = false\n" + ONE), overrides={"n_items": 5, "seeds": (3,)}
+    )
+    assert len(cells) == 4
+    assert {(cell.options.n_items, cell.options.seed) for cell in cells} == {(5, 3)}
+
+
+@pytest.mark.parametrize("task", ["fashion-mnist", "cifar10"])
+def test_the_published_table_has_every_model_at_every_number_of_steps(task: str) -> None:
+    cells = [cell for cell in suites.load_suite(task) if not cell.is_control]
+    assert {cell.task for cell in cells} == {task}
+    assert {cell.model for cell in cells} == set(TASK_MODELS[task])
+    plain = {"teacher": "ode", "meanflow": "meanflow"}
+    for model in TASK_MODELS[task]:
+        name = plain.get(model, "f2d2")
+        for split in ("test", "train", "teacher-samples"):
+            steps = [
+                cell.estimator.steps
+                for cell in cells
+                if (cell.model, cell.options.split, cell.estimator.name) == (model, split, name)
+                and cell.options.seed == 0
+                and getattr(cell.estimator, "solver", "euler") == "euler"
+            ]
+            assert steps == [8, 4, 2, 1], (model, split)
+    sampled = [cell for cell in cells if cell.options.samples]
+    assert {(cell.model, cell.options.seed) for cell in sampled} == set(product(TASK_MODELS[task], range(3)))
+    assert max(cell.options.n_items for cell in cells) == 10_000  # the whole test set
+
+
+def test_a_limit_holds_for_items_and_samples_of_every_cell() -> None:
+    cells = plan_cells("cifar10", None, None, None, seeds=None, limit=7, device="cpu")
+    assert {cell.options.n_items for cell in cells} == {7}
+    assert {cell.options.samples for cell in cells if not cell.is_control} == {0, 7}
+    controls = [cell for cell in cells if cell.is_control]
+    assert len(controls) == len(set(controls)) == 2 * 3
+
+
+def test_a_model_without_a_checkpoint_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "SHIPPED", Path("nowhere"))
+    cells = plan_cells("cifar10", None, None, ["direct-f2d2"], seeds=None, limit=2, device="cpu")
+    row, _ = run_cell(next(cell for cell in cells if not cell.is_control))
+    assert row["status"] == "skipped"
+    assert row["reason"] == (
+        "the checkpoint of direct-f2d2 on cifar10 is not there; make it with `flowlik train cifar10 direct-f2d2` "
+        "and run with `--checkpoints runs/train`"
+    )
+
+
+@pytest.mark.parametrize("name", suites.available())
+def test_shipped_suites_name_only_what_exists(name: str) -> None:
+    assert suites.load_suite(name)
+    assert suites.read_suite(name)["description"]
+
+
+def test_quick_is_there_and_covers_every_task() -> None:
+    cells = suites.load_suite("quick")
+    assert {cell.task for cell in cells} >= {
+        *("gaussian-2d", "gmm-2d", "gmm-64d", "checkerboard-2d", "thin-2d", "digits")
+    }
+    assert 60 <= len(cells) <= 180
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("n_items = 30", "n_item = 30"), "did you mean 'n_items'"),
+        (("n_items = 30", 'n_items = "many"'), "expected int"),
+        (("n_items = 30", "n_items = 0"), "at least 1"),
+        (("n_items = 30", 'dtype = "float16"'), "valid: float32, float64"),
+        (("gmm-2d", "gmm2d"), "did you mean 'gmm-2d'"),
+        (("closed-form", "closedform"), "did you mean 'closed-form'"),
+        (("ode[", "odd["), "unknown estimator"),
+        (("density = true", "density = "), "expected a TOML file"),
+        (("tasks = ", "tusks = "), "did you mean 'tasks'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        suites.load_suite(write(tmp_path, ONE.replace(*change)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_suite_names_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match="did you mean 'quick'"):
+        suites.load_suite("quik")

@@ -1,0 +1,90 @@
+"""Two runs beside each other, item by item."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import record, write_fake_run, write_rows
+
+from flowlik.report.compare import COLUMNS, compare_runs, summary
+
+
+def _run(folder: Path, offset: float, *, n: int = 400, noise_seed: int = 1, **known: object) -> Path:
+    """One 2-D cell whose bits/dim are off by `offset` plus a little noise shared between runs."""
+    rng = np.random.default_rng(0)
+    ref = rng.standard_normal(n)
+    noise = 0.01 * np.random.default_rng(noise_seed).standard_normal(n)
+    log_prob = ref - (offset + noise) * 2 * math.log(2)
+    write_rows(folder, [record(cell_id="c", bpd=1.0, bpd_mae=abs(offset), **known)])
+    (folder / "items").mkdir(exist_ok=True)
+    np.savez(folder / "items" / "c.npz", log_prob=log_prob, ref=ref, valid=np.ones(n, dtype=bool))
+    return folder
+
+
+def test_a_run_differs_from_itself_by_nothing(tmp_path: Path) -> None:
+    run_dir = write_fake_run(tmp_path, tasks=("gmm-2d",), n=50)
+    frame = compare_runs(run_dir, run_dir)
+    assert tuple(frame.columns) == COLUMNS
+    paired = frame[frame["n_paired"] > 0]
+    assert len(paired) > 20
+    for column in ("bpd_diff", "bpd_diff_lo", "bpd_diff_hi", "mae_diff", "mae_diff_lo", "mae_diff_hi"):
+        assert (paired[column] == 0).all()
+    assert not frame["significant"].any()
+
+
+def test_a_larger_error_is_found_with_its_size_and_interval(tmp_path: Path) -> None:
+    base, new = _run(tmp_path / "a", 0.1), _run(tmp_path / "b", 0.15, noise_seed=2)
+    row = compare_runs(base, new).iloc[0]
+    assert row["mae_diff"] == pytest.approx(0.05, abs=0.003)
+    assert row["mae_diff_lo"] < row["mae_diff"] < row["mae_diff_hi"]
+    assert row["bpd_diff"] == pytest.approx(0.05, abs=0.003)
+    assert row["significant"]
+    assert "worse" in summary(compare_runs(base, new))
+    assert "better" in summary(compare_runs(new, base))
+
+
+def test_noise_of_the_same_size_is_not_significant(tmp_path: Path) -> None:
+    base, new = _run(tmp_path / "a", 0.0, noise_seed=1), _run(tmp_path / "b", 0.0, noise_seed=3)
+    row = compare_runs(base, new).iloc[0]
+    assert row["mae_diff_lo"] < 0 < row["mae_diff_hi"]
+    assert not row["significant"]
+
+
+def test_other_items_are_never_paired(tmp_path: Path) -> None:
+    base = _run(tmp_path / "a", 0.1, data_hash="one")
+    for name, new in {
+        "other items (data hash)": _run(tmp_path / "b", 0.1, data_hash="two"),
+        "other items (400 and 300)": _run(tmp_path / "c", 0.1, n=300, data_hash="one"),
+    }.items():
+        row = compare_runs(base, new).iloc[0]
+        assert row["note"] == name
+        assert row["n_paired"] == 0
+        assert math.isnan(row["mae_diff"])
+        assert not row["significant"]
+
+
+def test_cells_of_one_run_only_and_changed_statuses_are_named(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a", [record(cell_id="x", task="gmm-2d"), record(cell_id="y", task="thin-2d")])
+    broken = record(cell_id="x", task="gmm-2d", status="diverged", reason="no finite value")
+    write_rows(tmp_path / "b", [broken, record(cell_id="z", task="digits")])
+    notes = compare_runs(tmp_path / "a", tmp_path / "b").set_index("task")["note"].to_dict()
+    assert notes == {"gmm-2d": "status changed", "thin-2d": "only in base", "digits": "only in new"}
+
+
+def test_dequantisation_draws_are_compared_draw_by_draw(tmp_path: Path) -> None:
+    ref = np.array([[0.0, 0.0], [10.0, np.nan]])
+    for name, shift in (("a", 0.0), ("b", -2 * math.log(2))):
+        write_rows(tmp_path / name, [record(cell_id="c", bpd=1.0)])
+        (tmp_path / name / "items").mkdir()
+        draws = np.array([[shift, shift], [10.0 + shift, 99.0]])
+        arrays = {"log_prob": draws.mean(axis=0), "ref": ref[0], "log_prob_draws": draws, "ref_draws": ref}
+        np.savez(tmp_path / name / "items" / "c.npz", valid=np.ones(2, dtype=bool), **arrays)
+    assert compare_runs(tmp_path / "a", tmp_path / "b")["mae_diff"].iloc[0] == pytest.approx(1.0)
+
+
+def test_a_folder_without_records_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="records"):
+        compare_runs(tmp_path / "none", tmp_path / "none")
