@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from flowlik_models.closed_forms.policies import MixturePolicy, Positions
 
 
 class Linear(nn.Module):
@@ -77,3 +80,48 @@ def spd(d: int, seed: int = 0) -> Tensor:
     """A full covariance matrix, float64."""
     a = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return a @ a.T / d + 0.2 * torch.eye(d, dtype=torch.float64)
+
+
+def moments_of(covariance: Tensor, rank: int | None = None, mean: Tensor | None = None) -> SimpleNamespace:
+    """Moments as the tasks attach them; below full rank with the mean of the other eigenvalues."""
+    values, vectors = torch.linalg.eigh(covariance)
+    d = len(values)
+    k = d if rank is None else rank
+    rest = None if k == d else float(values[: d - k].mean())
+    mean = torch.zeros(d) if mean is None else mean
+    return SimpleNamespace(
+        mean=mean.numpy(),
+        eigenvalues=values[d - k :].numpy(),
+        eigenvectors=vectors[:, d - k :].numpy(),
+        data_hash="",
+        rest=rest,
+    )
+
+
+def with_moments(model: Any, moments: object) -> Any:
+    object.__setattr__(model, "moments", moments)
+    return model
+
+
+def random_policy(
+    shape: tuple[int, ...], layout: str, variance: str, *, anchored: bool, rotated: bool = False
+) -> MixturePolicy:
+    basis = torch.linalg.qr(points(6, 6, seed=7))[0] if rotated else None
+    positions = Positions(shape, layout, basis)  # type: ignore[arg-type]
+    batch, k = 5, 4
+    widths = k if variance == "component" else 1
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, dtype=torch.float64, generator=generator)
+
+    made = MixturePolicy(
+        positions,
+        normal(batch, positions.count, k),
+        normal(batch, positions.count, k, positions.channels),
+        (0.5 * normal(batch, positions.count, widths)).exp() * 0.3,
+    )
+    if not anchored:
+        return made
+    time = torch.full((batch,), 0.3, dtype=torch.float64)
+    return MixturePolicy(positions, made.log_weights, made.means, made.variances, normal(batch, *shape), time)

@@ -12,11 +12,12 @@ from hostile import Hostile
 import flowlik
 from flowlik.cells import Cell, Options
 from flowlik.commands.units import parse_memory
-from flowlik.running import retries, serial
+from flowlik.running import retries
 from flowlik.running.executor import Setup
 from flowlik.running.registry import make_executor
 from flowlik.running.retries import Job, WorkerGoneError, again
 from flowlik.running.run import run_cells
+from flowlik.running.workers import process
 
 SMALL = Options(n_items=16, batch_size=16, rounds=0)
 
@@ -79,7 +80,7 @@ def test_what_follows_when_a_worker_is_gone() -> None:
 
 
 def test_a_worker_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(serial.sys, "executable", "/bin/false")
+    monkeypatch.setattr(process.sys, "executable", "/bin/false")
     with pytest.raises(retries.WorkerStartError, match="cannot start"):
         list(run_cells([cell("nothing")], tmp_path, executor=make_executor("serial", Setup())))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, t
-from test_probes import moments_of, with_moments
+from toy_flows import moments_of, with_moments
 
 from flowlik_estimators import parse_spec
 from flowlik_models.closed_forms.catalogue import closed_form

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_policies import random_policy
 from torch import Tensor, nn
-from toy_flows import points
+from toy_flows import points, random_policy
 
 from flowlik_estimators import get
 from flowlik_estimators.call import standard_normal_log_prob

@@ -14,7 +14,8 @@ from torch import Tensor
 from flowlik.cells import Cell, Options
 from flowlik.evaluation import models as loaded_models
 from flowlik.running import run as runs
-from flowlik.tasks import closed_forms, registry
+from flowlik.tasks import closed_forms
+from flowlik.tasks.registry import get_task, registry
 from flowlik_estimators import get
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples
@@ -68,7 +69,7 @@ def test_importance_mass_finds_the_mass_within_its_error_also_off_the_data(
 def test_mass_of_the_truth_alone_would_miss_what_lies_elsewhere() -> None:
     """The items themselves are the usual proposal; the stray mass above is invisible to it."""
     estimator = Told(share=0.7, stray=0.3)
-    items = registry.get_task(TASK).items("test", 3000)
+    items = get_task(TASK).items("test", 3000)
     truth = closed_form(TASK).log_prob(items.x)
     on_items = float(np.exp((estimator._true(items.x) - truth).numpy()).mean())
     assert on_items < 0.85
@@ -104,7 +105,7 @@ def test_a_third_partys_task_brings_its_own_model(monkeypatch: pytest.MonkeyPatc
         def load_model(self, model: str, device: str) -> tuple[Any, str]:
             return closed_form("gaussian-2d").to(device), "abc"
 
-    known = registry.registry()
+    known = registry()
     own = Own(**{f: getattr(known["gaussian-2d"], f) for f in ("id", "event_shape", "description", "window")})
     monkeypatch.setitem(known, "gaussian-2d", own)
     loaded_models.load.cache_clear()

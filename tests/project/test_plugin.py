@@ -17,7 +17,7 @@ USE = """
 import json, sys
 from typer.testing import CliRunner
 from flowlik.cli import app
-from flowlik.contract import contract_verdicts
+from flowlik.checks.contract import contract_verdicts
 
 def call(*arguments):
     done = CliRunner().invoke(app, arguments)

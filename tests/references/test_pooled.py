@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from flowlik.cli import app
 from flowlik.evaluation.models import load
 from flowlik.measures.arrays import Array
-from flowlik.records import paths
 from flowlik.references import make, pooled_probes
 from flowlik.references import pooled as pooled_references
 from flowlik.references.fixed_rk4 import converged_log_prob, times_of, weights_of
@@ -253,7 +252,7 @@ def test_the_command_makes_a_reference_in_pieces_that_a_run_can_use(
             raise ValueError("interrupted")
         return real(*known, **named)
 
-    monkeypatch.setattr(pooled_probes, "pooled_log_prob", counted)
+    monkeypatch.setattr(pooled_references, "pooled_log_prob", counted)
     stopped = CliRunner().invoke(app, command)
     assert (stopped.exit_code, stopped.output.splitlines()[-1]) == (1, "flowlik: interrupted")
     ended = CliRunner().invoke(app, command)
@@ -269,7 +268,7 @@ def test_the_command_makes_a_reference_in_pieces_that_a_run_can_use(
     assert told["error_bpd"] >= told["stderr_bpd_mean"]
     assert told["rule_error_bpd"] < 1e-3
 
-    monkeypatch.setattr(paths, "results_dir", lambda: tmp_path)
+    monkeypatch.setattr(stored_references, "results_dir", lambda: tmp_path)
     stored_references.read_stored.cache_clear()
     try:
         arrays = stored_references.stored("made-up").arrays
@@ -297,7 +296,7 @@ def test_a_reference_that_is_not_as_sure_as_wanted_fails_its_check(
     made_up: _MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        pooled_probes,
+        pooled_references,
         "pooled_log_prob",
         lambda model, x, *_, **__: pooled_probes.Pooled(
             log_prob=np.zeros(len(x)), stderr=np.ones(len(x)), probes=np.ones(len(x))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from flowlik.records import paths
 from flowlik.records.paths import results_dir
 from flowlik.records.writing import write_arrays
 from flowlik.references import exact, fixed_rk4, make
@@ -77,7 +76,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "splits": splits,
     }
     (folder / "digits.json").write_text(json.dumps(card))
-    monkeypatch.setattr(paths, "results_dir", lambda: tmp_path)
+    monkeypatch.setattr(stored_references, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(zoo, "model_hash", lambda task, model: "now")
     stored_references.read_stored.cache_clear()
     yield folder

@@ -11,6 +11,7 @@ from fake_run import record, write_fake_run, write_rows
 from PIL import Image
 
 from flowlik.report import frame
+from flowlik.report.labels import as_dicts
 from flowlik.report.page.write import write_report
 from flowlik.report.tables import run as runs
 from flowlik.report.tables import table
@@ -92,7 +93,7 @@ def test_another_rule_is_not_taken_for_the_published_one(tmp_path: Path) -> None
     labels = {"ode[solver=euler,steps=4,trace=hutchinson]": "Flow Matching"}
     labels["ode[solver=euler,steps=4,grid=logsnr]"] = labels["ode[solver=euler,steps=4,richardson=true]"] = ""
     write_rows(tmp_path, [record(**common, cell_id=k, estimator_label=k, bpd=1.0) for k in labels])
-    for row in labels.as_dicts(frame.load(tmp_path)):
+    for row in as_dicts(frame.load(tmp_path)):
         assert (published_method(row) or "") == labels[row["estimator_label"]]
 
 

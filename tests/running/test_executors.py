@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from finished_runs import assert_same_run, lines, table
 from hostile import Hostile
 from sizes import FULL, figure, size
-from test_survival import assert_same_run, lines, table
 
 from flowlik.cells import Cell, Options
 from flowlik.records.columns import COLUMNS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 import random
@@ -18,27 +17,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
+from finished_runs import assert_same_run, lines, table
 from hostile import Hostile
 from sizes import FULL, figure, size
 
-import flowlik
 from flowlik.cells import Cell, Options
 from flowlik.commands.interruption import resume_command
 from flowlik.records import journal
 from flowlik.records.claims import Claims
 from flowlik.records.journal import StorageError
-from flowlik.records.writing import append_line, read_arrays
+from flowlik.records.writing import append_line
 from flowlik.running.run import run_cells
 
 KILLS = size(5, 100)
 COMMAND_KILLS = size(1, 5)
-MEASURED = (
-    *("run_id", "created_utc", "env_id", "wall_s_median", "wall_s_iqr", "cpu_s_median", "items_per_s"),
-    *("peak_bytes", "forward_equivalents", "rounds"),
-)
 
 
 def cells(count: int = 12, **options: Any) -> list[Cell]:
@@ -61,39 +54,6 @@ def in_a_process(out: Path, chosen: list[Cell]) -> multiprocessing.process.BaseP
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
-
-
-def table(out: Path) -> pd.DataFrame:
-    """A run's records without what was measured by a clock."""
-    frame = flowlik.read_records(out).drop(columns=list(MEASURED))
-    frame["extra"] = [
-        {name: value for name, value in extra.items() if name not in ("cell_s", "timing_batch")}
-        for extra in frame["extra"]
-    ]
-    return frame.sort_values("cell_id").reset_index(drop=True)
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    """Every line of the records file, each of which has to be whole."""
-    text = (out / "records.jsonl").read_bytes()
-    assert text.endswith(b"\n")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def assert_same_run(out: Path, whole: Path) -> None:
-    counts = Counter(line["cell_id"] for line in lines(out))
-    assert set(counts.values()) == {1}, "a record is doubled"
-    pd.testing.assert_frame_equal(table(out), table(whole))
-    for cell_id in counts:
-        files = [folder / "items" / f"{cell_id}.npz" for folder in (out, whole)]
-        assert files[0].exists() == files[1].exists()
-        if files[0].exists():
-            found, expected = map(read_arrays, files)
-            assert found.keys() == expected.keys()
-            assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in expected)
-    known = {line["env_id"] for line in lines(out)}
-    environments = [json.loads(line) for line in (out / "environments.jsonl").read_text().splitlines()]
-    assert known <= {row["env_id"] for row in environments}
 
 
 def test_killed_at_random_moments_and_resumed_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
@@ -308,13 +268,12 @@ def test_a_full_disk_is_one_line_for_the_user(
     from typer.testing import CliRunner
 
     from flowlik import cli
-    from flowlik.records import writing
-    from flowlik.running import inline, registry
+    from flowlik.running import inline, registry, run_folder
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writing, "write_arrays", full)
+    monkeypatch.setattr(run_folder, "write_arrays", full)
     monkeypatch.setattr(registry, "EXECUTORS", {"serial": lambda setup, address: inline.Inline(setup)})
     result = CliRunner().invoke(cli.app, command(suite, tmp_path / "out")[3:])
     assert result.exit_code == 1

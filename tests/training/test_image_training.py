@@ -64,7 +64,7 @@ def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(CATALOG, "fashion-mnist", image_files.write_idx(tmp_path / "data"))
     training_images.cache_clear()
     shrunk(monkeypatch)
-    monkeypatch.setattr(trajectories, "solve", functools.partial(trajectories.solve, steps=8))
+    monkeypatch.setattr(preparation, "solve", functools.partial(trajectories.solve, steps=8))
     return tmp_path / "train"
 
 
@@ -216,7 +216,8 @@ def test_two_processes_train_as_one(fashion: Path, tmp_path: Path, monkeypatch: 
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(process_group, "_PATIENCE", timedelta(minutes=2))
-    environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"}
+    modules = os.pathsep.join(filter(None, (str(here.parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": modules}
     with subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE) as other:
         together = train("fashion-mnist", "teacher", out=fashion / "two", steps=STEPS)
         _, error = other.communicate(timeout=120)

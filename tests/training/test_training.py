@@ -18,7 +18,7 @@ from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.objectives import adaptive, total_derivative
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.recipes.table import RECIPES
-from flowlik_models.training import losses, trainer
+from flowlik_models.training import trainer
 from flowlik_models.training.trainer import train
 from flowlik_models.zoo import build, load_model, recipe_for
 
@@ -91,7 +91,7 @@ def test_mixed_precision_trains_and_keeps_the_closed_form_exact(
 
 
 def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "loss_of", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(trainer, "loss_of", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(trainer.TrainingError, match="not finite"):
         train("gmm-2d", "meanflow", out=tmp_path, steps=100)
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_probes import moments_of
 from torch import Tensor
-from toy_flows import points, spd, stable_matrix
+from toy_flows import moments_of, points, spd, stable_matrix
 
 from flowlik_estimators.divergence.probe_variance import Forms, Known, choose, coefficient, less, variance
 from flowlik_estimators.divergence.probes import coordinates, rotation

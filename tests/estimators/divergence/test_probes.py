@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from toy_flows import Field, Linear, points, spd, stable_matrix
+from toy_flows import Field, Linear, moments_of, points, spd, stable_matrix, with_moments
 
 from flowlik_estimators import get, parse_spec
 from flowlik_estimators.divergence.probes import Rotation, coordinates, cosines, rotation
 from flowlik_models.closed_forms.gaussian import Gaussian
 
 CPU, F64 = torch.device("cpu"), torch.float64
-
-
-def moments_of(covariance: Tensor, rank: int | None = None, mean: Tensor | None = None) -> SimpleNamespace:
-    """Moments as the tasks attach them; below full rank with the mean of the other eigenvalues."""
-    values, vectors = torch.linalg.eigh(covariance)
-    d = len(values)
-    k = d if rank is None else rank
-    rest = None if k == d else float(values[: d - k].mean())
-    mean = torch.zeros(d) if mean is None else mean
-    return SimpleNamespace(
-        mean=mean.numpy(),
-        eigenvalues=values[d - k :].numpy(),
-        eigenvectors=vectors[:, d - k :].numpy(),
-        data_hash="",
-        rest=rest,
-    )
-
-
-def with_moments(model: Any, moments: object) -> Any:
-    object.__setattr__(model, "moments", moments)
-    return model
 
 
 def draw(noise: Any, count: int, size: int, items: Tensor, key: int = 3) -> Tensor:

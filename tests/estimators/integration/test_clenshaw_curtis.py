@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_probes import moments_of, with_moments
 from torch import Tensor
-from toy_flows import Field, LinearWithDivergence, points, spd, stable_matrix
+from toy_flows import Field, LinearWithDivergence, moments_of, points, spd, stable_matrix, with_moments
 
 from flowlik_estimators import get, parse_spec
 from flowlik_estimators.integration.clenshaw_curtis import (

@@ -8,36 +8,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from toy_flows import points
+from toy_flows import points, random_policy
 
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.closed_forms.policies import MixturePolicy, Positions, PredictionPolicy
 
 SHAPES = {"vector": (6,), "image": (2, 2, 2)}
-
-
-def random_policy(
-    shape: tuple[int, ...], layout: str, variance: str, *, anchored: bool, rotated: bool = False
-) -> MixturePolicy:
-    basis = torch.linalg.qr(points(6, 6, seed=7))[0] if rotated else None
-    positions = Positions(shape, layout, basis)  # type: ignore[arg-type]
-    batch, k = 5, 4
-    widths = k if variance == "component" else 1
-    generator = torch.Generator().manual_seed(3)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, dtype=torch.float64, generator=generator)
-
-    made = MixturePolicy(
-        positions,
-        normal(batch, positions.count, k),
-        normal(batch, positions.count, k, positions.channels),
-        (0.5 * normal(batch, positions.count, widths)).exp() * 0.3,
-    )
-    if not anchored:
-        return made
-    time = torch.full((batch,), 0.3, dtype=torch.float64)
-    return MixturePolicy(positions, made.log_weights, made.means, made.variances, normal(batch, *shape), time)
 
 
 def traced(policy: MixturePolicy | PredictionPolicy, x: Tensor, t: Tensor) -> Tensor:
