@@ -56,6 +56,14 @@ def test_a_cell_without_a_value_fails_and_says_why(tmp_path: Path) -> None:
     assert "no value" in nothing.line()
 
 
+def test_a_column_that_holds_no_numbers_is_refused_and_one_that_is_not_there_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'split', which holds no numbers"):
+        load(tmp_path, GATE | {"column": "split"})
+    (nothing,) = gates.run_gates(load(tmp_path, GATE | {"column": "bpd_mea"}))
+    assert not nothing.passed
+    assert "did you mean 'bpd_mae'" in nothing.line()
+
+
 def test_a_gate_may_look_at_the_difference_to_another_cell(tmp_path: Path) -> None:
     control = {"estimator": "control-mean"}
     wanted = load(

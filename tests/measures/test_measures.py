@@ -9,8 +9,6 @@ import pytest
 from scipy.stats import norm
 
 from flowlik.measures import accuracy, bootstrap
-from flowlik.records import columns
-from flowlik.records.columns import COLUMNS
 
 LN2 = math.log(2.0)
 
@@ -30,11 +28,6 @@ def test_uniform_density_on_the_cube_costs_log2_of_the_levels(levels: int, dim: 
 
 def test_continuous_data_has_no_constant() -> None:
     assert accuracy.bits_per_dim(np.array([-3 * LN2]), 3) == pytest.approx(1.0)
-
-
-def test_every_measure_is_a_column() -> None:
-    assert set(columns.MEASURES) <= set(COLUMNS)
-    assert all(name == measure.name for name, measure in columns.MEASURES.items())
 
 
 def test_exact_estimates_have_no_error() -> None:

@@ -92,6 +92,13 @@ def test_every_column_is_documented() -> None:
     assert sorted(set(listed)) == sorted(COLUMNS)
 
 
+def test_the_columns_of_the_records_page_are_those_of_the_table() -> None:
+    from flowlik.report.tables.columns import in_page
+
+    page = (ROOT / "docs" / "records.md").read_text()
+    assert in_page(page) == page, "due: python -m flowlik.report.tables.columns docs/records.md"
+
+
 def test_documents_that_code_cites_exist() -> None:
     cited = {
         (named(path), name)

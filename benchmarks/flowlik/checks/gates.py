@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from flowlik.cells import Cell, Options
+from flowlik.measures.registry import own_columns
 from flowlik.planning.suites import expand, options_of
+from flowlik.records.columns import BY_NAME, Column, named
 from flowlik.records.paths import results_dir
 from flowlik_models.files import write_atomically
 from flowlik_models.names import unknown
@@ -32,6 +34,7 @@ from flowlik_models.names import unknown
 _KEYS = ("id", "task", "model", "estimator", "column", "min", "max", "measured", "minus", "slow")
 _NEEDED = ("id", "task", "model", "estimator", "column")
 _OPTIONS = tuple(field.name for field in fields(Options))
+_ANY_EXTRA = Column("", "A key of `extra` that the table does not know: a measure of a task or a package.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,8 @@ def _gate(entry: dict[str, Any], file: Path) -> Gate:
             raise ValueError(unknown("key", key, (*_KEYS, *_OPTIONS)))
     if missing := [key for key in _NEEDED if key not in entry]:
         raise ValueError(f"gate {entry.get('id')!r} has no {missing[0]!r}")
+    if BY_NAME.get(entry["column"], _ANY_EXTRA).kind != "number":
+        raise ValueError(f"gate {entry['id']!r} names the column {entry['column']!r}, which holds no numbers")
     minus = entry.get("minus")
     return Gate(
         id=entry["id"],
@@ -150,9 +155,15 @@ def _value(cell: Cell, column: str, device: str) -> tuple[float | None, str | No
     if row["status"] != "ok":
         return None, f"{row['status']}: {row['reason']}"
     value = row.get(column, row["extra"].get(column))
-    if value is None or not math.isfinite(value):
-        return None, f"no value ({row['reason'] or 'not measured'})"
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None, f"no value ({row['reason'] or _why_missing(row, column)})"
     return float(value), None
+
+
+def _why_missing(row: dict[str, Any], column: str) -> str:
+    if column in row or column in row["extra"] or column in BY_NAME:
+        return "not measured"
+    return unknown("column", column, (*named(BY_NAME.values(), "number"), *named(own_columns())))
 
 
 def run_gates(gates: Iterable[Gate], device: str = "cpu") -> Iterator[Verdict]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from flowlik.cells import Cell, Options
 from flowlik.evaluation.row import Arrays, Row
+from flowlik.records.columns import COUNTED
 from flowlik.records.reading import read_rows
 from flowlik.records.writing import read_arrays
 from flowlik.running.run import run_cell
@@ -25,7 +26,6 @@ from flowlik.running.run import run_cell
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
 """Relative differences of log-densities that rounding alone makes on another machine."""
 
-COUNTED = ("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work")
 STEPS_APART = 0.05
 """Relative differences of counts that rounding makes: an adaptive solver may take a step more."""
 

@@ -32,8 +32,9 @@ from flowlik.evaluation.models import load
 from flowlik.evaluation.prepare import Prepared, status_of
 from flowlik.evaluation.row import Arrays, Row, _fill_cost, _item_arrays
 from flowlik.evaluation.samples import quality
-from flowlik.measures import accuracy
+from flowlik.measures import accuracy, registry
 from flowlik.measures.arrays import Array
+from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
 
 CYCLE_ITEMS = 256
@@ -86,9 +87,7 @@ def _fill_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     assert items is not None
     assert reference is not None
     log_prob = control_log_prob(cell.estimator, prepared.task, items, reference)
-    row |= {"eps": prepared.task.eps} | dict.fromkeys(
-        ("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work"), 0.0
-    )
+    row |= {"eps": prepared.task.eps} | dict.fromkeys(COUNTED, 0.0)
     valid = np.isfinite(log_prob)
     _fill_accuracy(prepared, row, log_prob, valid, None)
     arrays |= _item_arrays(log_prob, reference.log_prob, valid, None)
@@ -164,10 +163,10 @@ def _fill_accuracy(
     if stderr is not None and degrees is None:
         probes = prepared.cell.estimator.params().get("probes")
         degrees = np.full(stderr.shape, probes - 1.0 if isinstance(probes, int) else np.inf)
-    measured = accuracy.summarise(
-        log_prob, reference.log_prob, valid, dim=task.dim, levels=levels, stderr=stderr, degrees=degrees
-    )
+    values: tuple[Array, Array, NDArray[np.bool_]] = (log_prob, reference.log_prob, valid)
+    measured = accuracy.summarise(*values, dim=task.dim, levels=levels, stderr=stderr, degrees=degrees)
     row["extra"] |= measured.pop("extra", {})
+    row["extra"] |= registry.computed(accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr))
     row |= measured
     row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
 

@@ -1,4 +1,4 @@
-"""Measures: one table of what is measured, in which unit and which way is better, and the functions behind it.
+"""Accuracy: what the columns of that group say of a cell's items (`flowlik.records.columns`).
 
 All functions work on arrays over items. Errors are `e_i = bpd_i - bpd_ref_i` in bits/dim; items whose estimate or
 reference is not finite are left out of the means and counted in `invalid_share`.
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from flowlik.measures.arrays import Array
 from flowlik.measures.bootstrap import bootstrap_intervals
+from flowlik.measures.judged_items import JudgedItems
 
 
 def bits_per_dim(log_prob: Array, dim: int, levels: int | None = None) -> Array:
@@ -74,6 +75,29 @@ def mass(log_density: Array, cell_area: float) -> float:
     return math.exp(log_mass) if log_mass < 700 else math.inf
 
 
+def judged(
+    log_prob: Array,
+    ref: Array,
+    valid: NDArray[np.bool_],
+    *,
+    dim: int,
+    levels: int | None = None,
+    stderr: Array | None = None,
+) -> JudgedItems:
+    """The items of a cell, means over their draws; arguments as of `summarise`."""
+    usable = valid & np.isfinite(log_prob)
+    bits = np.where(usable, bits_per_dim(log_prob, dim, levels), np.nan)
+    errors = bits - np.where(np.isfinite(ref), bits_per_dim(ref, dim, levels), np.nan)
+    own = None if stderr is None else _mean(np.where(usable, stderr, np.nan)) / (dim * math.log(2.0))
+    return JudgedItems(
+        bpd=_mean(bits),
+        ref=_mean(np.where(np.isfinite(errors), bits - errors, np.nan)),
+        errors=_mean(errors),
+        stderr=own,
+        dim=dim,
+    )
+
+
 def summarise(
     log_prob: Array,
     ref: Array,
@@ -97,23 +121,19 @@ def summarise(
     Returns:
         The columns `bpd` ... `invalid_share`, and under `extra` the errors in nats that the gates use.
     """
-    draws = len(log_prob)
+    items = judged(log_prob, ref, valid, dim=dim, levels=levels, stderr=stderr)
     usable = valid & np.isfinite(log_prob)
-    bits = np.where(usable, bits_per_dim(log_prob, dim, levels), np.nan)
-    errors = bits - np.where(np.isfinite(ref), bits_per_dim(ref, dim, levels), np.nan)
-    item_bits, item_ref = _mean(bits), _mean(np.where(np.isfinite(errors), bits - errors, np.nan))
-    item_errors = _mean(errors)
     invalid = ~usable.all(axis=0)
-    if levels is not None and draws >= 8:
-        invalid |= item_bits < 0
+    if levels is not None and len(log_prob) >= 8:
+        invalid |= items.bpd < 0
     row: dict[str, Any] = {
-        "bpd": _nanmean(item_bits),
-        "bpd_se": _standard_error(item_bits),
-        "bpd_ref": _nanmean(item_ref),
+        "bpd": _nanmean(items.bpd),
+        "bpd_se": _standard_error(items.bpd),
+        "bpd_ref": _nanmean(items.ref),
         "invalid_share": float(np.mean(invalid)),
     }
-    if np.isfinite(item_errors).any():
-        row |= _error_columns(item_errors, dim) | {"spearman": spearman(-item_bits, -item_ref)}
+    if np.isfinite(items.errors).any():
+        row |= _error_columns(items.errors, dim) | {"spearman": spearman(-items.bpd, -items.ref)}
     if stderr is not None and np.isfinite(stderr).any():
         row["stderr_mean"] = float(np.nanmean(np.where(usable, stderr, np.nan))) / (dim * math.log(2.0))
         row["coverage95"] = coverage95(

@@ -18,40 +18,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowlik.records import journal
-from flowlik.records.columns import COLUMNS, FINISHED, NESTED, TEXT
+from flowlik.records.columns import COLUMNS, FINISHED, NESTED, SAME_CELL, TABLE, Kind, named
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Column = np.ndarray[Any, np.dtype[Any]]
 
+_TYPES: dict[Kind, tuple[type, ...]] = {
+    "text": (str,),
+    "number": (int, float),
+    "flag": (bool,),
+    "nested": (dict,),
+}
 _KINDS: tuple[frozenset[type], ...] = tuple(
-    frozenset((str,))
-    if name in ("cell_id", "status")
-    else frozenset((str, type(None)))
-    if name in TEXT
-    else frozenset((dict, type(None)))
-    if name in NESTED
-    else frozenset((bool, type(None)))
-    if name == "compiled"
-    else frozenset((int, float, type(None)))
-    for name in COLUMNS
+    frozenset(_TYPES[column.kind] if column.required else (*_TYPES[column.kind], type(None)))
+    for column in TABLE
 )
+"""Types of values that a column may hold."""
 
-
-# What a person would call the same cell, whatever became of it: a skipped row is dropped once another row says more.
-_SAME_CELL = (
-    "task",
-    "model",
-    "estimator_label",
-    "split",
-    "n_items",
-    "batch_size",
-    "dtype",
-    "device",
-    "seed",
-    "repeat",
-)
+_OBJECTS = frozenset(named(TABLE, "text", "flag", "nested"))
 
 
 def records_file(path: str | Path) -> Path:
@@ -144,7 +130,7 @@ def _sound(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _column(name: str, values: Sequence[Any]) -> Column:
-    if name in NESTED or name in TEXT or name == "compiled":
+    if name in _OBJECTS:
         column = np.empty(len(values), dtype=object)
         column[:] = [value or {} for value in values] if name in NESTED else values
         return column
@@ -161,7 +147,7 @@ def _latest(cells: list[str], statuses: list[str], row: Callable[[int], Any]) ->
     kept = sorted(last.values())
     if "skipped" not in statuses:
         return kept
-    same = {number: tuple(row(number)[name] for name in _SAME_CELL) for number in kept}
+    same = {number: tuple(row(number)[name] for name in SAME_CELL) for number in kept}
     known = {same[number] for number in kept if statuses[number] != "skipped"}
     return [number for number in kept if statuses[number] != "skipped" or same[number] not in known]
 

@@ -16,24 +16,32 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flowlik.measures.bootstrap import bootstrap_intervals
+from flowlik.measures.registry import own_columns
+from flowlik.records.columns import SAME_CELL, TABLE, Column
 from flowlik.report import frame as frames
 from flowlik.report import items, numbers
 from flowlik.report.labels import as_dicts
 
 KEYS: Final = ("estimator_label", "task", "model", "split")
-OPTIONS: Final = ("dtype", "device", "batch_size", "seed", "repeat", "n_items")
+OPTIONS: Final = tuple(name for name in SAME_CELL if name not in KEYS)
 """Beyond the keys: told apart only where a run holds the same cell with several of them."""
 
-COLUMNS: Final[tuple[str, ...]] = (
-    *KEYS,
-    *("n_paired", "bpd_base", "bpd_new", "bpd_diff", "bpd_diff_lo", "bpd_diff_hi"),
-    *("mae_base", "mae_new", "mae_diff", "mae_diff_lo", "mae_diff_hi", "significant"),
-    *("nfe_base", "nfe_new", "work_base", "work_new", "frechet_base", "frechet_new"),
-    *("status_base", "status_new", "note"),
-)
+SIDES: Final = ("base", "new")
 
-RELATIVE: Final = 1e-3
-"""A difference below this share of the error itself (of bits/dim without a reference) is rounding, not a finding."""
+PAIRED: Final = {column.compared: column for column in TABLE if column.compared and column.tolerance}
+"""What is compared item by item, by its name here; a difference below its share `tolerance` of the error itself (of
+bits/dim without a reference) is rounding, not a finding."""
+
+OTHERS: Final = {column.compared: column for column in TABLE if column.compared and not column.tolerance}
+"""What both runs say, side by side."""
+
+COLUMNS: Final[tuple[str, ...]] = (
+    *(*KEYS, "n_paired"),
+    *(f"{name}_{end}" for name in PAIRED for end in (*SIDES, "diff", "diff_lo", "diff_hi")),
+    "significant",
+    *(f"{name}_{side}" for name in (*OTHERS, "status") for side in SIDES),
+    "note",
+)
 
 ROUNDING: Final = 1e-9
 SAME_REFERENCE: Final = 1e-6
@@ -47,10 +55,11 @@ def compare_runs(base: Path, new: Path) -> pd.DataFrame:
         base: folder of the older run. new: folder of the newer run; each with `records.jsonl` and `items/`.
 
     Returns:
-        A frame with COLUMNS. `mae_diff` is the mean over items of |error| in `new` minus |error| in `base` (negative:
-        better), `bpd_diff` the same for bits/dim; `_lo` and `_hi` 95 % bootstrap intervals over the items.
-        `significant` says that the interval of `mae_diff` leaves out 0 (of `bpd_diff` where no reference is known) and
-        that the difference is more than RELATIVE of the error; it is not corrected for the number of rows.
+        A frame with COLUMNS, then those of registered measures. `mae_diff` is the mean over items of |error| in `new`
+        minus |error| in `base` (negative: better), `bpd_diff` the same for bits/dim; `_lo` and `_hi` 95 % bootstrap
+        intervals over the items. `significant` says that the interval of `mae_diff` leaves out 0 (of `bpd_diff` where
+        no reference is known) and that the difference is more than the column's `tolerance`; it is not corrected for
+        the number of rows.
 
     Raises:
         FileNotFoundError: a folder holds no records.
@@ -61,7 +70,8 @@ def compare_runs(base: Path, new: Path) -> pd.DataFrame:
         befores, afters = old.get(key, []), fresh.get(key, [])
         for before, after in _paired(befores, afters):
             rows.append(_compare(key, before, base, after, new))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    own = (f"{column.name}_{side}" for column in own_columns() for side in SIDES)
+    return pd.DataFrame(rows, columns=[*COLUMNS, *own])
 
 
 def summary(frame: pd.DataFrame) -> str:
@@ -72,11 +82,12 @@ def summary(frame: pd.DataFrame) -> str:
     lines = []
     differing = frame[frame["significant"] | (frame["status_base"] != frame["status_new"])]
     for row in as_dicts(differing):
-        name = f"{row['task']} ({row['split']}) · {row['model']} · {row['estimator_label']}"
+        name = _name(row)
         if row["note"]:
             lines.append(f"{name}: {row['note']} ({row['status_base']} -> {row['status_new']})")
             continue
-        kind, unit = ("mae", "|error|") if math.isfinite(row["mae_diff"]) else ("bpd", "bits/dim")
+        kind = _decided(row)
+        unit = "|error|" if kind == "mae" else "bits/dim"
         better = "" if kind == "bpd" else "better: " if row["mae_diff"] < 0 else "worse: "
         before, after = numbers.number(row[f"{kind}_base"]), numbers.number(row[f"{kind}_new"])
         low, high = numbers.number(row[f"{kind}_diff_lo"], 2), numbers.number(row[f"{kind}_diff_hi"], 2)
@@ -84,6 +95,7 @@ def summary(frame: pd.DataFrame) -> str:
             f"{name}: {better}{unit} {before} -> {after} "
             f"(difference {numbers.number(row[f'{kind}_diff'], 2)}, 95 % [{low}, {high}], {row['n_paired']} items)"
         )
+    lines += _own_differences(frame)
     paired = frame[frame["n_paired"] > 0]
     lines.append(
         f"{len(frame)} cells, {len(paired)} paired item by item, {int(frame['significant'].sum())} differ significantly"
@@ -91,6 +103,22 @@ def summary(frame: pd.DataFrame) -> str:
     for note, count in frame.loc[frame["note"] != "", "note"].value_counts().items():
         lines.append(f"{count} not compared: {note}")
     return "\n".join(lines)
+
+
+def _own_differences(frame: pd.DataFrame) -> list[str]:
+    """A line for each cell in which a registered measure says another thing, beyond its tolerance."""
+    lines = []
+    for column in own_columns():
+        for row in as_dicts(frame):
+            before, after = (row[f"{column.name}_{side}"] for side in SIDES)
+            if _differs(column, after - before, max(abs(before), abs(after), ROUNDING)):
+                values = f"{numbers.number(before)} -> {numbers.number(after)}"
+                lines.append(f"{_name(row)}: {column.head or column.name} {values}")
+    return lines
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['task']} ({row['split']}) · {row['model']} · {row['estimator_label']}"
 
 
 def _cells(run_dir: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
@@ -125,13 +153,13 @@ def _compare(
         "significant": False,
         "note": "",
     }
-    for side, known in (("base", before), ("new", after)):
-        for column, source in (("bpd", "bpd"), ("mae", "bpd_mae"), ("nfe", "nfe_mean"), ("work", "work")):
-            row[f"{column}_{side}"] = known[source] if known else math.nan
-        row[f"frechet_{side}"] = known["frechet"] if known else math.nan
+    shown = {name: column.name for name, column in (PAIRED | OTHERS).items()}
+    shown |= {column.name: column.name for column in own_columns()}
+    for side, known in zip(SIDES, (before, after), strict=True):
+        row |= {f"{name}_{side}": known[source] if known else math.nan for name, source in shown.items()}
         row[f"status_{side}"] = known["status"] if known else "absent"
-    for column in ("bpd_diff", "mae_diff"):
-        row |= {column: math.nan, f"{column}_lo": math.nan, f"{column}_hi": math.nan}
+    for name in PAIRED:
+        row |= {f"{name}_diff{end}": math.nan for end in ("", "_lo", "_hi")}
     if before is None or after is None:
         return row | {"note": f"only in {'new' if before is None else 'base'}"}
     if before["status"] != "ok" or after["status"] != "ok":
@@ -145,16 +173,22 @@ def _compare(
     row |= _differences("bpd_diff", -bits * (_over_draws(estimates_b) - _over_draws(estimates_a)))
     error_a, error_b = _over_draws(estimates_a - refs_a), _over_draws(estimates_b - refs_b)
     row |= _differences("mae_diff", bits * (np.abs(error_b) - np.abs(error_a)))
-    decided = "mae_diff" if math.isfinite(row["mae_diff"]) else "bpd_diff"
+    kind = _decided(row)
     row["n_paired"] = int(np.isfinite(_over_draws(estimates_a) + _over_draws(estimates_b)).sum())
-    size = (
-        np.nanmax([before["bpd_mae"], after["bpd_mae"], ROUNDING])
-        if decided == "mae_diff"
-        else abs(before["bpd"])
-    )
-    apart = row[f"{decided}_lo"] > 0 or row[f"{decided}_hi"] < 0
-    row["significant"] = bool(apart and abs(row[decided]) > RELATIVE * size)
+    size = np.nanmax([before["bpd_mae"], after["bpd_mae"], ROUNDING]) if kind == "mae" else abs(before["bpd"])
+    apart = row[f"{kind}_diff_lo"] > 0 or row[f"{kind}_diff_hi"] < 0
+    row["significant"] = bool(apart and _differs(PAIRED[kind], row[f"{kind}_diff"], size))
     return row
+
+
+def _decided(row: dict[str, Any]) -> str:
+    """What a difference is judged by: the error where there is a reference, otherwise bits/dim."""
+    return "mae" if math.isfinite(row["mae_diff"]) else "bpd"
+
+
+def _differs(column: Column, difference: float, size: float) -> bool:
+    """Whether a difference is more than rounding; never where the column has no tolerance."""
+    return column.tolerance is not None and abs(difference) > column.tolerance * abs(size)
 
 
 def _why_unpaired(

@@ -14,55 +14,27 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from flowlik.measures.registry import own_columns
+from flowlik.records.columns import EXTRA, NESTED, SAME_CELL, TABLE, named
 from flowlik.records.reading import read_records
 from flowlik.report import labels
 from flowlik.report.labels import METHODS, SPLIT_ORDER, _label, _missing, as_dicts, brief, method_of
+from flowlik.report.numbers import from_extra
 
-NUMERIC: Final[tuple[str, ...]] = (
-    *("steps", "rtol", "atol", "probes", "n_items", "dim", "batch_size", "seed", "repeat", "eps"),
-    *("nfe_mean", "nfe_max", "vjp_mean", "jvp_mean", "work", "wall_s_median", "wall_s_iqr", "cpu_s_median"),
-    *("rounds", "forward_equivalents", "items_per_s", "peak_bytes"),
-    *("bpd", "bpd_se", "bpd_ref", "ref_se", "bpd_error", "bpd_error_lo", "bpd_error_hi"),
-    *(
-        "bpd_mae",
-        "bpd_mae_lo",
-        "bpd_mae_hi",
-        "bpd_rmse",
-        "bpd_err_p95",
-        "spearman",
-        "stderr_mean",
-        "coverage95",
-    ),
-    *("invalid_share", "mass", "mass_se", "cycle_error", "dequant_draws"),
-    *("frechet", "frechet_se", "n_samples", "kid", "precision", "recall"),
-)
-
-TEXT: Final[tuple[str, ...]] = (
-    *("schema_version", "run_id", "cell_id", "created_utc", "estimator", "estimator_label", "family"),
-    *("solver", "trace", "noise", "task", "model", "model_hash", "data_hash", "split", "dtype", "device"),
-    *("compiled", "estimator_version", "status", "reason", "ref_id", "extractor", "env_id"),
-)
+NUMERIC: Final[tuple[str, ...]] = named(TABLE, "number")
+TEXTS: Final[tuple[str, ...]] = named(TABLE, "text", "flag")
 
 CELL: Final[tuple[str, ...]] = (
-    "task",
-    "split",
-    "model",
-    "estimator_label",
-    "dtype",
-    "device",
-    "batch_size",
-    "n_items",
-    "hardware",
-    "extractor",
-    "n_samples",
+    *(name for name in SAME_CELL if name not in ("seed", "repeat")),
+    *("hardware", "extractor", "n_samples"),
 )
 """What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged, nor what
 different feature networks or numbers of samples say."""
 
-SPREAD: Final = ("bpd", "frechet", "kid", "precision", "recall")
+SPREAD: Final = named(column for column in TABLE if column.over_seeds)
 """Columns whose standard deviation over seeds `averaged` keeps beside their mean, as `<name>_sd`."""
 
-SPREAD_EXTRA: Final = ("energy_distance", "samples_bpd")
+SPREAD_EXTRA: Final = named(column for column in EXTRA if column.over_seeds)
 """The same of numbers in `extra`, where mean and `<name>_sd` then stand too."""
 
 
@@ -73,7 +45,8 @@ def load(run_dir: Path) -> pd.DataFrame:
 
 
 def prepare(records: pd.DataFrame) -> pd.DataFrame:
-    """Records with every column present, numbers as float64, the latest row of each cell, and columns of labels.
+    """Records with every column present, numbers as float64, those of registered measures out of `extra`, the latest
+    row of each cell, and columns of labels.
 
     `method` is a key of METHODS or the estimator's name, `series` a legend label (all but the swept parameters), `row`
     a table label (all parameters), `brief` the same without how an exact trace was taken. Sorted by task, split,
@@ -83,20 +56,22 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     for name in NUMERIC:
         frame[name] = pd.to_numeric(frame[name], errors="coerce") if name in frame else np.nan
         frame[name] = frame[name].astype("float64")
-    for name in TEXT:
+    for name in TEXTS:
         column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
         frame[name] = [("" if _missing(v) else str(v)) for v in column]
-    for name in ("params", "extra"):
+    for name in NESTED:
         column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
         frame[name] = pd.Series(
             [v if isinstance(v, dict) else {} for v in column], index=frame.index, dtype=object
         )
+    for name in named(own_columns()):
+        frame[name] = from_extra(frame, name)
     frame["estimator_label"] = frame["estimator_label"].where(
         frame["estimator_label"] != "", frame["estimator"]
     )
-    named = frame["cell_id"] != ""
+    known = frame["cell_id"] != ""
     frame = pd.concat(
-        [frame[named].drop_duplicates(["cell_id", "seed", "repeat"], keep="last"), frame[~named]]
+        [frame[known].drop_duplicates(["cell_id", "seed", "repeat"], keep="last"), frame[~known]]
     )
     frame = frame.sort_index()
     frame["hardware"] = [
@@ -128,16 +103,19 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
     The column `n_seeds` counts the rows behind each, and those of `SPREAD` have their standard deviation over them
     beside, NaN for a single row, which stays as it is.
     """
-    frame = frame.assign(n_seeds=1.0, **{f"{name}_sd": math.nan for name in SPREAD})
+    own = own_columns()
+    numeric = [*NUMERIC, *named(own)]
+    spread = [*SPREAD, *named(column for column in own if column.over_seeds)]
+    frame = frame.assign(n_seeds=1.0, **{f"{name}_sd": math.nan for name in spread})
     doubled = frame.duplicated(list(CELL), keep=False)
     if not doubled.any():
         return frame
     parts = [frame[~doubled]]
     for _, group in frame[doubled].groupby(list(CELL), dropna=False, sort=False):
         row = group.head(1).copy()
-        row[list(NUMERIC)] = group[list(NUMERIC)].mean().to_numpy()
+        row[numeric] = group[numeric].mean().to_numpy()
         row["n_seeds"] = float(len(group))
-        for name in SPREAD:
+        for name in spread:
             row[f"{name}_sd"] = float(group[name].std(ddof=1))
         row["extra"] = pd.Series([_extra_over_seeds(list(group["extra"]))], index=row.index, dtype=object)
         parts.append(row)
@@ -152,6 +130,15 @@ def _extra_over_seeds(extras: list[dict[str, Any]]) -> dict[str, Any]:
         if len(values) == len(extras):
             found[name], found[f"{name}_sd"] = float(np.mean(values)), float(np.std(values, ddof=1))
     return found
+
+
+def with_times(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with `ms_per_sample` and `cpu_ms_per_sample`; NaN where nothing was timed."""
+    batch = from_extra(frame, "timing_batch")
+    return frame.assign(
+        ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0),
+        cpu_ms_per_sample=1e3 * frame["cpu_s_median"] / batch,
+    )
 
 
 def machines(frame: pd.DataFrame) -> list[str]:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from flowlik.records.columns import BY_NAME
 from flowlik.report import labels as method_labels
 from flowlik.report import numbers
 
@@ -282,6 +283,16 @@ def error_axis(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def within_limits(ax: Axes, name: str) -> None:
+    """Let a vertical axis end where the column's values can at most be, but for the room that markers need."""
+    low, high = ax.get_ylim()
+    room = 0.05 * (high - low)
+    least, most = BY_NAME[name].low, BY_NAME[name].high
+    ax.set_ylim(
+        low if least is None else max(low, least - room), high if most is None else min(high, most + room)
+    )
 
 
 def symlog_axis(ax: Axes, threshold: float) -> None:

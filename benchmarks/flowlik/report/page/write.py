@@ -20,7 +20,7 @@ from flowlik.records.reading import run_note
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
 from flowlik.report.frame import _parts
-from flowlik.report.page.glossary import CONTROLS, COSTS, MEASURES
+from flowlik.report.page import glossary
 from flowlik.report.page.pictures import Picture, _overview, _pictures, _scaling
 from flowlik.report.page.summaries import _failed, _glance, _impossible, _masses, _notes, _origins
 from flowlik.report.tables.accuracy import MASS_WITHIN, by_steps, in_detail
@@ -74,9 +74,9 @@ def write_report(run_dir: Path) -> Path:
         origins=_origins(usable),
         environments=_environments(run_dir),
         methods=[looks for name, looks in labels.METHODS.items() if name in set(records["method"])],
-        costs=COSTS,
-        measures=MEASURES,
-        controls=CONTROLS,
+        costs=glossary.costs(),
+        measures=glossary.measures(),
+        controls=glossary.CONTROLS,
         mass_within=MASS_WITHIN,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 import pandas as pd
 
+from flowlik.measures.registry import own_columns
+from flowlik.records.columns import BY_NAME, DERIVED, TABLE, Column
+from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
 from flowlik.report.tables.table import Cell, Table, seeds_note
 
@@ -54,30 +57,39 @@ def by_steps(frame: pd.DataFrame) -> Table:
 
 def in_detail(frame: pd.DataFrame) -> Table:
     """One line per cell of one task and split, controls last; a column that holds nothing is left out."""
+    frame = frames.with_times(frame)
     varies = bool(frame["spearman"].notna().any())  # a constant is right where the truth is constant
     constant = (
         frame.loc[frame["estimator"] == "control-mean", "bpd_mae"] if varies else frame["bpd_mae"].head(0)
     )
     rows = labels.as_dicts(frame.assign(control=constant.iloc[0] if len(constant) else math.nan))
-    columns = [
-        (head, cell)
-        for head, cell, needs in _DETAIL
-        if frame[needs].notna().any() and (needs != "n_items" or len(set(frame[needs])) > 1)
-    ]
+    columns = [column for column in shown() if _holds(frame, column.name)]
     lines = tuple(
         (
             Cell(row["row"]),
             Cell("" if row["method"] == "control" else row["model"]),
-            *(c(row) for _, c in columns),
+            *(_detail(column)(row) for column in columns),
         )
         for row in rows
     )
     return Table(
         title=f"{_title(frame)}: accuracy and cost",
-        columns=("method", "model", *(head for head, _ in columns)),
+        columns=("method", "model", *(column.head for column in columns)),
         rows=lines,
         note=f"{_reference(frame)} Brackets: 95 % bootstrap intervals. {seeds_note(frame)}".strip(),
     )
+
+
+def shown() -> tuple[Column, ...]:
+    """The columns of the table of accuracy and cost, in its order; those of registered measures too."""
+    columns = (*TABLE, *DERIVED, *own_columns())
+    placed = [(column.place, column) for column in columns if column.head and column.place is not None]
+    return tuple(column for _, column in sorted(placed, key=lambda pair: pair[0]))
+
+
+def _holds(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column says anything; the number of items only where rows differ in it."""
+    return bool(frame[name].notna().any()) and (name != "n_items" or len(set(frame[name])) > 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ cells
@@ -89,40 +101,35 @@ def _bpd_and_frechet(row: dict[str, Any] | None, frechet: bool) -> Cell:
     return Cell(f"{text} / {distance}" if frechet else text, row["bpd"])
 
 
-def _number(column: str, digits: int = 3) -> Callable[[dict[str, Any]], Cell]:
-    return lambda row: Cell(numbers.number(row[column], digits), _value(row[column]))
+def _detail(column: Column) -> Callable[[dict[str, Any]], Cell]:
+    """How a column's values are written."""
+    special = {"bpd_mae": _error, "mass": mass_cell}.get(column.name)
+    if special is not None:
+        return special
+    if column.form == "count":
+        return _count(column.name)
+    return lambda row: _plain(column, row)
 
 
-def _fixed(column: str, places: int) -> Callable[[dict[str, Any]], Cell]:
-    return lambda row: Cell(numbers.fixed(row[column], places), _value(row[column]))
-
-
-def _with_spread(column: str, text: Callable[[float], str]) -> Callable[[dict[str, Any]], Cell]:
-    return lambda row: Cell(
-        numbers.with_spread(text(row[column]), row.get(f"{column}_sd")), _value(row[column])
-    )
-
-
-def _interval(column: str) -> Callable[[dict[str, Any]], Cell]:
-    def cell(row: dict[str, Any]) -> Cell:
-        value, low, high = row[column], row[f"{column}_lo"], row[f"{column}_hi"]
-        text = numbers.number(value, 2)
-        if math.isfinite(low) and math.isfinite(high) and high > low:
-            text += f" [{numbers.number(low, 2)}, {numbers.number(high, 2)}]"
-        return Cell(text, _value(value))
-
-    return cell
+def _plain(column: Column, row: dict[str, Any]) -> Cell:
+    """A number with its interval where the row has one, or with its standard deviation over seeds."""
+    value, low, high = (row.get(f"{column.name}{end}", math.nan) for end in ("", "_lo", "_hi"))
+    write = numbers.fixed if column.form == "fixed" else numbers.number
+    text = write(value, column.digits)
+    if math.isfinite(low) and math.isfinite(high) and high > low:
+        text += f" [{write(low, column.digits)}, {write(high, column.digits)}]"
+    return Cell(numbers.with_spread(text, row.get(f"{column.name}_sd")), _value(value))
 
 
 def _error(row: dict[str, Any]) -> Cell:
-    cell = _interval("bpd_mae")(row)
+    cell = _plain(BY_NAME["bpd_mae"], row)
     worse = row["method"] != "control" and row["bpd_mae"] > row["control"] > 0
     return replace(cell, flag="larger than that of control-mean, a constant") if worse else cell
 
 
-def mass_cell(row: dict[str, Any], digits: int = 4) -> Cell:
+def mass_cell(row: dict[str, Any], digits: int | None = None) -> Cell:
     """The mass, with its standard error where it was sampled; marked where it differs from 1 by more than chance."""
-    cell = _number("mass", digits)(row)
+    cell = Cell(numbers.number(row["mass"], digits or BY_NAME["mass"].digits), _value(row["mass"]))
     known = row.get("mass_se")
     error = 0.0 if known is None or math.isnan(known) else float(known)
     text = cell.text + (f" ± {numbers.number(error, 2)}" if error else "")
@@ -139,33 +146,8 @@ def _count(column: str) -> Callable[[dict[str, Any]], Cell]:
     return cell
 
 
-def _milliseconds(row: dict[str, Any]) -> Cell:
-    rate = row["items_per_s"]
-    value = 1e3 / rate if rate > 0 else math.nan
-    return Cell(numbers.number(value), _value(value))
-
-
 def _value(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
-
-
-_DETAIL: Final[tuple[tuple[str, Callable[[dict[str, Any]], Cell], str], ...]] = (
-    ("items", _count("n_items"), "n_items"),
-    ("NFE", _count("nfe_mean"), "nfe_mean"),
-    ("bits/dim", _with_spread("bpd", numbers.fixed), "bpd"),
-    ("mean |error|", _error, "bpd_mae"),
-    ("bias", _interval("bpd_error"), "bpd_error"),
-    ("p95 |error|", _number("bpd_err_p95", 2), "bpd_err_p95"),
-    ("Spearman", _fixed("spearman", 3), "spearman"),
-    ("coverage", _fixed("coverage95", 2), "coverage95"),
-    ("invalid", _number("invalid_share", 2), "invalid_share"),
-    ("mass", mass_cell, "mass"),
-    ("Fréchet", _with_spread("frechet", numbers.number), "frechet"),
-    ("work", _count("work"), "work"),
-    ("forward-equivalents", _number("forward_equivalents"), "forward_equivalents"),
-    ("ms/sample", _milliseconds, "items_per_s"),
-    ("cycle error", _number("cycle_error", 2), "cycle_error"),
-)
 
 
 def _title(frame: pd.DataFrame) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from flowlik.records.columns import head
 from flowlik.report import labels, numbers
 from flowlik.report.tables.table import Cell, Table, seeds_note
 
@@ -101,8 +102,9 @@ def beside_published(frame: pd.DataFrame) -> list[Table]:
     lines += [_line(row, known.get(k), paper, extractors) for k, row in enumerate(rows)]
     lines += _not_run(paper, known) if paper.same else []
     heads = (
-        *("method", "model", "NFE", "forward-equivalents", "bits/dim", _distance_head(extractors)),
-        *("published bits/dim", "published FID", "bias", "mean |error|", "Spearman"),
+        *("method", "model", head("nfe_mean"), head("forward_equivalents"), head("bpd")),
+        *(_distance_head(extractors), f"published {head('bpd')}", "published FID"),
+        *(head("bpd_error"), head("bpd_mae"), head("spearman")),
     )
     title = f"{shown['task'].iloc[0]}, {labels.split_title('test')}: beside published values"
     return [Table(title, heads, tuple(lines), names=2, note=_note(shown, paper, extractors))]

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import pandas as pd
 
+from flowlik.measures.registry import own_columns
+from flowlik.records.columns import TABLE, Column
 from flowlik.report import frame as frames
 from flowlik.report import labels
 from flowlik.report.tables.accuracy import by_steps, in_detail
@@ -22,26 +24,20 @@ from flowlik.report.tables.samples import _one_evaluation, _samples
 from flowlik.report.tables.table import Table
 from flowlik.report.tables.uses import _comparison, _gradient, _importance, _outliers, _routes, _training
 
-CSV_COLUMNS: Final[tuple[str, ...]] = (
-    *(
-        "task",
-        "split",
-        "method",
-        "estimator",
-        "estimator_label",
-        "model",
-        "steps",
-        "status",
-        "reason",
-        "n_items",
-    ),
-    *("dim", "eps", "nfe_mean", "vjp_mean", "jvp_mean", "work", "forward_equivalents", "items_per_s"),
-    *("wall_s_median", "wall_s_iqr", "peak_bytes", "bpd", "bpd_se", "bpd_ref", "ref_id", "ref_se"),
-    *("bpd_error", "bpd_error_lo", "bpd_error_hi", "bpd_mae", "bpd_mae_lo", "bpd_mae_hi", "bpd_rmse"),
-    *("bpd_err_p95", "spearman", "stderr_mean", "coverage95", "invalid_share", "mass", "cycle_error"),
-    *("frechet", "frechet_se", "extractor", "n_samples", "dtype", "device", "batch_size", "seed", "repeat"),
-    *("model_hash", "data_hash", "cell_id"),
-)
+METHOD_AFTER: Final = "split"
+"""Where in the CSV the method stands, which frames add."""
+
+
+def csv_columns() -> tuple[str, ...]:
+    """The columns of the CSV: those with a place in it, then what else the table of accuracy and cost shows."""
+    placed = sorted((column.csv, column.name) for column in TABLE if column.csv is not None)
+    names = [name for _, name in placed]
+    names.insert(names.index(METHOD_AFTER) + 1, "method")
+    return (*names, *(column.name for column in (*TABLE, *own_columns()) if _comes_last(column)))
+
+
+def _comes_last(column: Column) -> bool:
+    return column.csv is None and bool(column.head) and column.place is not None
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
@@ -96,9 +92,10 @@ def write_tables(run_dir: Path) -> list[Path]:
 def _csv(frame: pd.DataFrame) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    names = csv_columns()
+    writer.writerow(names)
     for row in labels.as_dicts(frame):
-        writer.writerow([_plain(row[name]) for name in CSV_COLUMNS])
+        writer.writerow([_plain(row[name]) for name in names])
     return buffer.getvalue()
 
 

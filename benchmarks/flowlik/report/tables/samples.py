@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flowlik.records.columns import head
 from flowlik.report import labels, samples
 from flowlik.report.tables.table import (
     Cell,
@@ -52,14 +53,14 @@ def _samples(frame: pd.DataFrame) -> Table | None:
                 else _over_seeds(extra, "samples_bpd", bits - spread, bits + spread),
             )
         )
-    name = labels.distance_names(shown) if shown["frechet"].notna().any() else "energy distance"
+    name = labels.distance_names(shown) if shown["frechet"].notna().any() else head("energy_distance")
     extractor = next((e for e in shown["extractor"] if e), "data space")
     return _without_empty(
         Table(
             _title(frame, "samples"),
             (
-                *("method", "model", "NFE", "vjps", name, "less than unguided by", "kernel distance"),
-                *("precision", "recall", "bits/dim of the samples"),
+                *("method", "model", head("nfe_mean"), "vjps", name, "less than unguided by"),
+                *map(head, ("kid", "precision", "recall", "samples_bpd")),
             ),
             tuple(rows),
             note=f"{shown['n_samples'].max():.0f} samples a row, {extractor}; brackets: 95 % intervals, of the gain "
@@ -97,19 +98,11 @@ def _one_evaluation(frame: pd.DataFrame) -> Table | None:
         for row in rows
     )
     extractor = next((one for one in shown["extractor"] if one), "")
-    name = labels.distance_name(extractor) if extractor else "energy distance"
+    name = labels.distance_name(extractor) if extractor else head("energy_distance")
     heads = (
-        *(
-            "method",
-            "model",
-            "NFE of a sample",
-            name,
-            f"nearer than {DATA_FREE} by",
-            "precision",
-            "recall",
-            "least covered mode",
-        ),
-        *("mean |error|", "NFE of the likelihood"),
+        *("method", "model", "NFE of a sample", name, f"nearer than {DATA_FREE} by"),
+        *map(head, ("precision", "recall", "least_mode", "bpd_mae")),
+        "NFE of the likelihood",
     )
     note = (
         f"{shown['n_samples'].max():.0f} samples a row, {extractor or 'data space'}; brackets: "

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from flowlik.records.columns import axis_label
+from flowlik.report import frame as frames
 from flowlik.report import labels, samples
 from flowlik.report.figures import style
 
 COSTS: Final[dict[str, str]] = {
-    "nfe_mean": "NFE\n(forwards per sample)",
-    "forward_equivalents": "forward-equivalents\n(time / one forward)",
-    "ms_per_sample": "wall-clock\n(ms per sample)",
+    name: axis_label(name, "\n") for name in ("nfe_mean", "forward_equivalents", "ms_per_sample")
 }
 
-CPU_COST: Final = {"cpu_ms_per_sample": "CPU time\n(ms per sample)"}
+CPU_COST: Final = {"cpu_ms_per_sample": axis_label("cpu_ms_per_sample", "\n")}
 MOST_SERIES: Final = 20
 """More lines than this cannot be told apart; suites that sweep rules or probes have figures of their own."""
 
@@ -52,11 +52,11 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             handles.setdefault(
                 "reference", Line2D([], [], color="#8a8a8a", linestyle=(0, (6, 2)), label=name)
             )
-        ax.set_xlabel("NFE (network forwards per sample)")
+        ax.set_xlabel(axis_label("nfe_mean"))
         if len(splits) > 1:
             ax.set_title(labels.split_title(split))
     _bpd_axis(axes[0], shown)
-    axes[0].set_ylabel("bits/dim")
+    axes[0].set_ylabel(axis_label("bpd"))
     _finish(figure, axes, f"{_task(frame)}: bits/dim against network evaluations")
     style.legend_below(figure, handles.values(), room=6)
     return figure
@@ -67,11 +67,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
     A row of panels for every split that was timed; those that were not have one panel each, side by side.
     """
-    batch = pd.Series([extra.get("timing_batch", np.nan) for extra in frame["extra"]], index=frame.index)
-    frame = frame.assign(
-        ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0),
-        cpu_ms_per_sample=1e3 * frame["cpu_s_median"] / batch.astype(float),
-    )
+    frame = frames.with_times(frame)
     # beside other people's packages it is CPU time that can be compared
     costs = COSTS | (CPU_COST if frame["estimator"].str.startswith("peer-").any() else {})
     shown = frame[(frame["bpd_mae"] > 0) & (frame["method"] != "control")]
@@ -105,7 +101,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 ax.tick_params(labelleft=False)
             elif len(labels.splits(shown)) > 1:
                 ax.set_title(labels.split_title(split), loc="left")
-        line[0].set_ylabel("mean |error| (bits/dim)")
+        line[0].set_ylabel(axis_label("bpd_mae"))
     _finish(figure, axes.ravel(), f"{_task(frame)}: per-sample error against cost")
     front = Line2D([], [], color="#bdbdbd", linewidth=4, alpha=0.6, label="Pareto front")
     style.legend_below(figure, [*handles.values(), front])

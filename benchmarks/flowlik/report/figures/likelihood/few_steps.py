@@ -14,6 +14,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import BY_NAME, axis_label
+from flowlik.report import frame as frames
 from flowlik.report import labels, numbers, samples
 from flowlik.report.figures import style
 from flowlik.report.figures.likelihood.accuracy import COSTS, panels
@@ -46,8 +48,7 @@ class _Line:
 def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Mean |error| with its 95 % interval against three costs, a line per model and estimator; a row per split that was
     timed, one panel for each of the others."""
-    frame = samples.answered(frame)
-    frame = frame.assign(ms_per_sample=1e3 / frame["items_per_s"].where(frame["items_per_s"] > 0))
+    frame = frames.with_times(samples.answered(frame))
     few = samples.few_steps(frame)
     if not (few["bpd_mae"] > 0).any():
         return None
@@ -75,7 +76,7 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 style.control_lines(ax, dict(levels), labels=ax is shown[-1])
         for ax in line[len(row) :]:
             ax.set_axis_off()
-        line[0].set_ylabel("mean |error| (bits/dim)")
+        line[0].set_ylabel(axis_label("bpd_mae"))
     figure.suptitle(f"{frame['task'].iloc[0]}: few-step likelihoods", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
@@ -103,7 +104,7 @@ def samples_against_error(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         _log_ticks(ax)
         _control_columns(ax, frame)
         _quality_axis(ax, shown, name)
-        ax.set_xlabel("mean |error| (bits/dim)")
+        ax.set_xlabel(axis_label("bpd_mae"))
     figure.suptitle(f"{frame['task'].iloc[0]}: samples and likelihood of one evaluation", fontsize=9)
     entries = [Line2D([], [], label=style.shorten(one.label, 52), **_point(one.look)) for one in lines]
     style.legend_below(figure, [*entries, *_level_handle(frame)])
@@ -301,12 +302,11 @@ def _quality_axis(ax: Axes, shown: pd.DataFrame, name: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, zorder=0)
     if name != "distance":
-        ax.set_ylabel(f"{name} ({'features' if extractor else 'data space'})")
+        ax.set_ylabel(f"{BY_NAME[name].label} ({'features' if extractor else 'data space'})")
+        style.within_limits(ax, name)
         return
-    words = (
-        f"{distance_name(extractor)}\n({style.shorten(extractor, 32)})" if extractor else "energy distance"
-    )
-    ax.set_ylabel(words)
+    words = f"{distance_name(extractor)}\n({style.shorten(extractor, 32)})"
+    ax.set_ylabel(words if extractor else axis_label("energy_distance"))
     values = shown["distance"].dropna().to_numpy()
     if values.max() > 20 * max(values.min(), 1e-12):
         if values.min() > 0 and extractor:

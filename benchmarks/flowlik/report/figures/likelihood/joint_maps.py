@@ -11,16 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import axis_label
 from flowlik.report import labels
 from flowlik.report.figures import style
 
 FEWEST: Final = 3
 """Different joint maps a task needs for this figure."""
 
-LABELS: Final = {
-    "bpd_error": "bias (bits/dim)",
-    "bpd_mae": "mean |error| (bits/dim)",
-    "unranked": "1 − Spearman ρ",
+LABELS: Final = {name: axis_label(name) for name in ("bpd_error", "bpd_mae")} | {
+    "unranked": f"1 − {axis_label('spearman')}"
 }
 
 _PALETTE: Final = (
@@ -60,7 +59,7 @@ def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         row[-1].set_ylim(top=1.2 * highest)
         style.control_lines(row[-1], levels, labels=True)
         if len(splits) > 1:
-            row[0].set_ylabel(f"bias (bits/dim)\n{labels.split_title(split)}")
+            row[0].set_ylabel(f"{LABELS['bpd_error']}\n{labels.split_title(split)}")
     for ax in axes[-1]:
         ax.set_xlabel("steps (NFE)")
     figure.suptitle(f"{frame['task'].iloc[0]}: joint flow maps", fontsize=9)

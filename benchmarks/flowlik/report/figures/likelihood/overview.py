@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from flowlik.records.columns import axis_label
 from flowlik.report import labels, numbers
 from flowlik.report.figures import style
 
@@ -50,7 +51,7 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
         linewidths=0.8,
         annot_kws={"fontsize": 6.3},
         cbar_kws={
-            "label": "mean |error| (bits/dim)",
+            "label": axis_label("bpd_mae"),
             "ticks": [-4, -3, -2, -1, 0, 1],
             "extend": "both",
             "aspect": 45,

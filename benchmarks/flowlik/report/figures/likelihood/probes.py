@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import BY_NAME, axis_label
 from flowlik.report import labels
 from flowlik.report.figures import style
 
@@ -62,11 +63,11 @@ def noise_of_probes(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         _guides(ax, part)
         style.cost_axis(ax, part["vjp_mean"])
         ax.set_title(model)
-        ax.set_xlabel("derivative products per sample")
+        ax.set_xlabel(axis_label("vjp_mean"))
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, zorder=0)
     style.error_axis(axes[0])
-    axes[0].set_ylabel("own standard error (nats)")
+    axes[0].set_ylabel(f"{BY_NAME['stderr_mean'].label} (nats)")
     figure.suptitle(f"{frame['task'].iloc[0]}: noise of the trace estimators", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import BY_NAME, axis_label
 from flowlik.report import labels
 from flowlik.report.figures import style
 
@@ -57,13 +58,13 @@ def error_of_rules(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             ax.grid(True, zorder=0)
         style.error_axis(line[0])
         words = model if split == "test" else f"{model}, {labels.split_title(split)}"
-        line[0].set_ylabel(f"mean |error| (bits/dim)\n{words}")
+        line[0].set_ylabel(f"{axis_label('bpd_mae')}\n{words}")
         style.cost_axis(line[0], part["nfe_mean"])
         levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
         for ax in line:
             style.control_lines(ax, dict(levels), labels=ax is line[-1])
     for ax in axes[-1]:
-        ax.set_xlabel("NFE")
+        ax.set_xlabel(BY_NAME["nfe_mean"].label)
     figure.suptitle(f"{frame['task'].iloc[0]}: rules that need no training", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure

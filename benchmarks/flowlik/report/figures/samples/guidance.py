@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import axis_label
 from flowlik.report import samples
 from flowlik.report.figures import style
 from flowlik.report.labels import as_dicts, distance_name
@@ -98,9 +99,9 @@ def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], 
                 ax.axhspan(row[f"{column}_lo"], row[f"{column}_hi"], color=colour, alpha=0.12, linewidth=0)
     extractor = str(of_model["extractor"].iloc[0])
     labels = {
-        "distance": distance_name(extractor) if extractor else "energy distance",
+        "distance": distance_name(extractor) if extractor else axis_label("energy_distance"),
         "overlap": "precision (filled), recall (hollow)",
-        "samples_bpd": "bits/dim of the samples",
+        "samples_bpd": axis_label("samples_bpd"),
     }
     ax.set_ylabel(labels[name])
     ax.set_xscale("log")

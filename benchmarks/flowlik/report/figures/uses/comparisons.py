@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import BY_NAME
 from flowlik.report import numbers
 from flowlik.report.figures import style
 
@@ -118,7 +119,7 @@ def _drawn(
             ax.axhline(right, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=1)
         ax.set_title(words if titles else "")
         ax.set_ylabel(words if not titles else ylabel if k % columns == 0 else "")
-        ax.set_xlabel("NFE")
+        ax.set_xlabel(BY_NAME["nfe_mean"].label)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     figure.suptitle(f"{shown['task'].iloc[0]}: {title}", fontsize=9)

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowlik.records.columns import axis_label
 from flowlik.report import labels, numbers
 from flowlik.report.figures import style
 
@@ -41,7 +42,7 @@ def training_curves(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             hours += spent.tolist()
     style.cost_axis(ax, hours)
     ax.set_xlabel("processor hours of training")
-    ax.set_ylabel("bits/dim")
+    ax.set_ylabel(axis_label("bpd"))
     controls = style.controls_of(frame[frame["split"] == "test"]).set_index("estimator_label")["bpd"]
     if "control-gaussian" in controls:
         value = numbers.number(float(controls["control-gaussian"]), 3)
