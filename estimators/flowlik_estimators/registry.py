@@ -30,6 +30,14 @@ def register(name: str) -> Callable[[type[E]], type[E]]:
 
     Raises:
         ValueError: the name is taken by another class.
+
+    >>> from dataclasses import dataclass
+    >>> @register("zero")
+    ... @dataclass(frozen=True, kw_only=True)
+    ... class Zero(Estimator):
+    ...     level: float = 0.0
+    >>> get("zero", level=2.0).label
+    'zero[level=2.0]'
     """
 
     def enter(kind: type[E]) -> type[E]:
@@ -46,7 +54,11 @@ def register(name: str) -> Callable[[type[E]], type[E]]:
 
 
 def available() -> dict[str, type[Estimator]]:
-    """All registered estimators, name -> class, sorted by name."""
+    """All registered estimators, name -> class, sorted by name.
+
+    >>> {"ode", "f2d2"} <= set(available())
+    True
+    """
     _load_entry_points()
     return dict(sorted(_REGISTRY.items()))
 
@@ -56,6 +68,13 @@ def get(name: str, **params: Any) -> Estimator:
 
     Raises:
         ValueError: unknown name, option or value, in one line that lists the valid ones.
+
+    >>> get("ode", solver="rk4", steps=8).label
+    'ode[solver=rk4,steps=8]'
+    >>> get("ode", solver="rk5")
+    Traceback (most recent call last):
+        ...
+    ValueError: ode: unknown solver 'rk5'; did you mean 'rk4'? (valid: dopri5, ...)
     """
     kinds = available()
     if name not in kinds:
@@ -72,6 +91,9 @@ def parse_spec(spec: str) -> list[Estimator]:
 
     Raises:
         ValueError: the text is not of that form, or as `get`.
+
+    >>> [estimator.label for estimator in parse_spec("f2d2[steps=1|2,grid=cosine]")]
+    ['f2d2[steps=1,grid=cosine]', 'f2d2[steps=2,grid=cosine]']
     """
     match = _SPEC.fullmatch(spec)
     if match is None:

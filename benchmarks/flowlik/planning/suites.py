@@ -165,6 +165,10 @@ def expand(
 
     Raises:
         ValueError: unknown task, model, split or estimator.
+
+    >>> cells = expand(["gmm-2d"], ["closed-form"], ["f2d2[steps=1|2]"], Options(n_items=50), seeds=[0, 1])
+    >>> [(cell.title, cell.options.seed) for cell in cells][:2]
+    [('gmm-2d · closed-form · f2d2[steps=1]', 0), ('gmm-2d · closed-form · f2d2[steps=1]', 1)]
     """
     parsed = [estimator for spec in specs for estimator in parse(spec)]
     estimators = [estimator for estimator in parsed if not isinstance(estimator, str)]

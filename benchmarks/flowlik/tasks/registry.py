@@ -131,6 +131,10 @@ def get_task(name: str) -> Task:
 
     Raises:
         ValueError: unknown id; the line names the valid ones and the nearest match.
+
+    >>> task = get_task("gmm-2d")
+    >>> task.dim, task.models[0], task.items("test", 3).x.shape
+    (2, 'closed-form', torch.Size([3, 2]))
     """
     if name not in registry():
         raise ValueError(unknown("task", name, available()))
