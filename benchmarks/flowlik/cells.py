@@ -73,7 +73,11 @@ class Cell:
         return f"{self.task}{split} · {self.model} · {self.label}"
 
     def with_options(self, **changes: Any) -> Cell:
-        """The same cell with some options changed."""
+        """The same cell with some options changed.
+
+        >>> Cell(task="gmm-2d", model="closed-form", estimator="control-mean").with_options(n_items=5).options.n_items
+        5
+        """
         return replace(self, options=replace(self.options, **changes))
 
 

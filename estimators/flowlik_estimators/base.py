@@ -75,7 +75,12 @@ class Estimator:
     # --- what it is called ---
 
     def params(self) -> dict[str, Any]:
-        """All options with their values, implied ones filled in."""
+        """All options with their values, implied ones filled in.
+
+        >>> from flowlik_estimators import get
+        >>> get("f2d2", steps=2).params()
+        {'steps': 2, 'grid': 'uniform', 'eps': None}
+        """
         return {option: getattr(self, option) for option in _options(type(self))}
 
     @property
@@ -124,6 +129,18 @@ class Estimator:
             ValueError: misuse (empty batch, wrong event shape or dtype, NaN or infinity in x, lengths that
                 differ, parameters of another type than x), or a model whose answers have the wrong shape. A
                 model that does not fit, or a solve that fails, is a status, not an exception.
+
+        >>> from flowlik_estimators import get
+        >>> from flowlik_models.synthetic import closed_form
+        >>> model = closed_form("gaussian-2d")
+        >>> x = model.sample(3, generator=torch.Generator().manual_seed(0))
+        >>> out = get("ode", rtol=1e-6, atol=1e-6).log_prob(model, x)
+        >>> bool((out.log_prob - model.log_prob(x)).abs().max() < 1e-3)
+        True
+        >>> out.status, out.valid.tolist()
+        ('ok', [True, True, True])
+        >>> get("f2d2", steps=4).log_prob(model, x).cost.forwards
+        4.0
         """
         check_points(x, getattr(model, "event_shape", None))
         refusal = self._refusal(model)
@@ -164,6 +181,14 @@ class Estimator:
         Raises:
             ValueError: misuse. A model that does not fit, a family that cannot sample, or a solve that fails, is a
                 status, and x is NaN.
+
+        >>> from flowlik_estimators import get
+        >>> from flowlik_models.synthetic import closed_form
+        >>> drawn = get("f2d2", steps=1).sample(closed_form("gmm-64d"), 5)
+        >>> drawn.status, drawn.reason
+        ('refused', 'needs a joint flow map (a `joint` method)')
+        >>> get("f2d2", steps=1).sample(closed_form("gaussian-2d"), 5).x.shape
+        torch.Size([5, 2])
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")

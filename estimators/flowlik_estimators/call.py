@@ -142,7 +142,11 @@ class Run:
 
 
 def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """log N(x; 0, I) in float64 nats, (batch,)."""
+    """log N(x; 0, I) in float64 nats, (batch,).
+
+    >>> [round(value, 4) for value in standard_normal_log_prob(torch.zeros(1, 2)).tolist()]
+    [-1.8379]
+    """
     z = x.flatten(1).double()
     return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
 
@@ -151,6 +155,10 @@ def mean_over_probes(log_probs: Tensor, population: int | None = None) -> tuple[
     """Mean and standard error over the probes of (batch, probes) values; no error from a single probe.
 
     ``population``: the probes were drawn without replacement from so many, whose mean is the truth.
+
+    >>> mean, stderr = mean_over_probes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    >>> round(float(mean), 3), round(float(stderr), 3)
+    (2.5, 0.645)
     """
     probes = log_probs.shape[1]
     drawn = 0.0 if population is None else probes / population

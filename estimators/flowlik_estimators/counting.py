@@ -43,7 +43,12 @@ POLICY_METHODS = ("velocity", "divergence", "velocity_and_divergence")
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one estimate cost per sample: network forwards, derivative products, solver steps."""
+    """What one estimate cost per sample: network forwards, derivative products, solver steps.
+
+    >>> cost = Cost(forwards=8, vjps=16)
+    >>> cost.nfe, cost.work
+    (8, 24.0)
+    """
 
     forwards: float | Tensor = 0.0
     vjps: float | Tensor = 0.0
@@ -80,7 +85,16 @@ class Counts:
 
 
 def counted(model: Any, counts: Counts) -> Any:
-    """A stand-in for ``model`` that adds its evaluations to ``counts`` and forwards every other attribute."""
+    """A stand-in for ``model`` that adds its evaluations to ``counts`` and forwards every other attribute.
+
+    >>> from flowlik_models.synthetic import closed_form
+    >>> counts = Counts()
+    >>> model = counted(closed_form("gmm-2d"), counts)
+    >>> model.velocity(torch.zeros(5, 2), torch.full((5,), 0.5)).shape
+    torch.Size([5, 2])
+    >>> counts.forwards
+    5
+    """
     inner = inner_networks(model)
     return _with_counted_networks(model, inner, counts) if inner else _Counted(model, counts)
 

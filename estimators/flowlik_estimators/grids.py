@@ -65,6 +65,11 @@ def time_grid(grid: str, steps: int, start: float, end: float) -> Tensor:
 
     Raises:
         ValueError: unknown grid, fewer than one step, or ends between which the grid has no room.
+
+    >>> time_grid("uniform", 4, 1.0, 0.0).tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    >>> [round(t, 3) for t in time_grid("cosine", 4, 0.0, 1.0).tolist()]
+    [0.0, 0.146, 0.5, 0.854, 1.0]
     """
     if grid not in GRIDS:
         raise ValueError(unknown("grid", grid, GRIDS))

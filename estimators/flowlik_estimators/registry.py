@@ -1,20 +1,21 @@
 """The estimators by name: a plain dict, filled by `@register` here and by entry points of other packages.
 
-A package adds an estimator by `@register("name")` and an entry point in the group ``flowlik.estimators`` that
-names the class or its module; entry points are loaded the first time a name is looked up.
+A package adds an estimator by an entry point in the group ``flowlik.estimators`` that names the class, whose name is
+then the entry point's, or a module that registers some; entry points are loaded the first time a name is looked up.
 """
 
 from __future__ import annotations
 
+import copyreg
 import re
-import warnings
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from itertools import product
+from types import ModuleType
 from typing import Any, TypeVar
 
 from flowlik_estimators.base import Estimator, _options
 from flowlik_models.names import unknown
+from flowlik_models.plugins import load_plugins
 
 ENTRY_POINT_GROUP = "flowlik.estimators"
 
@@ -29,6 +30,14 @@ def register(name: str) -> Callable[[type[E]], type[E]]:
 
     Raises:
         ValueError: the name is taken by another class.
+
+    >>> from dataclasses import dataclass
+    >>> @register("zero")
+    ... @dataclass(frozen=True, kw_only=True)
+    ... class Zero(Estimator):
+    ...     level: float = 0.0
+    >>> get("zero", level=2.0).label
+    'zero[level=2.0]'
     """
 
     def enter(kind: type[E]) -> type[E]:
@@ -45,7 +54,11 @@ def register(name: str) -> Callable[[type[E]], type[E]]:
 
 
 def available() -> dict[str, type[Estimator]]:
-    """All registered estimators, name -> class, sorted by name."""
+    """All registered estimators, name -> class, sorted by name.
+
+    >>> {"ode", "f2d2"} <= set(available())
+    True
+    """
     _load_entry_points()
     return dict(sorted(_REGISTRY.items()))
 
@@ -55,6 +68,13 @@ def get(name: str, **params: Any) -> Estimator:
 
     Raises:
         ValueError: unknown name, option or value, in one line that lists the valid ones.
+
+    >>> get("ode", solver="rk4", steps=8).label
+    'ode[solver=rk4,steps=8]'
+    >>> get("ode", solver="rk5")
+    Traceback (most recent call last):
+        ...
+    ValueError: ode: unknown solver 'rk5'; did you mean 'rk4'? (valid: dopri5, ...)
     """
     kinds = available()
     if name not in kinds:
@@ -71,6 +91,9 @@ def parse_spec(spec: str) -> list[Estimator]:
 
     Raises:
         ValueError: the text is not of that form, or as `get`.
+
+    >>> [estimator.label for estimator in parse_spec("f2d2[steps=1|2,grid=cosine]")]
+    ['f2d2[steps=1,grid=cosine]', 'f2d2[steps=2,grid=cosine]']
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -108,17 +131,34 @@ def _value(text: str) -> Any:
 
 
 def _load_entry_points() -> None:
-    if ENTRY_POINT_GROUP in _LOADED:
+    if ENTRY_POINT_GROUP not in _LOADED:
+        load_plugins(ENTRY_POINT_GROUP, dict(_REGISTRY), _admitted)
+        _LOADED.add(ENTRY_POINT_GROUP)
+
+
+def _admitted(name: str, loaded: object) -> None:
+    """Enter a class under its entry point's name; a module, or a class with `@register`, has entered by itself.
+
+    Raises:
+        TypeError: neither a module nor an estimator. ValueError: the class goes by another name.
+    """
+    if isinstance(loaded, ModuleType):
         return
-    _LOADED.add(ENTRY_POINT_GROUP)  # before loading: a plugin may look names up while it is imported
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            loaded = point.load()
-            if (
-                isinstance(loaded, type)
-                and issubclass(loaded, Estimator)
-                and loaded not in _REGISTRY.values()
-            ):
-                register(point.name)(loaded)
-        except Exception as error:  # a broken plugin must not take the suite down
-            warnings.warn(f"estimator plugin {point.name!r} cannot be loaded: {error}", stacklevel=2)
+    if not (isinstance(loaded, type) and issubclass(loaded, Estimator)):
+        raise TypeError(f"expected a subclass of Estimator, or a module that registers some, got {loaded!r}")
+    own = next((known for known, kind in _REGISTRY.items() if kind is loaded), None)
+    if own is None:
+        register(name)(loaded)
+        copyreg.pickle(loaded, _with_its_name)  # type: ignore[arg-type]
+    elif own != name:
+        raise ValueError(f"it is registered as {own!r}, the name to use")
+
+
+def _with_its_name(estimator: Estimator) -> tuple[Any, ...]:
+    """A pickle that carries the entry point's name: the process that reads it may not have read the entry points."""
+    return (_named, (type(estimator), estimator.name), *estimator.__reduce_ex__(2)[2:])
+
+
+def _named(kind: type[Estimator], name: str) -> Estimator:
+    kind.name = name
+    return kind.__new__(kind)

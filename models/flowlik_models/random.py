@@ -84,7 +84,12 @@ def gaussian(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard normal draws by inversion, (batch, *shape)."""
+    """Standard normal draws by inversion, (batch, *shape).
+
+    >>> all_at_once, one = gaussian(7, torch.arange(3), (2,)), gaussian(7, torch.tensor([1]), (2,))
+    >>> torch.equal(all_at_once[1:2], one)
+    True
+    """
     unit = torch.from_numpy(_unit(key, items, shape, stream).reshape(-1, *shape))
     draws: Tensor = torch.special.ndtri(unit)
     return draws.to(dtype=dtype, device=device)

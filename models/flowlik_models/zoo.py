@@ -42,7 +42,13 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = 
 
 
 def check_names(task: str, model: str) -> None:
-    """Raise ValueError, naming the valid ones and the nearest match, for an unknown task or model."""
+    """Raise ValueError, naming the valid ones and the nearest match, for an unknown task or model.
+
+    >>> check_names("gmm2d", "teacher")
+    Traceback (most recent call last):
+        ...
+    ValueError: unknown task 'gmm2d'; did you mean 'gmm-2d'? (valid: gaussian-2d, ...)
+    """
     if task not in TASK_MODELS:
         raise ValueError(unknown("task", task, TASK_MODELS))
     if model not in TASK_MODELS[task]:
@@ -50,7 +56,11 @@ def check_names(task: str, model: str) -> None:
 
 
 def recipe_for(task: str, model: str) -> Recipe:
-    """The recipe of a trained model. Raises ValueError for unknown names and for the closed form."""
+    """The recipe of a trained model. Raises ValueError for unknown names and for the closed form.
+
+    >>> recipe_for("gmm-2d", "teacher").objective
+    'flow-matching'
+    """
     check_names(task, model)
     if model == CLOSED_FORM:
         raise ValueError(f"{CLOSED_FORM} of {task} is exact and not trained")
@@ -134,7 +144,11 @@ def checkpoint_path(task: str, model: str) -> Path:
 
 
 def available_models(task: str) -> tuple[str, ...]:
-    """Models of a task that can be loaded: the closed form, and those whose checkpoint is there."""
+    """Models of a task that can be loaded: the closed form, and those whose checkpoint is there.
+
+    >>> {"closed-form", "teacher", "direct-f2d2"} <= set(available_models("gmm-2d"))
+    True
+    """
     models = TASK_MODELS.get(task, ())
     return tuple(m for m in models if m == CLOSED_FORM or checkpoint_path(task, m).is_file())
 
@@ -174,6 +188,9 @@ def load_model(
     Raises:
         ValueError: unknown task or model; the line names the valid ones and the nearest match.
         CheckpointError: the file is missing, truncated, of another task or model, or holds other tensors.
+
+    >>> load_model("gmm-2d", "teacher").event_shape
+    (2,)
     """
     check_names(task, model)
     if model == CLOSED_FORM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -14,6 +15,7 @@ from toy_flows import Linear, points, stable_matrix
 
 import flowlik_estimators
 from flowlik_estimators import Estimate, Estimator, available, get, parse_spec, register, registry
+from flowlik_models import plugins
 
 
 def test_the_first_estimators_are_there() -> None:
@@ -155,6 +157,10 @@ class Nothing(Estimator):
         return Estimate(log_prob=run.zeros() + self.level)
 
 
+class Naught(Nothing):
+    """Another, which only an entry point names."""
+
+
 def test_another_package_adds_an_estimator(fresh_registry: pytest.MonkeyPatch) -> None:
     register("nothing")(Nothing)
     out = get("nothing", level=2.0).log_prob(Linear(stable_matrix(2)), points(3, 2))
@@ -173,10 +179,37 @@ def test_entry_points_are_loaded_when_first_looked_up(fresh_registry: pytest.Mon
         EntryPoint(name="nothing", value=f"{__name__}:Nothing", group="flowlik.estimators"),
         EntryPoint(name="broken", value="no_such_module:Thing", group="flowlik.estimators"),
     ]
-    fresh_registry.setattr(registry, "entry_points", lambda group: points_)
-    with pytest.warns(UserWarning, match="'broken' cannot be loaded"):
+    fresh_registry.setattr(plugins, "entry_points", lambda group: points_)
+    with pytest.warns(UserWarning, match="'broken'.*is left out"):
         assert "nothing" in available()
     assert isinstance(get("nothing"), Nothing)
+
+
+def test_a_class_of_an_entry_point_takes_its_name_into_another_process(
+    fresh_registry: pytest.MonkeyPatch,
+) -> None:
+    point = EntryPoint(name="naught", value=f"{__name__}:Naught", group="flowlik.estimators")
+    fresh_registry.setattr(plugins, "entry_points", lambda group: [point])
+    parcel = pickle.dumps(get("naught", level=2.0))
+    fresh_registry.setattr(Naught, "name", "")  # as a process has it that has read no entry point
+    back = pickle.loads(parcel)
+    assert (back.name, back.label, back.level) == ("naught", "naught[level=2.0]", 2.0)
+
+
+def test_a_registered_class_goes_by_one_name(fresh_registry: pytest.MonkeyPatch) -> None:
+    register("nothing")(Nothing)
+    point = EntryPoint(name="other", value=f"{__name__}:Nothing", group="flowlik.estimators")
+    fresh_registry.setattr(plugins, "entry_points", lambda group: [point])
+    with pytest.warns(UserWarning, match="'other'.*is left out.*registered as 'nothing'"):
+        assert "other" not in available()
+
+
+def test_an_entry_point_cannot_take_the_name_of_a_family(fresh_registry: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(name="ode", value=f"{__name__}:Nothing", group="flowlik.estimators")
+    fresh_registry.setattr(plugins, "entry_points", lambda group: [point])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'ode' belongs to flowlik itself"):
+            available()
 
 
 def test_everything_public_exists() -> None:

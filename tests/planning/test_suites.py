@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import EntryPoint
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from flowlik.planning import suites
 from flowlik.planning.selection import plan_cells
 from flowlik.running.run import run_cell
-from flowlik_models import zoo
+from flowlik_models import plugins, zoo
 from flowlik_models.zoo import TASK_MODELS
 
 ONE = """
@@ -127,3 +130,21 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, change: tuple[str, st
 def test_an_unknown_suite_names_the_valid_ones() -> None:
     with pytest.raises(ValueError, match="did you mean 'quick'"):
         suites.load_suite("quik")
+
+
+def test_suites_of_another_package_go_by_their_entry_points_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = ModuleType("others")
+    others.PATH = write(tmp_path, ONE)  # type: ignore[attr-defined]
+    others.path = lambda: Path(others.PATH)  # type: ignore[attr-defined]
+    others.GONE = tmp_path / "gone.toml"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "others", others)
+    points = [EntryPoint(name=name, value=f"others:{name}", group="flowlik.suites") for name in vars(others)]
+    points = [point for point in points if not point.name.startswith("_")]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    with pytest.warns(UserWarning, match="'GONE'.*is left out"):
+        found = suites.files.__wrapped__()
+    assert found["PATH"] == found["path"] == Path(others.PATH)
+    assert "GONE" not in found
+    assert "quick" in found

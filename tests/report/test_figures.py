@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from fake_run import record, write_fake_run, write_rows
+from matplotlib.figure import Figure
 
 from flowlik.records.reading import read_rows
 from flowlik.report import frame as frames
 from flowlik.report import numbers
-from flowlik.report.figures import style
-from flowlik.report.figures.kinds import draw_all
+from flowlik.report.figures import kinds, style
+from flowlik.report.figures.kinds import KINDS, Kind, all_kinds, draw_all
 from flowlik.report.figures.likelihood.accuracy import pareto_front
 from flowlik.report.figures.likelihood.scaling import slope
 from flowlik.report.figures.samples.density_and_samples import tiled
 from flowlik.report.labels import distance_name
 from flowlik.report.page.write import write_report
+from flowlik_models import plugins
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,31 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
     draw_all(tmp_path)
     assert dict(mpl.rcParams) == before
+
+
+def _broken(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
+    raise KeyError("no such column")
+
+
+BROKEN = Kind(_broken, title="Broken", how="Cannot be drawn.")
+
+
+def test_a_figure_of_another_package_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [
+        EntryPoint(name=name, value=f"{__name__}:{value}", group="flowlik.figures")
+        for name, value in (("broken", "BROKEN"), ("a/b", "BROKEN"), ("no-kind", "Path"))
+    ]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    with pytest.warns(UserWarning, match="left out") as said:
+        found = all_kinds.__wrapped__()
+    assert [str(one.message).split()[1] for one in said] == ["'a/b'", "'no-kind'"]
+    assert list(found) == [*KINDS, "broken"]
+    monkeypatch.setattr(kinds, "all_kinds", lambda: found)
+    write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
+    with pytest.warns(UserWarning, match="figure 'broken' is left out: KeyError: 'no such column'"):
+        assert draw_all(tmp_path)
 
 
 def test_an_empty_run_has_no_figures(tmp_path: Path) -> None:

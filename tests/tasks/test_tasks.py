@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
@@ -12,8 +16,13 @@ from flowlik.cells import CONTROLS
 from flowlik.evaluation.controls import control_log_prob, gaussian_log_density, why_not
 from flowlik.measures import accuracy
 from flowlik.tasks import grid as grids
-from flowlik.tasks.closed_forms import CheckerboardTask
-from flowlik.tasks.registry import get_task
+from flowlik.tasks.closed_forms import CheckerboardTask, ClosedFormTask
+from flowlik.tasks.registry import get_task, registry
+from flowlik.tasks.task import digest
+from flowlik_models import plugins
+from flowlik_models.closed_forms.catalogue import constants_hash
+from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.zoo import TASK_MODELS
 
 SYNTHETIC = ("gaussian-2d", "gmm-2d", "gmm-64d", "checkerboard-2d", "thin-2d")
 PLANE = ("gaussian-2d", "gmm-2d", "checkerboard-2d", "thin-2d")
@@ -153,6 +162,54 @@ def test_interior_points_are_a_tenth_from_every_edge() -> None:
 def test_an_unknown_task_names_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"did you mean '{near}'"):
         get_task(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Somebodys(ClosedFormTask):
+    """A closed form that is not in the catalogue."""
+
+    id: str = "somebodys-2d"
+    event_shape: tuple[int, ...] = (2,)
+    description: str = "a standard normal"
+
+    @cached_property
+    def truth(self) -> Gaussian:
+        return Gaussian(torch.zeros(2), torch.eye(2))
+
+    def data_hash(self, split: str) -> str:
+        return digest(self.id, self.version, split)
+
+
+def test_a_closed_form_of_another_package_is_its_own_model() -> None:
+    task = Somebodys()
+    model, weights = task.load_model("closed-form", "cpu")
+    assert (task.models, task.has_model("closed-form")) == (("closed-form",), True)
+    assert isinstance(model, Gaussian)
+    assert model is not task.truth, "a run changes its models, never the truth"
+    assert re.fullmatch("[0-9a-f]{12}", weights)
+    assert weights == Somebodys().load_model("closed-form", "cpu")[1]
+    assert weights != Somebodys(version=2).load_model("closed-form", "cpu")[1]
+    with pytest.raises(ValueError, match="unknown task"):
+        task.load_model("teacher", "cpu")
+
+
+def test_closed_forms_of_the_catalogue_keep_the_names_of_their_constants() -> None:
+    for name in ("gmm-2d", "gaussian-16d"):
+        task = get_task(name)
+        assert task.models == TASK_MODELS[name]
+        assert task.load_model("closed-form", "cpu")[1] == constants_hash(name)
+
+
+def test_a_task_of_another_package_goes_by_its_entry_points_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint(name=name, value=f"{__name__}:{value}", group="flowlik.tasks")
+        for name, value in (("renamed-2d", "Somebodys"), ("no-task", "get_task"))
+    ]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    with pytest.warns(UserWarning, match="'no-task'.*is left out"):
+        tasks = registry.__wrapped__()
+    assert tasks["renamed-2d"] == Somebodys(id="renamed-2d")
+    assert "no-task" not in tasks
 
 
 def test_an_unknown_split_names_the_valid_ones() -> None:

@@ -26,12 +26,21 @@ FRESH_SECONDS = 60.0  # a checkout or an installation writes its files within th
 def listed(kind: str) -> dict[str, str]:
     """Names of a kind (estimators, tasks, models, suites) with one line each."""
     if kind == "suites":
-        return {path.stem: _description(path) for path in sorted(SUITES.glob("*.toml"))}
+        return {name: _description(path) for name, path in sorted(_suites().items())}
     found = _stored() or registries()
     if kind == "models":
         own = found["loaded by their task"]
         return {task: _models(task, models, own.get(task, ())) for task, models in found["models"].items()}
     return dict(found[kind])
+
+
+def _suites() -> dict[str, Path]:
+    """The files of the suites; the planner, which loads much, is asked only where other packages add some."""
+    if not entry_points(group="flowlik.suites"):
+        return {path.stem: path for path in SUITES.glob("*.toml")}
+    from flowlik.planning.suites import files
+
+    return files()
 
 
 def _description(suite: Path) -> str:

@@ -13,6 +13,9 @@ def parse_memory(text: str) -> int:
 
     Raises:
         ValueError: anything else, or less than the libraries alone take.
+
+    >>> parse_memory("1.5G")
+    1500000000
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])B?", text.strip().upper())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
@@ -28,6 +31,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: anything else.
+
+    >>> parse_seeds("0-2,7")
+    (0, 1, 2, 7)
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -43,6 +49,9 @@ def parse_duration(text: str) -> float:
 
     Raises:
         ValueError: anything else.
+
+    >>> parse_duration("30m")
+    1800.0
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if match is None or float(match[1]) <= 0:

@@ -20,7 +20,11 @@ from flowlik.measures.judged_items import JudgedItems
 
 
 def bits_per_dim(log_prob: Array, dim: int, levels: int | None = None) -> Array:
-    """Bits/dim of log-densities in nats: `-log p/(d ln 2)`, plus `log2(L/2)` for L levels scaled to [-1, 1]."""
+    """Bits/dim of log-densities in nats: `-log p/(d ln 2)`, plus `log2(L/2)` for L levels scaled to [-1, 1].
+
+    >>> [round(value, 4) for value in bits_per_dim(np.array([-math.log(16.0)]), dim=2).tolist()]
+    [2.0]
+    """
     bits = -np.asarray(log_prob, dtype=np.float64) / (dim * math.log(2.0))
     return bits if levels is None else bits + math.log2(levels / 2)
 
@@ -30,6 +34,9 @@ def spearman(estimate: Array, truth: Array) -> float:
 
     The truth counts as constant where nine tenths of it lie within 1e-6 of each other, so a uniform density whose
     edges are blurred is constant too.
+
+    >>> round(spearman(np.array([1.0, 2.0, 4.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])), 3)
+    0.8
     """
     from scipy.stats import rankdata
 
@@ -53,6 +60,10 @@ def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: Array | fl
         estimate: (n,) values. truth: (n,) values. stderr: (n,) standard errors, in the same unit.
         degrees: degrees of freedom of Student's t, one or (n,); infinity is the normal distribution. Items with none
             are left out; NaN where no item is left.
+
+    >>> estimate, truth = np.array([0.0, 0.0, 0.0, 5.0]), np.zeros(4)
+    >>> coverage95(estimate, truth, np.ones(4), math.inf)
+    0.75
     """
     from scipy.stats import t
 
@@ -65,7 +76,11 @@ def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: Array | fl
 
 
 def mass(log_density: Array, cell_area: float) -> float:
-    """Midpoint rule for `int exp(log p)` on a grid of equal cells; values that are not a number count as nothing."""
+    """Midpoint rule for `int exp(log p)` on a grid of equal cells; values that are not a number count as nothing.
+
+    >>> round(mass(np.log(np.full((10, 10), 0.25)), cell_area=0.04), 6)
+    1.0
+    """
     from scipy.special import logsumexp
 
     known = log_density[~np.isnan(log_density)]
@@ -120,6 +135,11 @@ def summarise(
 
     Returns:
         The columns `bpd` ... `invalid_share`, and under `extra` the errors in nats that the gates use.
+
+    >>> ref = -np.arange(1.0, 9.0)[None]
+    >>> row = summarise(ref - math.log(2.0), ref, np.full((1, 8), True), dim=1)
+    >>> round(row["bpd_error"], 4), round(row["bpd_mae"], 4), row["spearman"], row["invalid_share"]
+    (1.0, 1.0, 1.0, 0.0)
     """
     items = judged(log_prob, ref, valid, dim=dim, levels=levels, stderr=stderr)
     usable = valid & np.isfinite(log_prob)

@@ -11,6 +11,10 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
     Raises:
         ValueError: fewer than two points on a side.
+
+    >>> a = torch.tensor([[0.0], [1.0]])
+    >>> energy_distance(a, a + 10.0)
+    18.0
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"an energy distance needs at least two points on each side, got {len(a)}, {len(b)}")

@@ -28,6 +28,10 @@ def precision_recall(
 
     Raises:
         ValueError: a set has no more than `neighbours` points, or the widths differ.
+
+    >>> real = torch.arange(8.0)[:, None]
+    >>> precision_recall(real, real[:4] + 0.1)
+    (1.0, 0.875)
     """
     _check(real, samples, neighbours + 1)
     around_real = radii(real, neighbours) if real_radii is None else real_radii
@@ -64,6 +68,10 @@ def kernel_distance(real: Tensor, samples: Tensor, *, within_real: float | None 
 
     Raises:
         ValueError: a set has fewer than two points, or the widths differ.
+
+    >>> a, b = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[5.0], [6.0], [7.0]])
+    >>> kernel_distance(a, b) > 0
+    True
     """
     _check(real, samples, 2)
     within = mean_kernel(real) if within_real is None else within_real

@@ -11,14 +11,19 @@ estimators = ["ode[solver=euler,steps=1|2|4|8]"]
 density = true                  # and any option, for these cells only
 ```
 Every task and split of a suite also gets the control rows, unless `controls = false` stands at the top.
+
+Other packages add suites by the entry-point group `flowlik.suites`: name -> the path of a TOML file, or a callable
+that returns it.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +33,34 @@ from flowlik.evaluation.uses import USES
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Task
 from flowlik_models.names import unknown
+from flowlik_models.plugins import load_plugins
 
 FOLDER = Path(__file__).resolve().parents[1] / "suites"
 _OPTIONS = tuple(field.name for field in fields(Options))
 _LISTS = ("tasks", "models", "estimators", "splits", "seeds")
 
 
+@cache
+def files() -> dict[str, Path]:
+    """The files of all suites by name: those that come with the package, then those of other packages.
+
+    Raises:
+        ValueError: two packages give the same name, or one that of a built-in suite.
+    """
+    builtin = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+    return builtin | load_plugins("flowlik.suites", builtin, _admitted)
+
+
+def _admitted(name: str, loaded: Any) -> Path:
+    """The file whose path an entry point gives. Raises OSError or ValueError where it is not there or no TOML."""
+    path = Path(os.fspath(loaded() if callable(loaded) else loaded))
+    tomllib.loads(path.read_text(encoding="utf-8"))
+    return path
+
+
 def available() -> tuple[str, ...]:
-    """Names of the suites that come with the package."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+    """Names of all suites."""
+    return tuple(sorted(files()))
 
 
 def suite_file(name: str) -> Path:
@@ -49,11 +73,11 @@ def suite_file(name: str) -> Path:
         if Path(name).is_file():
             return Path(name)
         raise ValueError(
-            f"{name}: no such file; suites that come with the package go by name: {', '.join(available())}"
+            f"{name}: no such file; suites that are installed go by name: {', '.join(available())}"
         )
     if name not in available():
         raise ValueError(unknown("suite", name, available()))
-    return FOLDER / f"{name}.toml"
+    return files()[name]
 
 
 def read_suite(name: str) -> dict[str, Any]:
@@ -141,6 +165,10 @@ def expand(
 
     Raises:
         ValueError: unknown task, model, split or estimator.
+
+    >>> cells = expand(["gmm-2d"], ["closed-form"], ["f2d2[steps=1|2]"], Options(n_items=50), seeds=[0, 1])
+    >>> [(cell.title, cell.options.seed) for cell in cells][:2]
+    [('gmm-2d · closed-form · f2d2[steps=1]', 0), ('gmm-2d · closed-form · f2d2[steps=1]', 1)]
     """
     parsed = [estimator for spec in specs for estimator in parse(spec)]
     estimators = [estimator for estimator in parsed if not isinstance(estimator, str)]

@@ -88,6 +88,14 @@ def read_records(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there are no records at `path`.
+
+    >>> import tempfile
+    >>> from flowlik.records.writing import append_line
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     append_line(Path(run) / "records.jsonl", {"cell_id": "a", "task": "gmm-2d", "status": "ok", "bpd": 2.5})
+    ...     records = read_records(run)
+    >>> records[["task", "bpd"]].to_dict("records")
+    [{'task': 'gmm-2d', 'bpd': 2.5}]
     """
     import pandas as pd
 

@@ -21,7 +21,11 @@ def utc_now() -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """`value` as plain JSON: numpy and torch numbers become Python ones, what is not finite becomes None."""
+    """`value` as plain JSON: numpy and torch numbers become Python ones, what is not finite becomes None.
+
+    >>> to_plain({"bpd": np.float64(2.5), "bpd_se": float("nan"), "roots": (1, 2)})
+    {'bpd': 2.5, 'bpd_se': None, 'roots': [1, 2]}
+    """
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Mapping):

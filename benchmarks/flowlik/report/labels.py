@@ -80,7 +80,11 @@ def look(method: str) -> Method:
 
 
 def parse_label(label: str) -> dict[str, str]:
-    """`ode[solver=euler,steps=8]` -> {"solver": "euler", "steps": "8"}; nothing for a bare name."""
+    """`ode[solver=euler,steps=8]` -> {"solver": "euler", "steps": "8"}; nothing for a bare name.
+
+    >>> parse_label("ode[solver=euler,steps=8]")
+    {'solver': 'euler', 'steps': '8'}
+    """
     inside = re.search(r"\[(.*)\]\s*$", label)
     pairs = (part.partition("=") for part in inside.group(1).split(",")) if inside else ()
     return {key.strip(): value.strip() for key, sign, value in pairs if sign}
@@ -126,7 +130,11 @@ def distance_names(frame: pd.DataFrame) -> str:
 
 
 def slug(text: str) -> str:
-    """A file name made of a task or split: letters, digits, dots, dashes and underscores only."""
+    """A file name made of a task or split: letters, digits, dots, dashes and underscores only.
+
+    >>> slug("my task/v2")
+    'my_task_v2'
+    """
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")[:80] or "unnamed"
 
 

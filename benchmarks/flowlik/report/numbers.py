@@ -21,7 +21,11 @@ def from_extra(frame: pd.DataFrame, *path: str) -> pd.Series[float]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for a reader: `digits` significant ones, no exponent between 0.0001 and 99,999, a dash for none."""
+    """A number for a reader: `digits` significant ones, no exponent between 0.0001 and 99,999, a dash for none.
+
+    >>> number(0.012345), number(123456.0), number(float("nan"))
+    ('0.0123', '1.23e5', '–')
+    """
     if value is None or not isinstance(value, int | float | np.number) or math.isnan(value):
         return "–"
     if math.isinf(value):

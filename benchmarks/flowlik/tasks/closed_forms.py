@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -42,6 +43,20 @@ class ClosedFormTask(Task):
     def has_components(self) -> bool:
         """True for mixtures."""
         return hasattr(self.truth, "sample_with_component")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The closed form, then the models that are trained on the task."""
+        return tuple(dict.fromkeys(("closed-form", *super().models)))
+
+    def load_model(self, model: str, device: str) -> tuple[Any, str]:
+        """As every task's; a task of another package brings its closed form, named by its version and its data."""
+        from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS
+
+        if model != "closed-form" or self.id in CLOSED_FORM_TASKS:
+            return super().load_model(model, device)
+        own = copy.deepcopy(self.truth).to(device).eval()
+        return own, digest(model, self.version, *map(self.data_hash, self.splits))
 
     def items(self, split: str, n: int, draws: int = 1) -> Items:
         """The first n points of the split's stream, float64."""

@@ -31,6 +31,11 @@ class Grid:
 
 
 def square_grid(low: float, high: float, cells: int, centre: tuple[float, float] = (0.0, 0.0)) -> Grid:
-    """`cells` x `cells` cells that fill [low, high]^2 shifted to `centre`."""
+    """`cells` x `cells` cells that fill [low, high]^2 shifted to `centre`.
+
+    >>> grid = square_grid(-1.0, 1.0, 4)
+    >>> grid.x.tolist(), grid.cell_area
+    ([-0.75, -0.25, 0.25, 0.75], 0.25)
+    """
     middles = low + (np.arange(cells) + 0.5) * (high - low) / cells
     return Grid(x=middles + centre[0], y=middles + centre[1])

@@ -54,6 +54,10 @@ def whole(x: Tensor | Points) -> Tensor:
 
 
 def chunks(x: Tensor | Points, size: int) -> Iterator[Tensor]:
-    """The points in order, in tensors of at most ``size`` rows."""
+    """The points in order, in tensors of at most ``size`` rows.
+
+    >>> [part.tolist() for part in chunks(torch.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
     for start in range(0, len(x), size):
         yield whole(x[start : start + size])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
-from importlib.metadata import entry_points
+from typing import Any
 
 from flowlik.tasks.closed_forms import CheckerboardTask, ClosedFormTask
 from flowlik.tasks.digits import DIGITS
@@ -11,6 +12,7 @@ from flowlik.tasks.image_mixtures import ImageMixtureTask
 from flowlik.tasks.images import TEACHER_SAMPLES, ImageTask
 from flowlik.tasks.task import Task
 from flowlik_models.names import unknown as unknown
+from flowlik_models.plugins import load_plugins
 
 
 def image_tasks() -> tuple[Task, ...]:
@@ -98,13 +100,25 @@ def _builtin() -> dict[str, Task]:
 
 @cache
 def registry() -> dict[str, Task]:
-    """All tasks by id: the built-in ones, then those of the entry-point group `flowlik.tasks`."""
-    tasks = _builtin()
-    for point in entry_points(group="flowlik.tasks"):
-        loaded = point.load()
-        task = loaded if isinstance(loaded, Task) else loaded()
-        tasks.setdefault(task.id, task)
-    return tasks
+    """All tasks by id: the built-in ones, then those of the entry-point group `flowlik.tasks`.
+
+    Raises:
+        ValueError: two packages give the same name, or one that of a built-in task.
+    """
+    builtin = _builtin()
+    return builtin | load_plugins("flowlik.tasks", builtin, _admitted)
+
+
+def _admitted(name: str, loaded: Any) -> Task:
+    """The task that an entry point gives, or that what it gives returns; its id is the entry point's name.
+
+    Raises:
+        TypeError: it is no task.
+    """
+    task = loaded if isinstance(loaded, Task) else loaded()
+    if not isinstance(task, Task):
+        raise TypeError(f"expected a Task or a callable that returns one, got {loaded!r}")
+    return task if task.id == name else replace(task, id=name)
 
 
 def available() -> tuple[str, ...]:
@@ -117,6 +131,10 @@ def get_task(name: str) -> Task:
 
     Raises:
         ValueError: unknown id; the line names the valid ones and the nearest match.
+
+    >>> task = get_task("gmm-2d")
+    >>> task.dim, task.models[0], task.items("test", 3).x.shape
+    (2, 'closed-form', torch.Size([3, 2]))
     """
     if name not in registry():
         raise ValueError(unknown("task", name, available()))

@@ -1,7 +1,7 @@
 """Tasks: a data set or closed-form distribution with its test points, its truth and the models that are judged on it.
 
 A task hands out the same points to every estimator: the first n of a fixed stream, so smaller runs are nested in larger
-ones. Third parties register a `Task` in the entry-point group `flowlik.tasks` (name -> an object or a callable
+ones. Third parties register a `Task` in the entry-point group `flowlik.tasks` (id -> an object or a callable
 returning one); nothing here needs an edit.
 """
 
@@ -143,10 +143,12 @@ class Task(ABC):
         return load_model(self.id, model, device=device), model_hash(self.id, model)
 
     def has_model(self, model: str) -> bool:
-        """Whether the model can be loaded: a closed form, or a checkpoint that is there. Goes with `load_model`."""
-        from flowlik_models.zoo import CLOSED_FORM, checkpoint_path
+        """Whether the model can be loaded: the task's own and closed forms always, others where their checkpoint is.
+        Goes with `load_model`."""
+        from flowlik_models.zoo import CLOSED_FORM, TASK_MODELS, checkpoint_path
 
-        return model == CLOSED_FORM or checkpoint_path(self.id, model).is_file()
+        own = model in self.models and model not in TASK_MODELS.get(self.id, ())
+        return own or model == CLOSED_FORM or checkpoint_path(self.id, model).is_file()
 
     def grid(self) -> Grid | None:
         """The grid on which densities of a 2-D task are drawn and their mass is taken; None: no such grid."""
@@ -166,7 +168,11 @@ class Task(ABC):
 
 
 def digest(*parts: Any) -> str:
-    """Twelve hexadecimal digits of the given texts, numbers and arrays."""
+    """Twelve hexadecimal digits of the given texts, numbers and arrays.
+
+    >>> len(digest("cigar-2d", 1)), digest("cigar-2d", 1) == digest("cigar-2d", 2)
+    (12, False)
+    """
     state = hashlib.sha256()
     for part in parts:
         state.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())

@@ -40,7 +40,12 @@ Divergence = Callable[[Field, Tensor], tuple[Tensor, Tensor]]
 
 
 def exact(field: Field, x: Tensor, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
-    """Value and divergence (batch, 1): 1 forward and d vjps per sample."""
+    """Value and divergence (batch, 1): 1 forward and d vjps per sample.
+
+    >>> value, divergence = exact(lambda x: x**2, torch.tensor([[1.0, 2.0]]))
+    >>> value.tolist(), divergence.tolist()
+    ([[1.0, 4.0]], [[6.0]])
+    """
     x, value = with_graph(field, x, differentiable)
     columns = [row[:, i] for i, row in enumerate(jacobian_rows(value, x, differentiable))]
     return _released(value, differentiable), torch.stack(columns, 1).sum(1, keepdim=True)
@@ -87,7 +92,13 @@ def _grouped(value: Tensor, x: Tensor, which: range) -> Tensor | None:
 def hutchinson(
     field: Field, x: Tensor, probes: Tensor, *, differentiable: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Value and one estimate a probe (batch, k), probes (batch, k, *event): 1 forward and k vjps per sample."""
+    """Value and one estimate a probe (batch, k), probes (batch, k, *event): 1 forward and k vjps per sample.
+
+    >>> probes = torch.tensor([[[1.0, 1.0], [1.0, -1.0]]])
+    >>> value, estimates = hutchinson(lambda x: x @ torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.ones(1, 2), probes)
+    >>> estimates.tolist()  # both about the trace, 4
+    [[6.0, 2.0]]
+    """
     x, value = with_graph(field, x, differentiable)
     count = probes.shape[1]
     columns = []

@@ -46,7 +46,11 @@ def adams_pec(evaluate: Callable[[Tensor, State], State], state: State, times: T
 
 
 def weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
-    """w with sum_j w_j f(nodes[j]) = int_start^end f, for polynomials f of a degree below the number of nodes."""
+    """w with sum_j w_j f(nodes[j]) = int_start^end f, for polynomials f of a degree below the number of nodes.
+
+    >>> [round(w, 4) for w in weights([0.0, 1.0], 1.0, 2.0)]  # Adams and Bashforth's second order
+    [-0.5, 1.5]
+    """
     # in units of the step, where the system of monomials is well conditioned for the few nodes of a step
     at = (torch.tensor(nodes, dtype=torch.float64) - start) / (end - start)
     powers = torch.arange(len(at), dtype=torch.float64)

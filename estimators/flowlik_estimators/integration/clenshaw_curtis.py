@@ -52,7 +52,12 @@ def stride(nodes: int, of: int = FINEST) -> int:
 
 
 def integral(values: Tensor, end: float) -> Tensor:
-    """The rule over values (batch, nodes) at its nodes, (batch,)."""
+    """The rule over values (batch, nodes) at its nodes, (batch,).
+
+    >>> times, _ = angle_rule(9, 1.0)
+    >>> round(float(integral(times[None] ** 2, 1.0)), 4)  # of t^2 from 0 to 1
+    0.3333
+    """
     return values @ angle_rule(values.shape[1], end)[1].to(values)
 
 
@@ -74,6 +79,9 @@ def allocate(weights: Sequence[float], budget: int, most: int | None = None) -> 
     """Whole numbers of probes of sum ``budget``, at least 1 each, nearly proportional to ``weights``.
 
     ``most`` limits each (orthogonal systems have d); what is left over then is not spent.
+
+    >>> allocate([1.0, 3.0], 8)
+    [2, 6]
     """
     limit = budget if most is None else most
     counts = [1] * len(weights)

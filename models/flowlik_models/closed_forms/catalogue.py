@@ -54,7 +54,12 @@ def _arrays(task: str) -> dict[str, torch.Tensor]:
 
 
 def closed_form(task: str) -> ClosedForm:
-    """The exact model of a synthetic task, float64 buffers on the CPU. Raises ValueError for another task."""
+    """The exact model of a synthetic task, float64 buffers on the CPU. Raises ValueError for another task.
+
+    >>> model = closed_form("gmm-2d")
+    >>> type(model).__name__, model.event_shape, len(model.weights)
+    ('GaussianMixture', (2,), 8)
+    """
     if task not in CLOSED_FORM_TASKS:
         raise ValueError(f"no closed form for task {task!r}; valid: {', '.join(CLOSED_FORM_TASKS)}")
     if task in SCALING_DIMS:
@@ -68,7 +73,11 @@ def closed_form(task: str) -> ClosedForm:
 
 
 def constants_hash(task: str) -> str:
-    """Twelve hexadecimal digits naming the constants of a synthetic task."""
+    """Twelve hexadecimal digits naming the constants of a synthetic task.
+
+    >>> len(constants_hash("gmm-2d")), constants_hash("gmm-2d") == constants_hash("thin-2d")
+    (12, False)
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(_arrays(task).items()):
         digest.update(name.encode() + str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())

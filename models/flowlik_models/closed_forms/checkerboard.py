@@ -59,6 +59,10 @@ class Checkerboard(nn.Module):
 
     ``lower_left`` (K, d) holds the squares' lower corners. The field is singular on edges as t -> 1, so likelihoods are
     those of p at t = 1 - ``eps``. Raises ValueError for a non-positive side or a wrong shape.
+
+    >>> model = Checkerboard(torch.tensor([[0.0, 0.0]]), side=2.0)
+    >>> [round(value, 4) for value in model.log_prob(torch.tensor([[1.0, 1.0], [3.0, 1.0]])).tolist()]
+    [-1.3863, -inf]
     """
 
     lower_left: Tensor

@@ -23,7 +23,11 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
 
 
 def log1p_ratio(z: Tensor) -> Tensor:
-    """log(1 + z) / z for z > -1, with its series where |z| is small."""
+    """log(1 + z) / z for z > -1, with its series where |z| is small.
+
+    >>> [round(value, 4) for value in log1p_ratio(torch.tensor([0.0, 1.0])).tolist()]
+    [1.0, 0.6931]
+    """
     small = z.abs() < 1e-3
     safe = torch.where(small, torch.ones_like(z), z)
     series = 1 - z / 2 + z.square() / 3 - z**3 / 4 + z**4 / 5
@@ -35,6 +39,10 @@ def gaussian_map_coefficients(eigenvalues: Tensor, t: Tensor, s: Tensor) -> tupl
 
     ``eigenvalues`` (d,), ``t`` and ``s`` (batch,). Returns ``c`` (batch, d), so that
     ``u = m + V diag(c) V^T (x - t m)``, and the average divergence (batch,). Both orders of t and s, and s = t.
+
+    >>> c, divergence = gaussian_map_coefficients(torch.tensor([4.0]), torch.zeros(1), torch.ones(1))
+    >>> float(c), round(float(divergence), 4)  # the map doubles x; log 2
+    (1.0, 0.6931)
     """
     t, s = t[:, None], s[:, None]
     w_t = (1 - t).square() + t.square() * eigenvalues
@@ -51,6 +59,12 @@ class Gaussian(nn.Module):
 
     ``mean`` (d,), ``cov`` (d, d), float64. Raises ValueError where the shapes differ or the covariance is not positive
     definite.
+
+    >>> model = Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.0, 4.0])))
+    >>> [round(value, 4) for value in model.log_prob(torch.zeros(1, 2)).tolist()]
+    [-2.531]
+    >>> model.velocity(torch.tensor([[1.0, 1.0]]), torch.ones(1)).tolist()
+    [[1.0, 1.0]]
     """
 
     mean: Tensor

@@ -20,6 +20,13 @@ class GaussianMixture(nn.Module):
     ``weights`` (K,), ``means`` (K, d), ``stds`` (K, d), ``rotations`` (K, d, d) whose columns are the axes, all kept in
     float64. Raises ValueError where shapes differ, a weight or a standard deviation is not positive, or the weights do
     not sum to one.
+
+    >>> half, means = torch.full((2,), 0.5), torch.tensor([[-3.0], [3.0]])
+    >>> model = GaussianMixture(half, means, torch.ones(2, 1), torch.ones(2, 1, 1))
+    >>> model.responsibilities(torch.tensor([[0.0]])).tolist()
+    [[0.5, 0.5]]
+    >>> [round(value, 3) for value in model.log_prob(torch.tensor([[3.0]])).tolist()]
+    [-1.612]
     """
 
     weights: Tensor

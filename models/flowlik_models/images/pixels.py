@@ -17,6 +17,9 @@ def dequantise(levels: Tensor, n_levels: int, uniforms: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the shapes differ or a level lies outside 0..n_levels - 1.
+
+    >>> dequantise(torch.tensor([0, 1]), 2, torch.tensor([0.5, 0.5])).tolist()
+    [-0.5, 0.5]
     """
     if levels.shape != uniforms.shape:
         raise ValueError(f"levels {tuple(levels.shape)} and uniforms {tuple(uniforms.shape)} differ in shape")

@@ -47,6 +47,10 @@ def estimate(
     Raises:
         ValueError: fewer than two rows, NaN or infinity in x, a rank that does not fit or that is missing beyond
             `FULL_LIMIT` dimensions, or a singular covariance where no floor is given.
+
+    >>> found = estimate(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]), "four points")
+    >>> found.mean.tolist(), [round(value, 3) for value in found.eigenvalues.tolist()]
+    ([1.0, 2.0], [1.0, 4.0])
     """
     flat = np.asarray(x, dtype=np.float64)
     flat = flat.reshape(len(flat), -1)
@@ -77,6 +81,9 @@ def from_covariance(
     Raises:
         ValueError: shapes that do not fit, a covariance that is not symmetric or has a negative eigenvalue, or as
             `estimate`.
+
+    >>> from_covariance(np.zeros(2), np.diag([1.0, 4.0]), "made up").eigenvalues.tolist()
+    [1.0, 4.0]
     """
     mean, cov = np.asarray(mean, dtype=np.float64), np.asarray(cov, dtype=np.float64)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
@@ -162,6 +169,11 @@ def attach(model: Model, moments: Moments) -> Model:
 
     Raises:
         ValueError: the moments are not of the model's event shape.
+
+    >>> from flowlik_models.synthetic import closed_form
+    >>> model = attach(closed_form("gmm-2d"), from_covariance(np.zeros(2), np.eye(2), "made up"))
+    >>> model.moments.data_hash
+    'made up'
     """
     check(moments, getattr(model, "event_shape", None))
     held: Any = model

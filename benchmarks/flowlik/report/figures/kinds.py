@@ -2,14 +2,17 @@
 
 One figure per task and kind (per split as well where a panel shows one split), as PNG and PDF, named
 `<task>--<kind>[--<split>]`. A kind whose columns are empty is left out; a panel without data says so in itself.
+Other packages add kinds by the entry-point group `flowlik.figures`: name -> a `Kind`.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,8 +43,9 @@ from flowlik.report.figures.uses.comparisons import (
     rare_events,
 )
 from flowlik.report.figures.uses.training import training_curves
+from flowlik_models.plugins import load_plugins
 
-__all__ = ["KINDS", "Kind", "draw_all"]
+__all__ = ["KINDS", "Kind", "all_kinds", "draw_all"]
 PNG_DPI: Final = 170
 
 
@@ -198,6 +202,40 @@ KINDS: Final[dict[str, Kind]] = {
     ),
 }
 
+
+@cache
+def all_kinds() -> dict[str, Kind]:
+    """All kinds by name: those above, then those of other packages.
+
+    Raises:
+        ValueError: two packages give the same name, or one that of a kind above.
+    """
+    return KINDS | load_plugins("flowlik.figures", KINDS, _admitted)
+
+
+def _admitted(name: str, loaded: Any) -> Kind:
+    """The kind that an entry point gives; a figure that fails is left out with a warning, and the others are drawn.
+
+    Raises:
+        TypeError: it is no `Kind`. ValueError: files cannot bear the name.
+    """
+    if not isinstance(loaded, Kind):
+        raise TypeError(f"expected a flowlik.report.figures.kinds.Kind, got {loaded!r}")
+    if labels.slug(name) != name:
+        raise ValueError(f"files cannot bear that name; {labels.slug(name)!r} would do")
+
+    def draw(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
+        try:
+            return loaded.draw(frame, run_dir)
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            message = f"figure {name!r} is left out: {why}"
+            warnings.warn_explicit(message, UserWarning, filename="flowlik.figures", lineno=1)
+            return None
+
+    return replace(loaded, draw=draw)
+
+
 OVERVIEW: Final = "overview"
 SCALING: Final = "scaling"
 
@@ -223,7 +261,7 @@ def draw_all(run_dir: Path) -> list[Path]:
         if path not in paths and (
             path.stem == OVERVIEW
             or path.stem.startswith(SCALING)
-            or any(f"--{kind}" in path.stem for kind in KINDS)
+            or any(f"--{kind}" in path.stem for kind in all_kinds())
         ):
             path.unlink()
     return paths
@@ -248,7 +286,7 @@ def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure
         if figure is not None:
             yield SCALING + tail, figure
     for task, of_task in usable.groupby("task", sort=True):
-        for kind, what in KINDS.items():
+        for kind, what in all_kinds().items():
             parts = labels.splits(of_task) if what.by_split else [None]
             for split in parts:
                 frame = of_task if split is None else of_task[of_task["split"] == split]

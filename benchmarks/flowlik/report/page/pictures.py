@@ -31,9 +31,9 @@ class Picture:
 
 
 def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture]:
-    from flowlik.report.figures.kinds import KINDS
+    from flowlik.report.figures.kinds import all_kinds
 
-    for kind, what in KINDS.items():
+    for kind, what in all_kinds().items():
         for split in [None, *labels.splits(frame)] if what.by_split else [None]:
             for machine in ["", *frames.machines(frame)] if what.timed else [""]:
                 tail = "".join(f"--{labels.slug(part)}" for part in (split, machine) if part)
