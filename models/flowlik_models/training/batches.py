@@ -56,25 +56,26 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
     """(n,) times in [0, end], a share of them uniform in the stretched time; stratified."""
     order = torch.randperm(n, generator=generator, device=generator.device)
     unit = (order + _uniform(n, generator)) / n
-    low, high = reparametrised_time(torch.tensor([0.0, end]), recipe.delta)
-    near = original_time(low + (high - low) * unit, recipe.delta).clamp(0, end)
-    return torch.where(_uniform(n, generator) < recipe.stretched, near, end * unit)
+    delta = recipe.times.delta
+    low, high = reparametrised_time(torch.tensor([0.0, end]), delta)
+    near = original_time(low + (high - low) * unit, delta).clamp(0, end)
+    return torch.where(_uniform(n, generator) < recipe.times.stretched, near, end * unit)
 
 
 def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Source and target times (n,), independent, so that both orders are trained; shares on s = t and at the ends."""
     if recipe.imitation is not None:
         return segment_ends(n, end, recipe.imitation, generator)
-    if recipe.dyadic:
+    if recipe.times.dyadic:
         t, s = _dyadic_times(n, end, generator)
     else:
         t, s = _times(n, end, recipe, generator), _times(n, end, recipe, generator)
     kind = _uniform(n, generator)
     side = torch.where(_uniform(n, generator) < 0.5, 0.0, end)
-    s = torch.where(kind < recipe.ends, side, s)
+    s = torch.where(kind < recipe.times.ends, side, s)
     if "one-direction" in recipe.faults:
         t, s = torch.minimum(t, s), torch.maximum(t, s)
-    diagonal = 1.0 if recipe.objective == "direct" else recipe.diagonal
+    diagonal = 1.0 if recipe.objective == "direct" else recipe.times.diagonal
     return t, torch.where(kind > 1 - diagonal, t, s)
 
 
@@ -94,12 +95,13 @@ def points_on_path(
     """Points on the straight path, a share of them moved off it by further noise, and the noise itself."""
     noise = torch.randn(data.shape, generator=generator, device=generator.device)
     time = t.reshape(-1, *([1] * (data.ndim - 1)))
-    moved = _uniform(len(t), generator) < recipe.altered
+    points = recipe.points
+    moved = _uniform(len(t), generator) < points.altered
     unit = _uniform(len(t), generator)
-    if recipe.altered_law == "along":
-        factor = torch.where(moved, recipe.altered_scale**unit, torch.ones_like(unit)).reshape(time.shape)
+    if points.altered_law == "along":
+        factor = torch.where(moved, points.altered_scale**unit, torch.ones_like(unit)).reshape(time.shape)
         return time * data + (1 - time) * factor * noise, noise
-    extra = moved * unit * recipe.altered_scale
+    extra = moved * unit * points.altered_scale
     spread = ((1 - time).square() + extra.reshape(time.shape).square()).sqrt()
     return time * data + spread * noise, noise
 
@@ -107,7 +109,7 @@ def points_on_path(
 class ClosedFormSource:
     """Points on and around the path with the exact field and its exact divergence, or with conditional velocities.
 
-    With solved trajectories, ``paths``, a share ``recipe.direct`` of the batch are averages read off them.
+    With solved trajectories, ``paths``, a share ``direct`` of the batch are averages read off them.
     """
 
     def __init__(self, truth: Any, paths: Paths | None = None, teacher: Any | None = None) -> None:
@@ -143,8 +145,8 @@ class ClosedFormSource:
 
 def split_rows(recipe: Recipe) -> tuple[int, int]:
     """How many rows of a batch are read off trajectories, and how many are not."""
-    direct = round(recipe.direct * recipe.batch)
-    return direct, recipe.batch - direct
+    direct = round(recipe.trajectories.direct * recipe.optimiser.batch)
+    return direct, recipe.optimiser.batch - direct
 
 
 def draw_conditional(
@@ -156,7 +158,7 @@ def draw_conditional(
     part: Part = WHOLE,
 ) -> Draw:
     """What the part's rows of a step of a conditional path need; pairs of a paired one are those of `TurnedPairs`."""
-    n = recipe.batch
+    n = recipe.optimiser.batch
     data = source.data(n, recipe, generator)
     noise, latent = (torch.randn(data.shape, generator=generator, device=generator.device) for _ in range(2))
     drawn = {"data": data, "noise": noise, "latent": latent, "t": _times(n, 1.0, recipe, generator)}
@@ -173,6 +175,6 @@ def draw_conditional(
 
 def path_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Where the trajectories of a closed form start: data at the data end, a share moved off it, (pool, d)."""
-    end = torch.full((recipe.pool,), 1 - truth.eps)
-    data = truth.sample(recipe.pool, generator=generator)
+    end = torch.full((recipe.trajectories.pool,), 1 - truth.eps)
+    data = truth.sample(recipe.trajectories.pool, generator=generator)
     return points_on_path(data, end, recipe, generator)[0]

@@ -44,8 +44,8 @@ class ImageSource:
         device = generator.device
         pick = torch.randint(len(self.levels), (n,), generator=generator, device=device)
         levels = self.levels[pick]
-        if recipe.shift:
-            levels = shifted(levels, recipe.shift, generator)
+        if recipe.points.shift:
+            levels = shifted(levels, recipe.points.shift, generator)
         if self.images.flips:
             levels = mirrored(levels, generator)
         noise = torch.rand(levels.shape, generator=generator, device=device)
@@ -53,7 +53,7 @@ class ImageSource:
         if self.pool is None:
             return data
         drawn = self.pool[torch.randint(len(self.pool), (n,), generator=generator, device=device)]
-        own = torch.rand(n, generator=generator, device=device) < recipe.pool_share
+        own = torch.rand(n, generator=generator, device=device) < recipe.trajectories.pool_share
         return torch.where(own[:, None, None, None], drawn, data)
 
     def batch(self, recipe: Recipe, generator: torch.Generator, part: Part = WHOLE) -> Batch:

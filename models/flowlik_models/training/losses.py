@@ -46,7 +46,8 @@ def loss_of(
     end = 1.0 - float(getattr(network, "eps", 0.0))
     if recipe.objective == "calibration":
         assert source.paths is not None
-        x, log_prob = (rows.to(device) for rows in source.paths.likelihoods(recipe.batch, generator, part))
+        rows = source.paths.likelihoods(recipe.optimiser.batch, generator, part)
+        x, log_prob = (values.to(device) for values in rows)
         return calibration_loss(network, x, log_prob, end)
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
@@ -54,8 +55,9 @@ def loss_of(
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
     if recipe.imitation is not None:
         at, teacher = _to(batch, device), _on(device, source.field(recipe, generator))
+        relative = recipe.weights.relative
         return imitation_loss(
-            network, at.x, at.t, at.s, teacher, recipe.imitation, generator, relative=recipe.relative
+            network, at.x, at.t, at.s, teacher, recipe.imitation, generator, relative=relative
         )
     if recipe.divergence and batch.divergence is None:
         x, t = batch.x.to(device), batch.t.to(device)
@@ -68,9 +70,9 @@ def loss_of(
         target=target,
         field=field,
         end=end,
-        delta=recipe.delta,
+        delta=recipe.times.delta,
         derivative=recipe.derivative,
-        middle=recipe.middle,
+        middle=recipe.times.middle,
         smallest=end * smallest_step(recipe),
         broadcast="broadcast" in recipe.faults,
     )
@@ -80,10 +82,10 @@ def loss_of(
         CONDITIONS[recipe.objective],
         CONDITIONS[recipe.divergence_objective or recipe.objective],
         context,
-        divergence_scale=recipe.divergence_scale,
-        relative=recipe.relative,
+        divergence_scale=recipe.weights.divergence_scale,
+        relative=recipe.weights.relative,
     )
-    weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
+    weights = dict(zip(("velocity", "divergence"), recipe.weights.weight_c, strict=True))
     return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
 
 
@@ -103,7 +105,8 @@ def _conditional_loss(
     draw = draw_conditional(source, recipe, path, generator, device, part)
     if recipe.realuid is None:
         return matching_loss(network, path, draw)
-    return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, recipe.steps)
+    steps = recipe.optimiser.steps
+    return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, steps)
 
 
 def _on(device: str, field: Field) -> Field:

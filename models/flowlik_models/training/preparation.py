@@ -86,7 +86,7 @@ def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
 def _moments(task: str, recipe: Recipe) -> Moments:
     """Moments of the training images; eigenvectors rounded as the checkpoint will store them."""
     mean, values, vectors = training_moments(task)
-    return mean, values, vectors.half() if recipe.stored == "float16" else vectors
+    return mean, values, vectors.half() if recipe.execution.stored == "float16" else vectors
 
 
 def source_for(task: str, recipe: Recipe, out: Path, device: str, group: Group = ALONE) -> Source:
@@ -102,7 +102,7 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str, group: Group =
         return ImageSource(training_images(task), device=device)
     path = _trained(task, recipe.teacher, out)
     teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
-    if not recipe.pool:
+    if not recipe.trajectories.pool:
         return ImageSource(training_images(task), teacher, device=device)
     weights = model_hash(task, recipe.teacher, path=path)
     images = training_images(task)
@@ -119,13 +119,18 @@ def _teacher_paths(
     images: TrainingImages | None = None,
 ) -> Paths:
     """The recipe's pool of a network's trajectories, kept in ``folder`` under a name that tells how it was made."""
-    told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
+    pool = recipe.trajectories
+    told: dict[str, Any] = {
+        "probes": pool.pool_probes,
+        "data": pool.pool_data,
+        "shift": recipe.points.shift,
+    }
     if recipe.realuid is not None:
         told = {"data": 0.0, "beside": _BESIDE, "reach": recipe.realuid.reach}
-    name = hashlib.sha256(f"{weights} {recipe.pool} {told}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{weights} {pool.pool} {told}".encode()).hexdigest()[:12]
     cache = folder / f"{recipe.teacher}-paths-{name}.safetensors"
     told |= {"images": images, "parts": cache.with_suffix(".parts"), "group": group}
-    return stored_paths(cache, lambda: solve(teacher, recipe.pool, **told), group)
+    return stored_paths(cache, lambda: solve(teacher, pool.pool, **told), group)
 
 
 def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str, group: Group) -> Source:
@@ -136,21 +141,23 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str, group
         teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
         teacher = teacher.to(device)
         weights = model_hash(task, recipe.teacher, path=path)
-        paths = _teacher_paths(out / task, recipe, teacher, weights, group) if recipe.pool else None
+        pooled = recipe.trajectories.pool > 0
+        paths = _teacher_paths(out / task, recipe, teacher, weights, group) if pooled else None
         return ClosedFormSource(truth, paths, teacher)
     if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
         path = _trained(task, recipe.teacher, out)
         truth = GeneratedFlow(load_model(task, recipe.teacher, path=path))
         told += model_hash(task, recipe.teacher, path=path)
-    if not recipe.pool:
+    if not recipe.trajectories.pool:
         return ClosedFormSource(truth)
-    law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
+    points, delta = recipe.points, recipe.times.delta
+    law = (points.altered, points.altered_scale, points.altered_law, delta, recipe.trajectories.pool)
     name = hashlib.sha256(f"{told} {law}".encode()).hexdigest()[:12]
 
     def solved() -> Paths:
         generator = torch.Generator().manual_seed(_POOL_SEED)
         starts = path_starts(truth, recipe, generator)
-        return solve_closed_form(truth, starts, delta=recipe.delta, generator=generator)
+        return solve_closed_form(truth, starts, delta=delta, generator=generator)
 
     return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved, group))
 

@@ -8,7 +8,6 @@ at intervals and moved into place. A loss that is not finite is skipped and coun
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 import math
@@ -72,18 +71,25 @@ class TrainingError(RuntimeError):
 
 def _recipe_key(recipe: Recipe, seed: int) -> str:
     # how a step is shared out changes nothing but rounding, so that a run may go on on another machine
-    recipe = dataclasses.replace(recipe, accumulate=1, compile=False)
-    text = json.dumps([dataclasses.asdict(recipe), seed], sort_keys=True, default=str)
+    recipe = recipe.with_options(accumulate=1, compile=False)
+    text = json.dumps([recipe.flat(), seed], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _shortened(recipe: Recipe, steps: int | None, accumulate: int | None) -> Recipe:
+    """The recipe with other numbers of steps and of parts, where they are given."""
+    given = {"steps": steps, "accumulate": accumulate}
+    return recipe.with_options(**{name: value for name, value in given.items() if value})
+
+
 def _learning_rate(recipe: Recipe, step: int) -> float:
-    first, last, share = 0, recipe.steps, 1.0
+    steps = recipe.optimiser.steps
+    first, last, share = 0, steps, 1.0
     if recipe.realuid is not None:  # whose stages train different networks
-        first, last, share = recipe.realuid.stage(step, recipe.steps)
+        first, last, share = recipe.realuid.stage(step, steps)
     warm = min(1.0, (step - first + 1) / _WARM_UP)
     decay = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
-    return recipe.learning_rate * share * warm * max(decay, 1e-3)
+    return recipe.optimiser.learning_rate * share * warm * max(decay, 1e-3)
 
 
 class _Run:
@@ -203,23 +209,24 @@ class _Run:
         torch.autograd.backward(loss)
         parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         self.group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
-        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        nn.utils.clip_grad_norm_(parameters, self.recipe.optimiser.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(self.recipe, self.step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.recipe.optimiser.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
     def snapshot(self) -> None:
         """Keep the average as it is now, where the recipe wants that."""
-        if self.step not in {round(share * self.recipe.steps) for share in self.recipe.snapshots}:
+        options = self.recipe.optimiser
+        if self.step not in {round(share * options.steps) for share in options.snapshots}:
             return
         name = self.path.name.removesuffix(".state.safetensors")
         file = self.path.parent / "snapshots" / f"{name}-{self.step}.safetensors"
         counts = {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        tensors = as_stored(self.average.state_dict(), self.recipe.stored)
+        tensors = as_stored(self.average.state_dict(), self.recipe.execution.stored)
         save_tensors(file, tensors, {key: str(value) for key, value in counts.items()})
 
 
@@ -256,7 +263,7 @@ class _Watch:
             self.saved = now
         if self.validate and now - self.validated > _VALIDATE_EVERY:
             self.error, self.validated = self.validate(run.average), time.monotonic()
-        if self.progress and (now - self.reported > 1 or run.step == run.recipe.steps):
+        if self.progress and (now - self.reported > 1 or run.step == run.recipe.optimiser.steps):
             run.settle()
             self.progress(self._report(now))
             self.reported, self.reported_step, run.losses = now, run.step, []
@@ -264,10 +271,10 @@ class _Watch:
     def _report(self, now: float) -> Progress:
         run = self.run
         mean = sum(run.losses) / max(len(run.losses), 1)
-        rate = (run.step - self.reported_step) * run.recipe.batch / max(now - self.reported, 1e-9)
+        rate = (run.step - self.reported_step) * run.recipe.optimiser.batch / max(now - self.reported, 1e-9)
         flops = None if self.flops is None else rate * self.flops
         share = None if flops is None or self.peak is None else flops / self.peak
-        counts = (run.step, run.recipe.steps, mean, run.seconds, run.skipped)
+        counts = (run.step, run.recipe.optimiser.steps, mean, run.seconds, run.skipped)
         return Progress(*counts, self.error, rate, flops, share)
 
 
@@ -299,14 +306,13 @@ def train(
         CheckpointError: a model this one builds on is missing or does not fit.
         TrainingError: the loss was not finite in 50 consecutive steps; the last good state is kept.
     """
-    recipe = recipe_for(task, model)
-    recipe = dataclasses.replace(
-        recipe, steps=steps or recipe.steps, accumulate=accumulate or recipe.accumulate
-    )
+    recipe = _shortened(recipe_for(task, model), steps, accumulate)
     group, device = join(device)
-    parts = group.parts(accumulate=recipe.accumulate)
-    if recipe.batch % parts[0].count:
-        raise ValueError(f"a batch of {recipe.batch} cannot be taken in {parts[0].count} equal parts")
+    parts = group.parts(accumulate=recipe.optimiser.accumulate)
+    if recipe.optimiser.batch % parts[0].count:
+        raise ValueError(
+            f"a batch of {recipe.optimiser.batch} cannot be taken in {parts[0].count} equal parts"
+        )
     if parts[0].count > 1 and recipe.realuid is not None and recipe.realuid.whole_batch:
         raise ValueError(
             f"{model} compares the rows of a batch with each other: train {model} in one process, accumulate 1"
@@ -326,7 +332,7 @@ def train(
     acceleration.compiled(network, recipe)
     watch = _Watch(run, progress, quick_validate, flops, throughput.peak(device, group.size))
     network.train()
-    while run.step < recipe.steps:
+    while run.step < recipe.optimiser.steps:
         for part in parts:
             loss = _loss(recipe, run, source, device, part, seed * 1_000_003 + run.step)
             if part is not parts[-1]:
@@ -338,11 +344,11 @@ def train(
         return path
     run.keep()  # judging takes minutes, and may be stopped too
 
-    average = rounded(run.average, recipe.stored)
+    average = rounded(run.average, recipe.execution.stored)
     card: dict[str, Any] = {
         "task": task,
         "model": model,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipe.flat(),
         "seed": seed,
         "commit": commit,
         "train_seconds": round(run.seconds, 1),
@@ -357,7 +363,7 @@ def train(
         "parameters": sum(p.numel() for p in network.parameters()),
         "accuracy": validate(average) if validate else {},
     }
-    save_checkpoint(path, average, card, stored=recipe.stored)
+    save_checkpoint(path, average, card, stored=recipe.execution.stored)
     run.path.unlink(missing_ok=True)
     return path
 
@@ -367,7 +373,7 @@ def _loss(recipe: Recipe, run: _Run, source: Source, device: str, part: Part, se
     generator = torch.Generator(source.device).manual_seed(seed)
     torch.manual_seed(part.seed(seed))  # dropout
     kind = torch.device(device).type
-    with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    with torch.autocast(kind, torch.bfloat16, enabled=recipe.execution.precision == "bfloat16"):
         return loss_of(recipe, run.network, run.average, source, generator, device, run.step, part)
 
 
@@ -376,7 +382,7 @@ def _operations(recipe: Recipe, run: _Run, source: Source, device: str) -> int |
     RealUID, whose steps are not alike."""
     if not isinstance(source, ImageSource) or recipe.realuid is not None:
         return None
-    few = dataclasses.replace(recipe, batch=_COUNTED, accumulate=1)
+    few = recipe.with_options(batch=_COUNTED, accumulate=1)
     found = throughput.operations(lambda: _loss(few, run, source, device, WHOLE, 0)) // _COUNTED
     run.optimiser.zero_grad(set_to_none=True)
     return found
