@@ -213,7 +213,8 @@ def test_two_processes_train_as_one(fashion: Path, tmp_path: Path, monkeypatch: 
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(process_group, "_PATIENCE", timedelta(minutes=2))
-    environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join((str(here.parent), os.environ.get("PYTHONPATH", "")))  # of `image_files`
+    environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE) as other:
         together = train("fashion-mnist", "teacher", out=fashion / "two", steps=STEPS)
         _, error = other.communicate(timeout=120)
