@@ -72,16 +72,16 @@ def weights(path: Path) -> dict[str, Tensor]:
 @contextmanager
 def stopped_at_the_third_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A training inside saves after every step and is interrupted after three."""
-    taken = trainer._Run.take
+    taken = trainer._Training.take
 
-    def interrupted(self: trainer._Run, loss: Tensor, parts: int) -> None:
+    def interrupted(self: trainer._Training, loss: Tensor, parts: int) -> None:
         if self.step == 3:
             raise KeyboardInterrupt
         taken(self, loss, parts)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_SAVE_EVERY", 0.0)
-        patch.setattr(trainer._Run, "take", interrupted)
+        patch.setattr(trainer._Training, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -116,8 +116,8 @@ def test_calibration_trains_the_divergence_head_alone_towards_known_likelihoods(
     fast = RECIPES[task][model].with_options(learning_rate=0.2)  # the first steps are a warm-up
     monkeypatch.setitem(RECIPES[task], model, fast)
     source = preparation.source_for(task, RECIPES[task][model], fashion, "cpu")
-    assert source.paths is not None
-    x, log_prob = source.paths.likelihoods(32, torch.Generator().manual_seed(1))
+    assert source.pool is not None
+    x, log_prob = source.pool.likelihoods(32, torch.Generator().manual_seed(1))
 
     def error(path: Path, model: str) -> float:
         network = load_model(task, model, path=path)

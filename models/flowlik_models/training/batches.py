@@ -6,7 +6,6 @@ Images have a module of their own, `flowlik_models.training.image_batches`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,22 +14,21 @@ from torch import Tensor
 from flowlik_models.closed_forms.coupling import TurnedPairs
 from flowlik_models.conditional_paths import ConditionalPath
 from flowlik_models.networks.embedding import original_time, reparametrised_time
-from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.objectives.imitation import segment_ends
 from flowlik_models.objectives.realuid import Draw
 from flowlik_models.recipes.recipe import DATA_TEACHER, SMALLEST_STEP, Recipe
 from flowlik_models.training.process_group import WHOLE, Part
-from flowlik_models.training.trajectories import Paths
-
-Field = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+from flowlik_models.training.trajectories import TrajectoryPool
 
 
 class Source(Protocol):
-    """Draws the batch of one step from a generator of its device, and knows its teacher's field anywhere. ``paths``:
-    solved ones; ``teacher``: its network, where there is one.
+    """Draws the batch of a step from a generator of its device, and evaluates its teacher's field anywhere.
+
+    ``pool``: solved trajectories; ``teacher``: its network, where there is one.
     """
 
-    paths: Paths | None
+    pool: TrajectoryPool | None
     device: torch.device
     teacher: Any | None
 
@@ -42,7 +40,7 @@ class Source(Protocol):
         """Data points (n, *event)."""
         ...
 
-    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
+    def field(self, recipe: Recipe, generator: torch.Generator) -> TeacherField:
         """Velocity and, for a joint map, divergence of the teacher at points (x, t)."""
         ...
 
@@ -53,7 +51,7 @@ def _uniform(n: int, generator: torch.Generator) -> Tensor:
 
 
 def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """(n,) times in [0, end], a share of them uniform in the stretched time; stratified."""
+    """(n,) times in [0, end], a share of them uniform in the reparametrised time; stratified."""
     order = torch.randperm(n, generator=generator, device=generator.device)
     unit = (order + _uniform(n, generator)) / n
     delta = recipe.times.delta
@@ -109,11 +107,11 @@ def points_on_path(
 class ClosedFormSource:
     """Points on and around the path with the exact field and its exact divergence, or with conditional velocities.
 
-    With solved trajectories, ``paths``, a share ``direct`` of the batch are averages read off them.
+    With a ``pool`` of trajectories a share ``direct`` of the batch are averages read off them.
     """
 
-    def __init__(self, truth: Any, paths: Paths | None = None, teacher: Any | None = None) -> None:
-        self.truth, self.paths, self.teacher = truth, paths, teacher
+    def __init__(self, truth: Any, pool: TrajectoryPool | None = None, teacher: Any | None = None) -> None:
+        self.truth, self.pool, self.teacher = truth, pool, teacher
         self.device = torch.device("cpu")
 
     def batch(self, recipe: Recipe, generator: torch.Generator, part: Part = WHOLE) -> Batch:
@@ -130,17 +128,17 @@ class ClosedFormSource:
             return Batch(x, t, s, data - noise)
         velocity, divergence = self.truth.velocity_and_divergence(x, t)
         batch = Batch(x, t, s, velocity, divergence if recipe.divergence else None)
-        return batch if self.paths is None else batch.joined(self.paths.pairs(direct, generator))
+        return batch if self.pool is None else batch.joined(self.pool.pairs(direct, generator))
 
     def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
         """Draws of the closed form."""
         drawn: Tensor = self.truth.sample(n, generator=generator)
         return drawn
 
-    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
-        """The exact field and, where the recipe wants it, its divergence."""
-        parts = 2 if recipe.divergence else 1
-        return lambda x, t: tuple(self.truth.velocity_and_divergence(x.cpu(), t.cpu()))[:parts]
+    def field(self, recipe: Recipe, generator: torch.Generator) -> TeacherField:
+        """The exact field and, for a joint map, its divergence."""
+        outputs = 2 if recipe.divergence else 1
+        return lambda x, t: tuple(self.truth.velocity_and_divergence(x.cpu(), t.cpu()))[:outputs]
 
 
 def split_rows(recipe: Recipe) -> tuple[int, int]:
@@ -165,15 +163,15 @@ def draw_conditional(
     if path.paired:
         assert isinstance(source, ClosedFormSource)
         drawn["start"] = TurnedPairs(source.truth).pairs(data, generator)
-    if source.paths is not None:
-        drawn["solved"], drawn["end"] = source.paths.ends(n, generator)
+    if source.pool is not None:
+        drawn["solved"], drawn["end"] = source.pool.ends(n, generator)
     if part.count > 1:
         mine = part.rows(n, device=data.device)
         drawn = {name: rows[mine] for name, rows in drawn.items()}
     return Draw(**{name: rows.to(device) for name, rows in drawn.items()})
 
 
-def path_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def trajectory_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Where the trajectories of a closed form start: data at the data end, a share moved off it, (pool, d)."""
     end = torch.full((recipe.trajectories.pool,), 1 - truth.eps)
     data = truth.sample(recipe.trajectories.pool, generator=generator)

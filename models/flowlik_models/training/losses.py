@@ -17,12 +17,13 @@ from flowlik_models.objectives import (
     own_field,
     residuals,
 )
-from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.objectives.calibration import calibration_loss
+from flowlik_models.objectives.conditions.condition import Evaluate
 from flowlik_models.objectives.imitation import imitation_loss
 from flowlik_models.objectives.realuid import matching_loss, realuid_loss
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe, smallest_step
-from flowlik_models.training.batches import Field, Source, draw_conditional
+from flowlik_models.training.batches import Source, draw_conditional
 from flowlik_models.training.process_group import WHOLE, Part
 
 
@@ -43,21 +44,17 @@ def loss_of(
     """
     if recipe.path is not None:
         return _conditional_loss(recipe, network, average, source, generator, device, step, part)
-    end = 1.0 - float(getattr(network, "eps", 0.0))
     if recipe.objective == "calibration":
-        assert source.paths is not None
-        rows = source.paths.likelihoods(recipe.optimiser.batch, generator, part)
-        x, log_prob = (values.to(device) for values in rows)
-        return calibration_loss(network, x, log_prob, end)
+        return _calibration_loss(recipe, network, source, generator, device, part)
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
     if recipe.imitation is not None:
-        at, teacher = _to(batch, device), _on(device, source.field(recipe, generator))
+        at, field = _to(batch, device), _on(device, source.field(recipe, generator))
         relative = recipe.weights.relative
         return imitation_loss(
-            network, at.x, at.t, at.s, teacher, recipe.imitation, generator, relative=relative
+            network, at.x, at.t, at.s, field, recipe.imitation, generator, relative=relative
         )
     if recipe.divergence and batch.divergence is None:
         x, t = batch.x.to(device), batch.t.to(device)
@@ -66,6 +63,14 @@ def loss_of(
     target = evaluation(average, recipe.divergence)
     taught = recipe.teacher != DATA_TEACHER
     field = _on(device, source.field(recipe, generator)) if taught else own_field(target)
+    return _map_loss(recipe, network, _to(batch, device), target, field)
+
+
+def _map_loss(
+    recipe: Recipe, network: nn.Module, batch: Batch, target: Evaluate, field: TeacherField
+) -> Tensor:
+    """The weighted loss of a flow map, of a joint one with its divergence, by the recipe's conditions."""
+    end = _data_end(network)
     context = Context(
         target=target,
         field=field,
@@ -78,7 +83,7 @@ def loss_of(
     )
     errors = residuals(
         network,
-        _to(batch, device),
+        batch,
         CONDITIONS[recipe.objective],
         CONDITIONS[recipe.divergence_objective or recipe.objective],
         context,
@@ -87,6 +92,26 @@ def loss_of(
     )
     weights = dict(zip(("velocity", "divergence"), recipe.weights.weight_c, strict=True))
     return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+
+
+def _calibration_loss(
+    recipe: Recipe,
+    network: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    part: Part,
+) -> Tensor:
+    """The loss of a divergence head against the likelihoods of the pool's data points."""
+    assert source.pool is not None
+    rows = source.pool.likelihoods(recipe.optimiser.batch, generator, part)
+    x, log_prob = (values.to(device) for values in rows)
+    return calibration_loss(network, x, log_prob, _data_end(network))
+
+
+def _data_end(network: nn.Module) -> float:
+    """The time of the data end of a network."""
+    return 1.0 - float(getattr(network, "eps", 0.0))
 
 
 def _conditional_loss(
@@ -109,7 +134,7 @@ def _conditional_loss(
     return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, steps)
 
 
-def _on(device: str, field: Field) -> Field:
+def _on(device: str, field: TeacherField) -> TeacherField:
     return lambda x, t: tuple(part.to(device) for part in field(x, t))
 
 

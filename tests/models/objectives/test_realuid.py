@@ -269,12 +269,12 @@ def test_averaged_targets_tend_to_the_exact_field() -> None:
 
 def test_the_teachers_trajectories_end_where_its_flow_takes_the_noise() -> None:
     """With Gaussian data the flow is affine: x = mean + standard deviation * z."""
-    paths = solve(field("flow-matching").float(), 48, data=0.0, beside=0.1)
+    paths = solve(field("flow-matching").float(), 48, data_share=0.0, neighbour_distance=0.1)
     latent, end = paths.ends(200, torch.Generator().manual_seed(0))
     assert paths.own == 48
     torch.testing.assert_close(end.double(), MEAN + VALUES.sqrt() * latent, atol=2e-3, rtol=0)
     torch.testing.assert_close((latent[100:] - latent[:100]).norm(dim=1), torch.full((100,), 0.1))
-    wide = solve(field("flow-matching").float(), 48, data=0.0, beside=0.1, reach=2.0)
+    wide = solve(field("flow-matching").float(), 48, data_share=0.0, neighbour_distance=0.1, reach=2.0)
     further, there = wide.ends(200, torch.Generator().manual_seed(0))
     torch.testing.assert_close(further[:100], 2 * latent[:100])
     torch.testing.assert_close((further[100:] - further[:100]).norm(dim=1), torch.full((100,), 0.1))
@@ -408,18 +408,18 @@ def test_interrupted_training_resumes_to_the_same_result(
         train("gmm-2d", "teacher", out=tmp_path / folder, steps=2)
     whole = train("gmm-2d", name, out=tmp_path / "whole", steps=15)
     monkeypatch.setattr(trainer, "_SAVE_EVERY", 0.0)
-    update = trainer._Run.update
+    update = trainer._Training.update
     for last in cuts:
 
-        def interrupted(self: trainer._Run, loss: Tensor, last: int = last) -> None:
+        def interrupted(self: trainer._Training, loss: Tensor, last: int = last) -> None:
             if self.step == last:
                 raise KeyboardInterrupt
             update(self, loss)
 
-        monkeypatch.setattr(trainer._Run, "update", interrupted)
+        monkeypatch.setattr(trainer._Training, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train("gmm-2d", name, out=tmp_path / "cut", steps=15)
-    monkeypatch.setattr(trainer._Run, "update", update)
+    monkeypatch.setattr(trainer._Training, "update", update)
     resumed = train("gmm-2d", name, out=tmp_path / "cut", steps=15)
     expected, found = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
