@@ -14,9 +14,9 @@ def train_interrupted(
     task: str, model: str, out: Path, *, steps: int, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """Train, stop as Ctrl-C does after so many steps, and train again with the same call; the checkpoint's path."""
-    update, calls = trainer._Run.update, []
+    update, calls = trainer._Training.update, []
 
-    def interrupted(self: trainer._Run, loss: Tensor) -> None:
+    def interrupted(self: trainer._Training, loss: Tensor) -> None:
         if len(calls) == after:
             raise KeyboardInterrupt
         calls.append(1)
@@ -24,7 +24,7 @@ def train_interrupted(
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_SAVE_EVERY", 0.0)
-        patch.setattr(trainer._Run, "update", interrupted)
+        patch.setattr(trainer._Training, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(task, model, out=out, steps=steps)
     return trainer.train(task, model, out=out, steps=steps)

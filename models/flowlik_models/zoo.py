@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +85,19 @@ def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Modul
         kind = kinds[0 if recipe.objective == "flow-matching" else 2 if recipe.divergence else 1]
         return kind(IMAGE_SHAPES[task], moments=moments, **options)
     if recipe.path is not None:
-        return PathField(*_moments(task), path=recipe.path, delta=recipe.delta, **recipe.network)
+        return PathField(*_moments(task), path=recipe.path, delta=recipe.times.delta, **recipe.network)
     return VectorFlowMap(
         *_moments(task),
         divergence=recipe.divergence,
         eps=closed_form(task).eps,
-        delta=recipe.delta,
+        delta=recipe.times.delta,
         **recipe.network,
     )
 
 
 def _one_step(task: str, recipe: Recipe, options: RealUID, moments: Moments | None) -> nn.Module:
     """The untrained generator and fake model of a recipe, two fields alike."""
-    field = replace(recipe, objective="flow-matching", realuid=None, teacher=DATA_TEACHER, pool=0)
+    field = recipe.with_options(objective="flow-matching", realuid=None, teacher=DATA_TEACHER, pool=0)
     generator, fake = (build(task, field, moments) for _ in range(2))
     moments = moments if task in IMAGE_SHAPES else _moments(task)
     if moments is None:  # to be filled from a checkpoint
@@ -124,7 +124,7 @@ def _policy_network(task: str, recipe: Recipe, imitation: Imitation, moments: Mo
     if task in IMAGE_SHAPES:
         return PolicyImages(IMAGE_SHAPES[task], moments=moments, eps=imitation.eps, **options)
     eps = max(closed_form(task).eps, imitation.eps)
-    return VectorPolicy(*_moments(task), eps=eps, delta=recipe.delta, **options)
+    return VectorPolicy(*_moments(task), eps=eps, delta=recipe.times.delta, **options)
 
 
 def _moments(task: str) -> Moments:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A field of gmm-2d trained for a few seconds, with two of its averages along the way."""
     out: Path = tmp_path_factory.mktemp("train")
     recipe = RECIPES["gmm-2d"]["teacher"]
-    short = dataclasses.replace(recipe, steps=STEPS, batch=128, snapshots=(0.05, 0.5))
+    short = recipe.with_options(steps=STEPS, batch=128, snapshots=(0.05, 0.5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES["gmm-2d"], "teacher", short)
         train("gmm-2d", "teacher", out=out)

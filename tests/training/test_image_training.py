@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
@@ -32,7 +31,6 @@ from flowlik_models.networks.images import cosine_basis, cosine_moments
 from flowlik_models.objectives import flow_matching_loss
 from flowlik_models.objectives.calibration import calibration_loss, few_step_log_prob
 from flowlik_models.objectives.realuid import RealUID
-from flowlik_models.recipes.recipe import Recipe
 from flowlik_models.recipes.table import RECIPES
 from flowlik_models.training import preparation, process_group, trainer, trajectories
 from flowlik_models.training.image_batches import ImageSource
@@ -50,9 +48,8 @@ def shrunk(monkeypatch: pytest.MonkeyPatch, task: str = "fashion-mnist") -> None
     """The task's recipes at a size for tests."""
     for model, recipe in RECIPES[task].items():
         network = {**recipe.network, **TINY}
-        small = dataclasses.replace(
-            recipe, network=network, batch=BATCH, pool=min(recipe.pool, 4), pool_probes=1, compile=False
-        )
+        pool = min(recipe.trajectories.pool, 4)
+        small = recipe.with_options(network=network, batch=BATCH, pool=pool, pool_probes=1, compile=False)
         monkeypatch.setitem(RECIPES[task], model, small)
 
 
@@ -75,16 +72,16 @@ def weights(path: Path) -> dict[str, Tensor]:
 @contextmanager
 def stopped_at_the_third_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A training inside saves after every step and is interrupted after three."""
-    taken = trainer._Run.take
+    taken = trainer._Training.take
 
-    def interrupted(self: trainer._Run, loss: Tensor, parts: int) -> None:
+    def interrupted(self: trainer._Training, loss: Tensor, parts: int) -> None:
         if self.step == 3:
             raise KeyboardInterrupt
         taken(self, loss, parts)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "_SAVE_EVERY", 0.0)
-        patch.setattr(trainer._Run, "take", interrupted)
+        patch.setattr(trainer._Training, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -116,11 +113,11 @@ def test_calibration_trains_the_divergence_head_alone_towards_known_likelihoods(
     for model in ("teacher", "direct-f2d2"):
         before = train("fashion-mnist", model, out=fashion, steps=1)
     task, model = "fashion-mnist", "direct-f2d2-calibrated"
-    fast = dataclasses.replace(RECIPES[task][model], learning_rate=0.2)  # the first steps are a warm-up
+    fast = RECIPES[task][model].with_options(learning_rate=0.2)  # the first steps are a warm-up
     monkeypatch.setitem(RECIPES[task], model, fast)
     source = preparation.source_for(task, RECIPES[task][model], fashion, "cpu")
-    assert source.paths is not None
-    x, log_prob = source.paths.likelihoods(32, torch.Generator().manual_seed(1))
+    assert source.pool is not None
+    x, log_prob = source.pool.likelihoods(32, torch.Generator().manual_seed(1))
 
     def error(path: Path, model: str) -> float:
         network = load_model(task, model, path=path)
@@ -157,7 +154,7 @@ def test_a_calibrated_likelihood_is_that_of_f2d2(fashion: Path, steps: int) -> N
 
 
 def test_parts_of_a_batch_make_the_same_step(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = dataclasses.replace(RECIPES["fashion-mnist"]["teacher"], stored="float32")
+    exact = RECIPES["fashion-mnist"]["teacher"].with_options(stored="float32")
     monkeypatch.setitem(RECIPES["fashion-mnist"], "teacher", exact)
     at_once = train("fashion-mnist", "teacher", out=fashion / "once", steps=STEPS)
     in_parts = train("fashion-mnist", "teacher", out=fashion / "parts", steps=STEPS, accumulate=4)
@@ -242,8 +239,7 @@ def test_progress_tells_images_and_operations_a_second(fashion: Path) -> None:
 
 def test_a_one_step_generator_of_images_from_files(fashion: Path) -> None:
     train("fashion-mnist", "teacher", out=fashion, steps=1)
-    recipe = dataclasses.replace(
-        RECIPES["fashion-mnist"]["teacher"],
+    recipe = RECIPES["fashion-mnist"]["teacher"].with_options(
         objective="realuid",
         path="flow-matching",
         teacher="teacher",
@@ -319,7 +315,7 @@ def test_variances_along_cosines_are_those_of_the_covariance() -> None:
 def test_mirrored_images_come_as_often_as_the_others() -> None:
     levels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     levels[..., 0] = 255
-    recipe = Recipe(objective="flow-matching", teacher="data", batch=400, altered=0.0)
+    recipe = RECIPES["fashion-mnist"]["teacher"].with_options(batch=400)
     for flips, share in ((True, 0.5), (False, 1.0)):
         source = ImageSource(TrainingImages(levels, 256, flips, "-"))
         data = source.data(400, recipe, torch.Generator().manual_seed(0))
@@ -340,11 +336,11 @@ def test_the_loss_of_colour_images_falls(tmp_path: Path, monkeypatch: pytest.Mon
     shrunk(monkeypatch, "cifar10")
     recipe = RECIPES["cifar10"]["teacher"]
     network = {**recipe.network, "widths": (4, 8), "attention": (16,), "head": 8}
-    recipe = dataclasses.replace(recipe, network=network, learning_rate=2e-2)
+    recipe = recipe.with_options(network=network, learning_rate=2e-2)
     monkeypatch.setitem(RECIPES["cifar10"], "teacher", recipe)
     path = train("cifar10", "teacher", out=tmp_path / "train", steps=18)
     source = ImageSource(training_images("cifar10"))
-    batch = source.batch(dataclasses.replace(recipe, batch=32), torch.Generator().manual_seed(9))
+    batch = source.batch(recipe.with_options(batch=32), torch.Generator().manual_seed(9))
     before, after = (
         float(flow_matching_loss(network, batch)["velocity"].mean().detach())
         for network in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def test_weights_of_another_task_are_refused_as_a_start(tmp_path: Path, checkpoi
 def test_mixed_precision_trains_and_keeps_the_closed_form_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(recipe_for("gmm-2d", "direct-f2d2"), precision="bfloat16", pool=64, batch=64)
+    recipe = recipe_for("gmm-2d", "direct-f2d2").with_options(precision="bfloat16", pool=64, batch=64)
     monkeypatch.setitem(RECIPES["gmm-2d"], "direct-f2d2", recipe)
     made = train("gmm-2d", "direct-f2d2", out=tmp_path, steps=3)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(made).values())

@@ -6,15 +6,14 @@ CSV and comparisons show like those of the suite. A record reads the same where 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from flowlik.measures.judged_items import JudgedItems
 from flowlik.records.columns import BY_NAME, Column
 from flowlik_models.names import unknown
+from flowlik_models.plugins import load_plugins
 
 ENTRY_POINT_GROUP = "flowlik.measures"
 
@@ -85,8 +84,4 @@ def _load_entry_points() -> None:
     if ENTRY_POINT_GROUP in _LOADED:
         return
     _LOADED.add(ENTRY_POINT_GROUP)  # before loading: a plug-in may look measures up while it is imported
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            register(point.name, point.load())
-        except Exception as error:  # as above
-            warnings.warn(f"measure plugin {point.name!r} cannot be loaded: {error}", stacklevel=2)
+    load_plugins(ENTRY_POINT_GROUP, (), register)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+TeacherField = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""Velocity (batch, *event) and, for a joint map, divergence (batch,) at points x (batch, *event), t (batch,)."""
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -11,7 +11,6 @@ and network-free evaluations of the policy. Data-free anchors cost one forward a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -20,14 +19,12 @@ import torch
 from torch import Tensor
 
 from flowlik_models.networks.policy import PolicyHead
+from flowlik_models.objectives.batch import TeacherField
 
-_LOGIT_EPS = (
-    1e-3  # matching times are uniform in logit(t) this far from both ends, as the estimator's substeps
-)
+# matching times are uniform in logit(t) this far from both ends, as the estimator's substeps
+_LOGIT_EPS = 1e-3
 _FIRST = 0.05  # before this the field hardly changes
 _SMALLEST = 0.02  # weights treat what happens closer to the data than this alike
-
-Field = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +34,12 @@ class Imitation:
     ``head``: what the network answers with. ``segments``: numbers of equal segments, one drawn a row. ``matches``:
     random times M a row at which the policy is matched, ``substeps``: Heun steps before each of them. ``spread``:
     every second match is moved off the path by noise of this many times 1 - t (0: none is, as published); without it
-    nothing tells the policy's slope across the path, on which the frozen likelihood rests. ``dropout``: probability
-    with which a component is left out, 0.05 to 0.1 as published; the fit then stays a compromise between mixtures with
-    and without it (docs/training.md). ``noise_end``: share of rows anchored at the noise end of their segment, for
-    sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the network's own policies
-    lead from the noise, instead of points on the path of the data. ``divergence``: weight of the error of the
-    divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
+    nothing determines the policy's slope across the path, on which the frozen likelihood rests. ``dropout``:
+    probability with which a component is left out, 0.05 to 0.1 as published; the fit then stays a compromise between
+    mixtures with and without it (docs/training.md). ``noise_end``: share of rows anchored at the noise end of their
+    segment, for sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the network's
+    own policies lead from the noise, instead of points on the path of the data. ``divergence``: weight of the error of
+    the divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
     """
 
     head: PolicyHead = field(default_factory=PolicyHead)
@@ -91,7 +88,7 @@ def imitation_loss(
     x: Tensor,
     t: Tensor,
     s: Tensor,
-    teacher: Field,
+    teacher: TeacherField,
     imitation: Imitation,
     generator: torch.Generator,
     *,
@@ -110,7 +107,7 @@ def imitation_loss(
     times = _matching_times(t, s, imitation.matches, generator)
     with torch.no_grad():
         points = _states(policy.detached(), x, t, times, imitation.substeps)
-        points = _beside(points.flatten(0, 1), times.flatten(), imitation.spread, generator)
+        points = _moved_off_path(points.flatten(0, 1), times.flatten(), imitation.spread, generator)
     again = torch.arange(len(x), device=x.device).repeat(len(times))
     time = times.flatten()
     velocity, divergence = policy.rows(again).velocity_and_divergence(points, time)
@@ -153,7 +150,7 @@ def _states(policy: Any, x: Tensor, t: Tensor, times: Tensor, substeps: int) -> 
     return torch.stack(states)
 
 
-def _beside(x: Tensor, t: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+def _moved_off_path(x: Tensor, t: Tensor, spread: float, generator: torch.Generator) -> Tensor:
     """Every second point moved by noise of standard deviation ``spread (1 - t)``, the scale on which p_t is smooth."""
     noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
     moved = spread * (1 - t) * (torch.arange(len(x), device=x.device) % 2)
@@ -182,10 +179,10 @@ def _own_points(network: Any, x: Tensor, t: Tensor, imitation: Imitation) -> Ten
     """Where the network's own policies lead from noise x at t = 0 by the time t of each row."""
     count = max(imitation.segments)
     edges = (1 - imitation.eps) * torch.arange(count + 1, device=x.device, dtype=x.dtype) / count
-    found = x
+    points = x
     for low, high in pairwise(edges):
         start, end = low.expand(len(x)), high.expand(len(x))
         policy = network.policy(x, start, end)
         x = _states(policy, x, start, end[None], imitation.substeps * imitation.matches)[0]
-        found = torch.where(_column(t >= high - 1e-6, x), x, found)
-    return found
+        points = torch.where(_column(t >= high - 1e-6, x), x, points)
+    return points

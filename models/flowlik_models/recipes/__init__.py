@@ -1,5 +1,6 @@
 """How every model is trained: one recipe each."""
 
+from flowlik_models.recipes.options import Execution, Optimiser, Points, Times, Trajectories, Weights
 from flowlik_models.recipes.recipe import (
     CLOSED_FORM_TEACHER,
     DATA_TEACHER,
@@ -17,9 +18,15 @@ __all__ = [
     "DATA_TEACHER",
     "RECIPES",
     "SMALLEST_STEP",
+    "Execution",
     "Fault",
     "Objective",
+    "Optimiser",
+    "Points",
     "Recipe",
+    "Times",
+    "Trajectories",
+    "Weights",
     "needs_forward_mode",
     "smallest_step",
 ]

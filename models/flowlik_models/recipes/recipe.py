@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from flowlik_models.conditional_paths import PATHS, PathName
+from flowlik_models.names import unknown
 from flowlik_models.objectives.conditions.condition import Derivative
 from flowlik_models.objectives.divergence_target import DivergenceTarget
 from flowlik_models.objectives.imitation import Imitation
 from flowlik_models.objectives.realuid import RealUID
+from flowlik_models.recipes.options import Execution, Optimiser, Points, Times, Trajectories, Weights
 
 Objective = Literal[
     "flow-matching", "meanflow", "shortcut", "lsd", "esd", "direct", "calibration", "imitation", "realuid"
@@ -19,6 +21,11 @@ Fault = Literal["broadcast", "one-direction", "step-hole"]
 CLOSED_FORM_TEACHER = "closed-form"
 DATA_TEACHER = "data"
 SMALLEST_STEP = 1 / 128  # of the dyadic ones
+_DIFFERENTIATED = {
+    "meanflow",
+    "lsd",
+    "esd",
+}  # objectives that take a derivative of the network along its inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,34 +33,18 @@ class Recipe:
     """Everything that determines a training run besides seed and data.
 
     ``objective``: the condition for the map off the diagonal, ``divergence_objective`` the one for its divergence
-    (None: the same). ``teacher``: where velocities and divergences come from: ``closed-form``, ``data`` (conditional
-    velocities, and divergences of the averaged network's own diagonal), or a model id. ``network``: options of the
-    network. ``start_from``: model id whose weights are taken first (a missing head stays at zero).
+    (None: the same); ``calibration`` trains the divergence head alone, by the likelihoods of the trajectories' ends
+    (`objectives.calibration`). ``divergence``: whether the map has that head. ``derivative``: how a condition
+    differentiates the network. ``teacher``: where velocities and divergences come from: ``closed-form``, ``data``
+    (conditional velocities, and divergences of the averaged network's own diagonal), or a model id. ``network``:
+    options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at zero).
+    ``path``: the framework of a field that is trained on conditional targets alone, or of a one-step generator.
+    ``faults``: faults of the released F2D2 code to reproduce (docs/training.md).
 
-    ``stretched``, ``diagonal``, ``ends``: shares of times drawn near the data, of s = t, and of s at an end.
-    ``dyadic``: steps of lengths 2^-k, down to 1/128, that start at multiples of their length, as Shortcut was
-    published, instead of any pair of times; ``middle``: where such a condition cuts a step. ``altered``: share of
-    points moved, off the path by noise of a scale uniform up to ``altered_scale``, or ``along`` it (``altered_law``):
-    the path's own noise times a factor log-uniform up to the scale, which is where trajectories from beside the data
-    pass. ``relative``: targets larger than this are fitted to relative instead of absolute accuracy; needed where the
-    field is singular off the data.
-
-    ``weight_c``: constants of the adaptive weights of velocity and divergence; None weighs all alike.
-    ``divergence_scale``: the divergence is fitted in units of this (None: of the number of dimensions).
-    ``divergence_target``: how the divergence of a network's field is estimated. ``pool``: trajectories of the teacher
-    solved beforehand; ``pool_data``: share of them that begin at training images, moved as ``shift`` says, instead of
-    at noise; ``pool_share``: share of the data that are the teacher's own samples; ``pool_probes``: probes of each of
-    their divergences near the data; ``direct``: share of a batch whose targets are averages read off the trajectories;
-    the other rows of objective ``direct`` lie on the diagonal. Objective ``calibration`` trains the divergence head
-    alone, by the likelihoods of the trajectories' ends (`objectives.calibration`).
-    ``imitation``: how policies are trained, objective ``imitation`` alone. ``path``: the framework of a field that is
-    trained on conditional targets alone, or of a one-step generator; ``realuid``: how the latter is trained, objective
-    ``realuid`` alone. ``betas``: of Adam.
-    ``faults``: faults of the released F2D2 code to reproduce (docs/training.md). ``precision``: of the network's
-    forward and backward. ``accumulate``: parts of a batch that a process takes one after the other; like the number of
-    processes it changes the trajectory by rounding alone. ``channels_last``, ``fused``, ``compile``: memory format,
-    optimiser in one kernel, compiled backbone. ``stored``: type of the weights in the checkpoint. ``snapshots``: shares
-    of the steps after which the average is kept as well.
+    Options of every training are grouped: ``optimiser``, ``times``, ``points``, ``weights``, ``trajectories``,
+    ``execution`` (`flowlik_models.recipes.options`). Options of one objective: ``divergence_target``, how the
+    divergence of a network's field is estimated; ``imitation``, how policies are trained; ``realuid``, how a one-step
+    generator is.
 
     Raises:
         ValueError: options that do not go together, in one line.
@@ -62,117 +53,155 @@ class Recipe:
     objective: Objective
     divergence_objective: Objective | None = None
     divergence: bool = False
+    derivative: Derivative = "difference"
+    teacher: str = CLOSED_FORM_TEACHER
     network: dict[str, Any] = field(default_factory=dict)
     start_from: str | None = None
-    teacher: str = CLOSED_FORM_TEACHER
-    steps: int = 10_000
-    batch: int = 256
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.0
-    ema: float = 0.999
-    clip: float = 10.0
-    weight_c: tuple[float | None, float | None] = (1.0, 1.0)
-    stretched: float = 0.5
-    diagonal: float = 0.25
-    ends: float = 0.0
-    dyadic: bool = False
-    middle: Literal["half", "random"] = "random"
-    delta: float = 5e-3
-    altered: float = 0.25
-    altered_scale: float = 2.0
-    altered_law: Literal["uniform", "along"] = "uniform"
-    relative: float | None = None
-    shift: float = 0.0
-    divergence_scale: float | None = None
-    divergence_target: DivergenceTarget = field(default_factory=DivergenceTarget)
-    pool: int = 0
-    pool_data: float = 1 / 3
-    pool_share: float = 0.0
-    pool_probes: int = 1
-    direct: float = 0.0
-    derivative: Derivative = "difference"
-    imitation: Imitation | None = None
     path: PathName | None = None
-    realuid: RealUID | None = None
-    betas: tuple[float, float] = (0.9, 0.99)
     faults: tuple[Fault, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
-    accumulate: int = 1
-    channels_last: bool = False
-    fused: bool = False
-    compile: bool = False
-    stored: Literal["float32", "float16"] = "float32"
-    snapshots: tuple[float, ...] = ()
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    times: Times = field(default_factory=Times)
+    points: Points = field(default_factory=Points)
+    weights: Weights = field(default_factory=Weights)
+    trajectories: Trajectories = field(default_factory=Trajectories)
+    execution: Execution = field(default_factory=Execution)
+    divergence_target: DivergenceTarget = field(default_factory=DivergenceTarget)
+    imitation: Imitation | None = None
+    realuid: RealUID | None = None
 
     def __post_init__(self) -> None:
         """Check that the options go together."""
-        for name, kind in (
-            ("objective", self.objective),
-            ("divergence_objective", self.divergence_objective),
-        ):
-            if kind is not None and kind not in get_args(Objective):
-                raise ValueError(f"unknown {name} {kind!r} (valid: {', '.join(get_args(Objective))})")
-        if self.divergence_scale is not None and not self.divergence_scale > 0:
-            raise ValueError(f"divergence_scale must be positive, got {self.divergence_scale}")
-        if unknown := set(self.faults) - set(get_args(Fault)):
-            raise ValueError(f"unknown fault {min(unknown)!r} (valid: {', '.join(get_args(Fault))})")
-        if "step-hole" in self.faults and not (self.dyadic and self.objective == "shortcut"):
-            raise ValueError("fault step-hole needs objective shortcut with dyadic steps")
-        if (self.objective == "imitation") != (self.imitation is not None):
-            raise ValueError("objective imitation and the options `imitation` need each other")
-        if self.imitation is not None and self.divergence != bool(self.imitation.divergence):
-            raise ValueError("divergence must say whether imitation gives the divergence a weight")
-        if (self.objective == "realuid") != (self.realuid is not None):
-            raise ValueError("objective realuid and the options `realuid` need each other")
-        if self.path is not None and self.path not in PATHS:
-            raise ValueError(f"unknown path {self.path!r} (valid: {', '.join(PATHS)})")
-        if self.realuid is not None and (self.path is None or self.divergence):
-            raise ValueError("realuid needs a path and has no divergence head")
-        if self.realuid is not None and self.teacher in (CLOSED_FORM_TEACHER, DATA_TEACHER):
-            raise ValueError("realuid needs a trained teacher, whose weights the generator starts from")
-        if self.realuid is not None and bool(self.realuid.warm) != bool(self.pool):
-            raise ValueError("a warm start and a pool of the teacher's trajectories need each other")
-        from_noise = self.path is None or not PATHS[self.path].paired
-        if self.realuid is not None and (self.realuid.warm or self.realuid.stable) and not from_noise:
-            raise ValueError("warm and stable are for paths from the noise, not for paired ones")
-        if self.path is not None and self.objective not in ("flow-matching", "realuid"):
-            raise ValueError(f"path has no effect with objective {self.objective}")
-        if self.objective == "flow-matching" and (self.divergence or self.divergence_objective):
-            raise ValueError("flow-matching trains a field, which has no divergence head")
-        if self.divergence_objective and not self.divergence:
-            raise ValueError("divergence_objective is given and divergence is off")
-        if not 0 <= self.direct <= 1 or (self.direct and not self.pool):
-            raise ValueError("direct is a share of the batch and needs a pool of solved trajectories")
-        if self.objective == "calibration" and not (self.divergence and self.pool and self.start_from):
-            raise ValueError(
-                "objective calibration needs a divergence head, a model to start from and a pool"
-            )
-        if "direct" in (self.objective, self.divergence_objective) and not self.direct:
-            raise ValueError("objective direct needs a share of direct rows")
-        if self.accumulate < 1 or self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} cannot be taken in {self.accumulate} equal parts")
-        if self.compile and needs_forward_mode(self):
-            raise ValueError(
-                "a compiled network has no forward-mode derivative: compile with derivative difference"
-            )
-        if self.teacher == DATA_TEACHER and (self.altered or self.pool):
-            raise ValueError("conditional velocities hold on the path only: altered and pool need a teacher")
+        _check_names(self)
+        _check_faults(self)
+        _check_divergence(self)
+        _check_imitation(self)
+        _check_generator(self)
+        _check_teacher(self)
+        _check_trajectories(self)
+        _check_compilation(self)
+
+    def with_options(self, **options: Any) -> Recipe:
+        """The recipe with other values of options, each given by its own name, whichever group it belongs to.
+
+        >>> short = Recipe(objective="meanflow").with_options(steps=100, altered=0.0, start_from="teacher")
+        >>> short.optimiser.steps, short.points.altered, short.start_from
+        (100, 0.0, 'teacher')
+
+        Raises:
+            ValueError: an option that no group has (the line gives the nearest match), or values that do not go
+                together.
+        """
+        changes: dict[str, Any] = {}
+        grouped: dict[str, dict[str, Any]] = {}
+        for name, value in options.items():
+            if name not in _GROUP_OF:
+                raise ValueError(unknown("option of a recipe", name, _GROUP_OF))
+            group = _GROUP_OF[name]
+            if group is None:
+                changes[name] = value
+            else:
+                grouped.setdefault(group, {})[name] = value
+        for group, values in grouped.items():
+            changes[group] = replace(getattr(self, group), **values)
+        return replace(self, **changes)
+
+    def flat(self) -> dict[str, Any]:
+        """All options by their own names, without groups, as plain values: what a card stores of the recipe."""
+        flat: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            flat |= value if name in _GROUPS else {name: value}
+        return flat
+
+
+_GROUPS: dict[str, type[Any]] = {
+    "optimiser": Optimiser,
+    "times": Times,
+    "points": Points,
+    "weights": Weights,
+    "trajectories": Trajectories,
+    "execution": Execution,
+}
+
+_GROUP_OF: dict[str, str | None] = {
+    **{each.name: None for each in fields(Recipe) if each.name not in _GROUPS},
+    **{each.name: group for group, kind in _GROUPS.items() for each in fields(kind)},
+}
+"""The group of every option; None: it has none."""
+
+
+def _check_names(recipe: Recipe) -> None:
+    for name in ("objective", "divergence_objective"):
+        objective = getattr(recipe, name)
+        if objective is not None and objective not in get_args(Objective):
+            raise ValueError(unknown(name, objective, get_args(Objective)))
+    if recipe.path is not None and recipe.path not in PATHS:
+        raise ValueError(unknown("path", recipe.path, PATHS))
+
+
+def _check_faults(recipe: Recipe) -> None:
+    if wrong := set(recipe.faults) - set(get_args(Fault)):
+        raise ValueError(unknown("fault", min(wrong), get_args(Fault)))
+    if "step-hole" in recipe.faults and not (recipe.times.dyadic and recipe.objective == "shortcut"):
+        raise ValueError("fault step-hole needs objective shortcut with dyadic steps")
+
+
+def _check_divergence(recipe: Recipe) -> None:
+    if recipe.objective == "flow-matching" and (recipe.divergence or recipe.divergence_objective):
+        raise ValueError("flow-matching trains a field, which has no divergence head")
+    if recipe.divergence_objective and not recipe.divergence:
+        raise ValueError("divergence_objective is given and divergence is off")
+
+
+def _check_imitation(recipe: Recipe) -> None:
+    if (recipe.objective == "imitation") != (recipe.imitation is not None):
+        raise ValueError("objective imitation and the options `imitation` need each other")
+    if recipe.imitation is not None and recipe.divergence != bool(recipe.imitation.divergence):
+        raise ValueError("divergence must say whether imitation gives the divergence a weight")
+
+
+def _check_generator(recipe: Recipe) -> None:
+    if (recipe.objective == "realuid") != (recipe.realuid is not None):
+        raise ValueError("objective realuid and the options `realuid` need each other")
+    if recipe.path is not None and recipe.objective not in ("flow-matching", "realuid"):
+        raise ValueError(f"path has no effect with objective {recipe.objective}")
+    if recipe.realuid is None:
+        return
+    if recipe.path is None or recipe.divergence:
+        raise ValueError("realuid needs a path and has no divergence head")
+    if recipe.teacher in (CLOSED_FORM_TEACHER, DATA_TEACHER):
+        raise ValueError("realuid needs a trained teacher, whose weights the generator starts from")
+    if bool(recipe.realuid.warm) != bool(recipe.trajectories.pool):
+        raise ValueError("a warm start and a pool of the teacher's trajectories need each other")
+    if PATHS[recipe.path].paired and (recipe.realuid.warm or recipe.realuid.stable):
+        raise ValueError("warm and stable are for paths from the noise, not for paired ones")
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    if recipe.teacher == DATA_TEACHER and (recipe.points.altered or recipe.trajectories.pool):
+        raise ValueError("conditional velocities hold on the path only: altered and pool need a teacher")
+
+
+def _check_trajectories(recipe: Recipe) -> None:
+    pool = recipe.trajectories.pool
+    if recipe.objective == "calibration" and not (recipe.divergence and pool and recipe.start_from):
+        raise ValueError("objective calibration needs a divergence head, a model to start from and a pool")
+    if "direct" in (recipe.objective, recipe.divergence_objective) and not recipe.trajectories.direct:
+        raise ValueError("objective direct needs a share of direct rows")
+
+
+def _check_compilation(recipe: Recipe) -> None:
+    if recipe.execution.compile and needs_forward_mode(recipe):
+        raise ValueError(
+            "a compiled network has no forward-mode derivative: compile with derivative difference"
+        )
 
 
 def smallest_step(recipe: Recipe) -> float:
     """Steps up to this length are cut no further; 0 where there is no shortest step, or where a fault leaves a hole."""
-    return SMALLEST_STEP if recipe.dyadic and "step-hole" not in recipe.faults else 0.0
+    return SMALLEST_STEP if recipe.times.dyadic and "step-hole" not in recipe.faults else 0.0
 
 
 def needs_forward_mode(recipe: Recipe) -> bool:
     """Whether a forward-mode derivative of the network is taken."""
     conditions = {recipe.objective, recipe.divergence_objective}
-    return recipe.derivative == "jvp" and not conditions <= {
-        "flow-matching",
-        "direct",
-        "calibration",
-        "imitation",
-        "shortcut",
-        "realuid",
-        None,
-    }
+    return recipe.derivative == "jvp" and not conditions.isdisjoint(_DIFFERENTIATED)

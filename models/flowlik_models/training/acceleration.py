@@ -16,7 +16,7 @@ def laid_out(network: nn.Module, recipe: Recipe, device: str) -> nn.Module:
 
     Attention is written out where forward-mode derivatives are taken, which the fused one does not have.
     """
-    if recipe.channels_last:
+    if recipe.execution.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fuse_attention(network, torch.device(device).type == "cuda" and not needs_forward_mode(recipe))
     return network
@@ -24,7 +24,7 @@ def laid_out(network: nn.Module, recipe: Recipe, device: str) -> nn.Module:
 
 def compiled(network: Any, recipe: Recipe) -> None:
     """Compile the backbones in place where the recipe says so; what surrounds it stays as written."""
-    if recipe.compile:
+    if recipe.execution.compile:
         parts = [getattr(network, name) for name in getattr(network, "networks", ())]
         for part in parts or [getattr(network, "backbone", network)]:
             part._hidden = torch.compile(part._hidden)
@@ -32,12 +32,12 @@ def compiled(network: Any, recipe: Recipe) -> None:
 
 def optimiser(network: nn.Module, recipe: Recipe, device: str) -> torch.optim.Optimizer:
     """Adam, with decoupled weight decay where there is one; one fused kernel a step on a GPU or where asked for."""
-    kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
-    fused = recipe.fused or torch.device(device).type == "cuda"
+    kind = torch.optim.AdamW if recipe.optimiser.weight_decay else torch.optim.Adam
+    fused = recipe.execution.fused or torch.device(device).type == "cuda"
     return kind(
         network.parameters(),
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        betas=recipe.betas,
+        lr=recipe.optimiser.learning_rate,
+        weight_decay=recipe.optimiser.weight_decay,
+        betas=recipe.optimiser.betas,
         fused=fused,
     )

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from flowlik_models.checkpoints import save_checkpoint
 from flowlik_models.features.classifier import Extractor, extractor_for
 from flowlik_models.images.pixels import continuous, mirrored, shifted
-from flowlik_models.moments.training_images import labelled, training_images
+from flowlik_models.moments.training_images import TrainingImages, labelled, training_images
 from flowlik_models.training.trainer import Progress
 
 STEPS = {"digits": 1_200, "fashion-mnist": 3_000, "cifar10": 20_000}
 _BATCH = 128
 _JUDGED_AT_ONCE = 500
+_REPORT_EVERY = 50  # steps
 _LEARNING_RATE = 2e-3
 _WEIGHT_DECAY = 0.05
 _SMOOTHING = 0.05
@@ -48,27 +49,15 @@ def train_features(
     """
     steps = steps or STEPS.get(task, 0)
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     network = extractor_for(task).train().to(device)
     images = training_images(task)
-    levels, labels = labelled(task, "train")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     begun = time.monotonic()
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
-        pick = torch.randint(len(levels), (_BATCH,), generator=generator)
-        moved = shifted(levels[pick], 1.0, generator)
-        if images.flips:
-            moved = mirrored(moved, generator)
-        x = continuous(moved, images.n_levels, torch.rand(moved.shape, generator=generator))
-        scores = network.logits(x.to(device))
-        loss = F.cross_entropy(scores, labels[pick].to(device), label_smoothing=_SMOOTHING)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimiser.step()
-        if progress and (step + 1) % 50 == 0:
-            progress(Progress(step + 1, steps, float(loss.detach()), time.monotonic() - begun))
+
+    def report(step: int, loss: float) -> None:
+        if progress:
+            progress(Progress(step, steps, loss, time.monotonic() - begun))
+
+    _fit(network, images, labelled(task, "train"), steps, torch.Generator().manual_seed(seed), report)
     network.eval()
     card: dict[str, Any] = {
         "task": task,
@@ -95,11 +84,44 @@ def train_features(
     return path
 
 
+def _fit(
+    network: Extractor,
+    images: TrainingImages,
+    training: tuple[Tensor, Tensor],
+    steps: int,
+    generator: torch.Generator,
+    report: Callable[[int, float], None],
+) -> None:
+    """Train on the grey levels and labels ``training``; ``report`` takes the step and its loss."""
+    levels, labels = training
+    device = next(network.parameters()).device
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        pick = torch.randint(len(levels), (_BATCH,), generator=generator)
+        scores = network.logits(_augmented(images, levels[pick], generator).to(device))
+        loss = F.cross_entropy(scores, labels[pick].to(device), label_smoothing=_SMOOTHING)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimiser.step()
+        if (step + 1) % _REPORT_EVERY == 0:
+            report(step + 1, float(loss.detach()))
+
+
+def _augmented(images: TrainingImages, levels: Tensor, generator: torch.Generator) -> Tensor:
+    """Images of grey levels (batch, *event), shifted, where mirror images are as likely mirrored, and dequantised."""
+    levels = shifted(levels, 1.0, generator)
+    if images.flips:
+        levels = mirrored(levels, generator)
+    return continuous(levels, images.n_levels, torch.rand(levels.shape, generator=generator))
+
+
 def _accuracy(network: Extractor, levels: Tensor, labels: Tensor, n_levels: int, device: str) -> float:
     right = 0
     with torch.no_grad():
         for part, truth in zip(
-            *(torch.split(found, _JUDGED_AT_ONCE) for found in (levels, labels)), strict=True
+            *(torch.split(values, _JUDGED_AT_ONCE) for values in (levels, labels)), strict=True
         ):
             x = continuous(part, n_levels, torch.full(part.shape, 0.5)).to(device)
             right += int((network.logits(x).argmax(1).cpu() == truth).sum())

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from flowlik_models.images.pixels import continuous, mirrored, shifted
 from flowlik_models.moments.training_images import TrainingImages
-from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.recipes.recipe import Recipe
-from flowlik_models.training.batches import Field, draw_times, points_on_path, split_rows
+from flowlik_models.training.batches import draw_times, points_on_path, split_rows
 from flowlik_models.training.process_group import WHOLE, Part
-from flowlik_models.training.trajectories import Paths
+from flowlik_models.training.trajectories import TrajectoryPool
 
 
 class ImageSource:
     """Training images, freshly dequantised; targets from the images, or from a teacher where one is given.
 
-    With solved trajectories of the teacher, ``paths``, a share ``pool_share`` of the data are its own samples, since
-    the map is asked about those too, and a share ``direct`` of the batch are averages read off the trajectories. The
+    With a ``pool`` of the teacher's trajectories a share ``pool_share`` of the data are its own samples, since the map
+    is evaluated on those too, and a share ``direct`` of the batch are averages read off the trajectories. The
     teacher's divergence is estimated, unbiased, as ``recipe.divergence_target`` says. Where mirror images are as likely
     as the images, half of them are mirrored.
 
@@ -31,29 +31,29 @@ class ImageSource:
         self,
         images: TrainingImages,
         teacher: Any | None = None,
-        paths: Paths | None = None,
+        pool: TrajectoryPool | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.images, self.teacher, self.device = images, teacher, torch.device(device)
         self.levels = images.levels.to(device)
-        self.paths = None if paths is None else paths.to(device)
-        self.pool = None if self.paths is None else self.paths.states[0, : self.paths.own]
+        self.pool = None if pool is None else pool.to(device)
 
     def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
         """Dequantised training images (n, *event), a share of them the teacher's samples."""
         device = generator.device
         pick = torch.randint(len(self.levels), (n,), generator=generator, device=device)
         levels = self.levels[pick]
-        if recipe.shift:
-            levels = shifted(levels, recipe.shift, generator)
+        if recipe.points.shift:
+            levels = shifted(levels, recipe.points.shift, generator)
         if self.images.flips:
             levels = mirrored(levels, generator)
         noise = torch.rand(levels.shape, generator=generator, device=device)
         data = continuous(levels, self.images.n_levels, noise)
         if self.pool is None:
             return data
-        drawn = self.pool[torch.randint(len(self.pool), (n,), generator=generator, device=device)]
-        own = torch.rand(n, generator=generator, device=device) < recipe.pool_share
+        samples = self.pool.states[0, : self.pool.own]
+        drawn = samples[torch.randint(len(samples), (n,), generator=generator, device=device)]
+        own = torch.rand(n, generator=generator, device=device) < recipe.trajectories.pool_share
         return torch.where(own[:, None, None, None], drawn, data)
 
     def batch(self, recipe: Recipe, generator: torch.Generator, part: Part = WHOLE) -> Batch:
@@ -63,9 +63,9 @@ class ImageSource:
         t, s = draw_times(n, 1.0, recipe, generator)
         x, noise = points_on_path(data, t, recipe, generator)
         taught = self.teacher is not None and recipe.imitation is None
-        wanted = taught and recipe.divergence
-        probes = recipe.divergence_target.draw(x, generator) if wanted else None
-        pairs = self.paths.pairs(direct, generator) if taught and self.paths is not None else None
+        joint = taught and recipe.divergence
+        probes = recipe.divergence_target.draw(x, generator) if joint else None
+        pairs = self.pool.pairs(direct, generator) if taught and self.pool is not None else None
         if part.count > 1:
             mine = part.rows(n, device=x.device)
             x, t, s, data, noise = (rows[mine] for rows in (x, t, s, data, noise))
@@ -84,8 +84,8 @@ class ImageSource:
         with torch.no_grad():
             return (self.teacher.velocity(x, t),)
 
-    def field(self, recipe: Recipe, generator: torch.Generator) -> Field:
-        """The teacher's velocity and, where the recipe wants one, an estimate of its divergence."""
+    def field(self, recipe: Recipe, generator: torch.Generator) -> TeacherField:
+        """The teacher's velocity and, for a joint map, an estimate of its divergence."""
 
         def at(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
             x, t = x.to(self.device), t.to(self.device)

@@ -17,12 +17,13 @@ from flowlik_models.objectives import (
     own_field,
     residuals,
 )
-from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.objectives.calibration import calibration_loss
+from flowlik_models.objectives.conditions.condition import Evaluate
 from flowlik_models.objectives.imitation import imitation_loss
 from flowlik_models.objectives.realuid import matching_loss, realuid_loss
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe, smallest_step
-from flowlik_models.training.batches import Field, Source, draw_conditional
+from flowlik_models.training.batches import Source, draw_conditional
 from flowlik_models.training.process_group import WHOLE, Part
 
 
@@ -43,19 +44,17 @@ def loss_of(
     """
     if recipe.path is not None:
         return _conditional_loss(recipe, network, average, source, generator, device, step, part)
-    end = 1.0 - float(getattr(network, "eps", 0.0))
     if recipe.objective == "calibration":
-        assert source.paths is not None
-        x, log_prob = (rows.to(device) for rows in source.paths.likelihoods(recipe.batch, generator, part))
-        return calibration_loss(network, x, log_prob, end)
+        return _calibration_loss(recipe, network, source, generator, device, part)
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
     if recipe.objective == "flow-matching":
         return flow_matching_loss(network, _to(batch, device))["velocity"].mean()
     if recipe.imitation is not None:
-        at, teacher = _to(batch, device), _on(device, source.field(recipe, generator))
+        at, field = _to(batch, device), _on(device, source.field(recipe, generator))
+        relative = recipe.weights.relative
         return imitation_loss(
-            network, at.x, at.t, at.s, teacher, recipe.imitation, generator, relative=recipe.relative
+            network, at.x, at.t, at.s, field, recipe.imitation, generator, relative=relative
         )
     if recipe.divergence and batch.divergence is None:
         x, t = batch.x.to(device), batch.t.to(device)
@@ -64,27 +63,55 @@ def loss_of(
     target = evaluation(average, recipe.divergence)
     taught = recipe.teacher != DATA_TEACHER
     field = _on(device, source.field(recipe, generator)) if taught else own_field(target)
+    return _map_loss(recipe, network, _to(batch, device), target, field)
+
+
+def _map_loss(
+    recipe: Recipe, network: nn.Module, batch: Batch, target: Evaluate, field: TeacherField
+) -> Tensor:
+    """The weighted loss of a flow map, of a joint one with its divergence, by the recipe's conditions."""
+    end = _data_end(network)
     context = Context(
         target=target,
         field=field,
         end=end,
-        delta=recipe.delta,
+        delta=recipe.times.delta,
         derivative=recipe.derivative,
-        middle=recipe.middle,
+        middle=recipe.times.middle,
         smallest=end * smallest_step(recipe),
         broadcast="broadcast" in recipe.faults,
     )
     errors = residuals(
         network,
-        _to(batch, device),
+        batch,
         CONDITIONS[recipe.objective],
         CONDITIONS[recipe.divergence_objective or recipe.objective],
         context,
-        divergence_scale=recipe.divergence_scale,
-        relative=recipe.relative,
+        divergence_scale=recipe.weights.divergence_scale,
+        relative=recipe.weights.relative,
     )
-    weights = dict(zip(("velocity", "divergence"), recipe.weight_c, strict=True))
+    weights = dict(zip(("velocity", "divergence"), recipe.weights.weight_c, strict=True))
     return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+
+
+def _calibration_loss(
+    recipe: Recipe,
+    network: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    part: Part,
+) -> Tensor:
+    """The loss of a divergence head against the likelihoods of the pool's data points."""
+    assert source.pool is not None
+    rows = source.pool.likelihoods(recipe.optimiser.batch, generator, part)
+    x, log_prob = (values.to(device) for values in rows)
+    return calibration_loss(network, x, log_prob, _data_end(network))
+
+
+def _data_end(network: nn.Module) -> float:
+    """The time of the data end of a network."""
+    return 1.0 - float(getattr(network, "eps", 0.0))
 
 
 def _conditional_loss(
@@ -103,10 +130,11 @@ def _conditional_loss(
     draw = draw_conditional(source, recipe, path, generator, device, part)
     if recipe.realuid is None:
         return matching_loss(network, path, draw)
-    return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, recipe.steps)
+    steps = recipe.optimiser.steps
+    return realuid_loss(network, average, source.teacher, path, draw, recipe.realuid, step, steps)
 
 
-def _on(device: str, field: Field) -> Field:
+def _on(device: str, field: TeacherField) -> TeacherField:
     return lambda x, t: tuple(part.to(device) for part in field(x, t))
 
 

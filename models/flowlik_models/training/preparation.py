@@ -23,19 +23,18 @@ from flowlik_models.networks.policy import PolicyImages
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.objectives.calibration import only_the_head
 from flowlik_models.recipes.recipe import CLOSED_FORM_TEACHER, DATA_TEACHER, Recipe
-from flowlik_models.training.batches import ClosedFormSource, Source, path_starts
+from flowlik_models.training.batches import ClosedFormSource, Source, trajectory_starts
 from flowlik_models.training.generated_flow import GeneratedFlow
 from flowlik_models.training.image_batches import ImageSource
 from flowlik_models.training.process_group import ALONE, Group
-from flowlik_models.training.trajectories import Paths, solve, solve_closed_form, stored_paths
+from flowlik_models.training.trajectories import TrajectoryPool, solve, solve_closed_form, stored_pool
 from flowlik_models.zoo import build, checkpoint_path, load_model, model_hash
 
 _POOL_SEED = 77
 _FITTED = 20_000  # points that clusters are fitted to
-
-_BESIDE = (
-    0.02  # distance of the latents whose trajectories tell a warm start the slopes of the teacher's flow
-)
+_NEIGHBOUR_DISTANCE = 0.02  # of latents whose trajectories give a warm start the slopes of the teacher's flow
+_WORDS_IN_NAMES = {"data_share": "data", "neighbour_distance": "beside"}
+"""Names of options in the names of files, which stay so that pools solved before are found."""
 
 
 def _trained(task: str, model: str, out: Path) -> Path:
@@ -49,7 +48,7 @@ def prepared(
 ) -> tuple[nn.Module, Source]:
     """Network and source of a recipe, on the device.
 
-    Moments of the data are worked out once and kept, by the first process; solved trajectories are shared out.
+    Moments of the data are worked out once and stored, by the first process; all share in solving trajectories.
 
     Raises:
         CheckpointError, MissingDataError, DataError: as of `network_for` and `source_for`.
@@ -84,75 +83,98 @@ def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
 
 
 def _moments(task: str, recipe: Recipe) -> Moments:
-    """Moments of the training images; eigenvectors rounded as the checkpoint will store them."""
+    """Moments of the training images; eigenvectors rounded as the checkpoint stores them."""
     mean, values, vectors = training_moments(task)
-    return mean, values, vectors.half() if recipe.stored == "float16" else vectors
+    return mean, values, vectors.half() if recipe.execution.stored == "float16" else vectors
 
 
 def source_for(task: str, recipe: Recipe, out: Path, device: str, group: Group = ALONE) -> Source:
-    """Where the batches of a recipe come from; trajectories it needs are solved now and kept below ``out``.
+    """Where the batches of a recipe come from; its pool of trajectories is solved now and stored below ``out``.
 
     Raises:
         CheckpointError: its teacher is missing or does not fit.
         MissingDataError, DataError: the images are not there, or not as published.
     """
-    if task in SYNTHETIC_TASKS:
-        return _closed_form_source(task, recipe, out, device, group)
+    if task not in SYNTHETIC_TASKS:
+        return _image_source(task, recipe, out, device, group)
+    if recipe.realuid is not None:
+        teacher, pool = _network_and_pool(task, recipe, out, device, group)
+        return ClosedFormSource(closed_form(task), pool, teacher)
+    return _closed_form_source(task, recipe, out, group)
+
+
+def _image_source(task: str, recipe: Recipe, out: Path, device: str, group: Group) -> Source:
+    images = training_images(task)
     if recipe.teacher == DATA_TEACHER:
-        return ImageSource(training_images(task), device=device)
+        return ImageSource(images, device=device)
+    teacher, pool = _network_and_pool(task, recipe, out, device, group, images)
+    return ImageSource(images, teacher, pool, device)
+
+
+def _network_and_pool(
+    task: str,
+    recipe: Recipe,
+    out: Path,
+    device: str,
+    group: Group,
+    images: TrainingImages | None = None,
+) -> tuple[nn.Module, TrajectoryPool | None]:
+    """The network that teaches a recipe and, where there is one, the pool of its trajectories."""
     path = _trained(task, recipe.teacher, out)
     teacher = load_model(task, recipe.teacher, path=path, device=device).requires_grad_(False)
-    if not recipe.pool:
-        return ImageSource(training_images(task), teacher, device=device)
+    if not recipe.trajectories.pool:
+        return teacher, None
     weights = model_hash(task, recipe.teacher, path=path)
-    images = training_images(task)
-    paths = _teacher_paths(out / task, recipe, teacher, weights, group, images)
-    return ImageSource(images, teacher, paths, device)
+    return teacher, _pool_of_network(out / task, recipe, teacher, weights, group, images)
 
 
-def _teacher_paths(
+def _pool_of_network(
     folder: Path,
     recipe: Recipe,
     teacher: Any,
     weights: str,
     group: Group,
     images: TrainingImages | None = None,
-) -> Paths:
-    """The recipe's pool of a network's trajectories, kept in ``folder`` under a name that tells how it was made."""
-    told: dict[str, Any] = {"probes": recipe.pool_probes, "data": recipe.pool_data, "shift": recipe.shift}
+) -> TrajectoryPool:
+    """The recipe's pool of a network's trajectories, stored in ``folder`` under a name that depends on how it is
+    made."""
+    n, options = recipe.trajectories.pool, _solve_options(recipe)
+    law = {_WORDS_IN_NAMES.get(name, name): value for name, value in options.items()}
+    name = hashlib.sha256(f"{weights} {n} {law}".encode()).hexdigest()[:12]
+    file = folder / f"{recipe.teacher}-paths-{name}.safetensors"
+    options |= {"images": images, "folder": file.with_suffix(".parts"), "group": group}
+    return stored_pool(file, lambda: solve(teacher, n, **options), group)
+
+
+def _solve_options(recipe: Recipe) -> dict[str, Any]:
+    """Options of `solve` that determine a recipe's pool."""
     if recipe.realuid is not None:
-        told = {"data": 0.0, "beside": _BESIDE, "reach": recipe.realuid.reach}
-    name = hashlib.sha256(f"{weights} {recipe.pool} {told}".encode()).hexdigest()[:12]
-    cache = folder / f"{recipe.teacher}-paths-{name}.safetensors"
-    told |= {"images": images, "parts": cache.with_suffix(".parts"), "group": group}
-    return stored_paths(cache, lambda: solve(teacher, recipe.pool, **told), group)
+        reach = recipe.realuid.reach
+        return {"data_share": 0.0, "neighbour_distance": _NEIGHBOUR_DISTANCE, "reach": reach}
+    pool = recipe.trajectories
+    return {"probes": pool.pool_probes, "data_share": pool.pool_data, "shift": recipe.points.shift}
 
 
-def _closed_form_source(task: str, recipe: Recipe, out: Path, device: str, group: Group) -> Source:
+def _closed_form_source(task: str, recipe: Recipe, out: Path, group: Group) -> Source:
+    """Batches of a closed form, or of the law of a one-step generator that teaches in its place."""
     truth: Any = closed_form(task)
-    told = constants_hash(task)
-    if recipe.realuid is not None:
-        path = _trained(task, recipe.teacher, out)
-        teacher = load_model(task, recipe.teacher, path=path).requires_grad_(False)
-        teacher = teacher.to(device)
-        weights = model_hash(task, recipe.teacher, path=path)
-        paths = _teacher_paths(out / task, recipe, teacher, weights, group) if recipe.pool else None
-        return ClosedFormSource(truth, paths, teacher)
+    identity = constants_hash(task)
     if recipe.teacher not in (CLOSED_FORM_TEACHER, DATA_TEACHER):
         path = _trained(task, recipe.teacher, out)
         truth = GeneratedFlow(load_model(task, recipe.teacher, path=path))
-        told += model_hash(task, recipe.teacher, path=path)
-    if not recipe.pool:
+        identity += model_hash(task, recipe.teacher, path=path)
+    if not recipe.trajectories.pool:
         return ClosedFormSource(truth)
-    law = (recipe.altered, recipe.altered_scale, recipe.altered_law, recipe.delta, recipe.pool)
-    name = hashlib.sha256(f"{told} {law}".encode()).hexdigest()[:12]
+    points, delta = recipe.points, recipe.times.delta
+    law = (points.altered, points.altered_scale, points.altered_law, delta, recipe.trajectories.pool)
+    name = hashlib.sha256(f"{identity} {law}".encode()).hexdigest()[:12]
 
-    def solved() -> Paths:
+    def solved() -> TrajectoryPool:
         generator = torch.Generator().manual_seed(_POOL_SEED)
-        starts = path_starts(truth, recipe, generator)
-        return solve_closed_form(truth, starts, delta=recipe.delta, generator=generator)
+        starts = trajectory_starts(truth, recipe, generator)
+        return solve_closed_form(truth, starts, delta=delta, generator=generator)
 
-    return ClosedFormSource(truth, stored_paths(out / task / f"paths-{name}.safetensors", solved, group))
+    return ClosedFormSource(truth, stored_pool(out / task / f"paths-{name}.safetensors", solved, group))
 
 
 def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
@@ -161,10 +183,10 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
         return
     path = _trained(task, recipe.start_from, out)
     tensors, card = read_checkpoint(path)
-    found = (card.get("task", task), card.get("model", recipe.start_from))
-    if found != (task, recipe.start_from):
+    its_task, its_model = card.get("task", task), card.get("model", recipe.start_from)
+    if (its_task, its_model) != (task, recipe.start_from):
         raise CheckpointError(
-            f"{path}: expected {recipe.start_from} on {task}, found {found[1]} on {found[0]}"
+            f"{path}: expected {recipe.start_from} on {task}, found {its_model} on {its_task}"
         )
     if isinstance(network, PolicyImages | OneStepGenerator):
         tensors = network.adopted(tensors)

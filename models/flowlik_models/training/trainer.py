@@ -8,7 +8,6 @@ at intervals and moved into place. A loss that is not finite is skipped and coun
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 import math
@@ -42,13 +41,13 @@ from flowlik_models.zoo import recipe_for
 _WARM_UP = 200
 _SAVE_EVERY = 30.0  # seconds
 _VALIDATE_EVERY = 60.0  # seconds
-_COUNTED = 8  # samples on which operations are counted
+_COUNTED = 8  # samples whose operations are counted
 _BAD_STEPS = 50  # consecutive non-finite losses after which training stops
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the trainer reports now and then: step, steps, mean loss since the last report, seconds trained, steps
+    """What the trainer reports about every second: step, steps, mean loss since the last report, seconds trained, steps
     skipped because their loss was not finite, and the latest validation error of the likelihood, mean |error| in
     bits/dim (None: not measured yet, or a model without a fast likelihood). ``rate``: samples a second since the last
     report; ``flops``: floating-point operations a second, and ``utilisation`` what share of the device's peak that is
@@ -67,27 +66,34 @@ class Progress:
 
 
 class TrainingError(RuntimeError):
-    """Training could not go on; the last good state is kept."""
+    """Training could not go on; the last good state is on disk."""
 
 
 def _recipe_key(recipe: Recipe, seed: int) -> str:
     # how a step is shared out changes nothing but rounding, so that a run may go on on another machine
-    recipe = dataclasses.replace(recipe, accumulate=1, compile=False)
-    text = json.dumps([dataclasses.asdict(recipe), seed], sort_keys=True, default=str)
+    recipe = recipe.with_options(accumulate=1, compile=False)
+    text = json.dumps([recipe.flat(), seed], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _shortened(recipe: Recipe, steps: int | None, accumulate: int | None) -> Recipe:
+    """The recipe with other numbers of steps and of parts, where they are given."""
+    given = {"steps": steps, "accumulate": accumulate}
+    return recipe.with_options(**{name: value for name, value in given.items() if value})
+
+
 def _learning_rate(recipe: Recipe, step: int) -> float:
-    first, last, share = 0, recipe.steps, 1.0
+    steps = recipe.optimiser.steps
+    first, last, share = 0, steps, 1.0
     if recipe.realuid is not None:  # whose stages train different networks
-        first, last, share = recipe.realuid.stage(step, recipe.steps)
+        first, last, share = recipe.realuid.stage(step, steps)
     warm = min(1.0, (step - first + 1) / _WARM_UP)
     decay = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
-    return recipe.learning_rate * share * warm * max(decay, 1e-3)
+    return recipe.optimiser.learning_rate * share * warm * max(decay, 1e-3)
 
 
-class _Run:
-    """Network, average and optimiser of one training run, and their state on disk; a process's share of it."""
+class _Training:
+    """Network, moving average of its weights and optimiser, with their state on disk; a process's share of them."""
 
     def __init__(
         self,
@@ -101,8 +107,8 @@ class _Run:
         self.network, self.average = network, copy.deepcopy(network).eval().requires_grad_(False)
         self.recipe, self.key, self.path, self.group = recipe, key, path, group
         self.optimiser = acceleration.optimiser(network, recipe, device)
-        self.waits = torch.device(device).type == "cpu"  # for every loss; a GPU is asked now and then
-        self.pending: list[Tensor] = []  # losses not looked at yet
+        self.waits = torch.device(device).type == "cpu"  # for every loss; a GPU's are read about every second
+        self.pending: list[Tensor] = []  # losses not read yet
         self.losses: list[float] = []  # finite ones since the last report
         self.earlier = torch.zeros((), device=device)  # loss of the parts already taken
         self.step, self.seconds, self.cpu_seconds, self.skipped = 0, 0.0, 0.0, 0
@@ -124,15 +130,15 @@ class _Run:
             self.path, tensors, {name: str(value) for name, value in counts.items()} | {"key": self.key}
         )
 
-    def keep(self) -> bool:
+    def save_if_finite(self) -> bool:
         """Save, unless the latest losses were not finite; whether it did."""
-        self.settle()
+        self.read_losses()
         if not self.bad:
             self.save()
         return not self.bad
 
     def resume(self) -> bool:
-        """Take up the state on disk; False where there is none of this recipe and seed."""
+        """Restore the state on disk; False where there is none of this recipe and seed."""
         if not self.path.is_file():
             return False
         tensors, _ = read_checkpoint(self.path)
@@ -141,11 +147,9 @@ class _Run:
         if metadata.get("key") != self.key:
             return False
         for prefix, module in (("network.", self.network), ("average.", self.average)):
-            part = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-            fill(module, part, self.path)
+            fill(module, _below(prefix, tensors), self.path)
         for index, parameter in enumerate(self.network.parameters()):
-            prefix = f"optimiser.{index}."
-            state = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            state = _below(f"optimiser.{index}.", tensors)
             self.optimiser.state[parameter] = {
                 name: self._restored(name, value, parameter) for name, value in state.items()
             }
@@ -155,7 +159,7 @@ class _Run:
         return True
 
     def _restored(self, name: str, value: Tensor, parameter: Tensor) -> Tensor:
-        """A tensor of the optimiser where its kernels look for it: moments in the parameter's own memory format."""
+        """A tensor of the optimiser as its kernels need it: moments in the parameter's own memory format."""
         if name == "step":
             return value.to(parameter.device) if self.optimiser.defaults["fused"] else value
         return torch.empty_like(parameter, requires_grad=False).copy_(value)
@@ -174,21 +178,21 @@ class _Run:
         self.pending.append(value)
         if self.waits:
             finite = math.isfinite(float(value))
-        else:  # the fused optimiser leaves the weights alone where it finds this set
+        else:  # the fused optimiser leaves the weights alone where this is set
             finite, self.optimiser.found_inf = True, (~value.isfinite()).float()  # type: ignore[attr-defined]
         if finite:
             self.update(loss)
         else:
             self.optimiser.zero_grad(set_to_none=True)
         if self.waits:
-            self.settle()
+            self.read_losses()
         self.step += 1
 
-    def settle(self) -> None:
-        """Look at the losses of the steps since last time."""
-        found = torch.stack(self.pending).tolist() if self.pending else []
+    def read_losses(self) -> None:
+        """Read the losses of the steps since last time; TrainingError after too many in a row that are not finite."""
+        losses = torch.stack(self.pending).tolist() if self.pending else []
         self.pending = []
-        for self.loss in found:
+        for self.loss in losses:
             if math.isfinite(self.loss):
                 self.losses.append(self.loss)
                 self.bad = 0
@@ -203,32 +207,38 @@ class _Run:
         torch.autograd.backward(loss)
         parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         self.group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
-        nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        nn.utils.clip_grad_norm_(parameters, self.recipe.optimiser.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(self.recipe, self.step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.recipe.optimiser.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
     def snapshot(self) -> None:
-        """Keep the average as it is now, where the recipe wants that."""
-        if self.step not in {round(share * self.recipe.steps) for share in self.recipe.snapshots}:
+        """Save the average as it is now, at the steps of the recipe's ``snapshots``."""
+        options = self.recipe.optimiser
+        if self.step not in {round(share * options.steps) for share in options.snapshots}:
             return
         name = self.path.name.removesuffix(".state.safetensors")
         file = self.path.parent / "snapshots" / f"{name}-{self.step}.safetensors"
         counts = {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        tensors = as_stored(self.average.state_dict(), self.recipe.stored)
+        tensors = as_stored(self.average.state_dict(), self.recipe.execution.stored)
         save_tensors(file, tensors, {key: str(value) for key, value in counts.items()})
 
 
-class _Watch:
-    """Time, state on disk, validation and progress while a run goes on."""
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class _Monitor:
+    """Time, state on disk, validation and progress while a training goes on."""
 
     def __init__(
         self,
-        run: _Run,
+        run: _Training,
         progress: Callable[[Progress], None] | None,
         validate: Callable[[nn.Module], float | None] | None,
         flops: int | None = None,
@@ -241,33 +251,33 @@ class _Watch:
         self.before, self.cpu_before = run.seconds, run.cpu_seconds - time.process_time()
         self.error: float | None = None
 
-    def look(self) -> None:
-        """After every step: save, validate and report where it is time to."""
+    def after_step(self) -> None:
+        """Save, validate and report where it is time to."""
         run, now = self.run, time.monotonic()
         run.seconds = self.before + now - self.begun
         run.cpu_seconds = self.cpu_before + time.process_time()
         if not run.group.first:
             if now - self.reported > 1:
-                run.settle()
+                run.read_losses()
                 self.reported = now
             return
         run.snapshot()
-        if now - self.saved > _SAVE_EVERY and run.keep():
+        if now - self.saved > _SAVE_EVERY and run.save_if_finite():
             self.saved = now
         if self.validate and now - self.validated > _VALIDATE_EVERY:
             self.error, self.validated = self.validate(run.average), time.monotonic()
-        if self.progress and (now - self.reported > 1 or run.step == run.recipe.steps):
-            run.settle()
+        if self.progress and (now - self.reported > 1 or run.step == run.recipe.optimiser.steps):
+            run.read_losses()
             self.progress(self._report(now))
             self.reported, self.reported_step, run.losses = now, run.step, []
 
     def _report(self, now: float) -> Progress:
         run = self.run
         mean = sum(run.losses) / max(len(run.losses), 1)
-        rate = (run.step - self.reported_step) * run.recipe.batch / max(now - self.reported, 1e-9)
+        rate = (run.step - self.reported_step) * run.recipe.optimiser.batch / max(now - self.reported, 1e-9)
         flops = None if self.flops is None else rate * self.flops
         share = None if flops is None or self.peak is None else flops / self.peak
-        counts = (run.step, run.recipe.steps, mean, run.seconds, run.skipped)
+        counts = (run.step, run.recipe.optimiser.steps, mean, run.seconds, run.skipped)
         return Progress(*counts, self.error, rate, flops, share)
 
 
@@ -290,93 +300,102 @@ def train(
 
     ``steps`` shortens (or lengthens) the recipe, ``accumulate`` is the number of parts in which a process takes its
     share of a batch. In a process of torchrun the batch is shared with the others; the first one saves, judges and
-    reports. ``validate`` turns the averaged network into figures for the card,
-    ``quick_validate``, called every minute, into the error of its likelihood. ``progress`` is called about every
-    second.
+    reports. ``validate`` turns the averaged network into figures for the card, ``quick_validate``, called every minute,
+    into the error of its likelihood. ``progress`` is called about every second.
 
     Raises:
         ValueError: unknown task or model, a closed form, or a batch that cannot be shared out equally, or at all.
         CheckpointError: a model this one builds on is missing or does not fit.
-        TrainingError: the loss was not finite in 50 consecutive steps; the last good state is kept.
+        TrainingError: the loss was not finite in 50 consecutive steps; the last good state is on disk.
     """
-    recipe = recipe_for(task, model)
-    recipe = dataclasses.replace(
-        recipe, steps=steps or recipe.steps, accumulate=accumulate or recipe.accumulate
-    )
+    recipe = _shortened(recipe_for(task, model), steps, accumulate)
     group, device = join(device)
-    parts = group.parts(accumulate=recipe.accumulate)
-    if recipe.batch % parts[0].count:
-        raise ValueError(f"a batch of {recipe.batch} cannot be taken in {parts[0].count} equal parts")
-    if parts[0].count > 1 and recipe.realuid is not None and recipe.realuid.whole_batch:
-        raise ValueError(
-            f"{model} compares the rows of a batch with each other: train {model} in one process, accumulate 1"
-        )
+    parts = _parts(group, model, recipe)
     torch.manual_seed(seed)
     network, source = prepared(task, recipe, out, device, group)
     network = acceleration.laid_out(network, recipe, device)
     path = out / task / f"{model}.safetensors"
-    run = _Run(
-        network, recipe, _recipe_key(recipe, seed), path.with_suffix(".state.safetensors"), group, device
-    )
+    state = path.with_suffix(".state.safetensors")
+    run = _Training(network, recipe, _recipe_key(recipe, seed), state, group, device)
     if resume:
         run.resume()
     group.wait()  # nobody saves while others still read
 
     flops = _operations(recipe, run, source, device)
     acceleration.compiled(network, recipe)
-    watch = _Watch(run, progress, quick_validate, flops, throughput.peak(device, group.size))
-    network.train()
-    while run.step < recipe.steps:
-        for part in parts:
-            loss = _loss(recipe, run, source, device, part, seed * 1_000_003 + run.step)
-            if part is not parts[-1]:
-                run.take_early(loss, part.count)
-        run.take(loss, part.count)
-        watch.look()
+    monitor = _Monitor(run, progress, quick_validate, flops, throughput.peak(device, group.size))
+    _take_steps(run, source, parts, monitor, seed, device)
     group.leave()
-    if not group.first:
-        return path
-    run.keep()  # judging takes minutes, and may be stopped too
-
-    average = rounded(run.average, recipe.stored)
-    card: dict[str, Any] = {
-        "task": task,
-        "model": model,
-        "recipe": dataclasses.asdict(recipe),
-        "seed": seed,
-        "commit": commit,
-        "train_seconds": round(run.seconds, 1),
-        "train_cpu_seconds": round(run.cpu_seconds, 1),
-        "trajectories_cpu_seconds": round(source.paths.cpu_seconds, 1) if source.paths else 0.0,
-        "skipped_steps": run.skipped,
-        "processes": group.size,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(),
-        "data_hash": training_hash(task),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "accuracy": validate(average) if validate else {},
-    }
-    save_checkpoint(path, average, card, stored=recipe.stored)
-    run.path.unlink(missing_ok=True)
+    if group.first:
+        run.save_if_finite()  # judging takes minutes, and may be stopped too
+        average = rounded(run.average, recipe.execution.stored)
+        card = {"task": task, "model": model, "recipe": recipe.flat(), "seed": seed, "commit": commit}
+        card |= _costs(run, source, device) | {"data_hash": training_hash(task)}
+        card["parameters"] = sum(p.numel() for p in network.parameters())
+        card["accuracy"] = validate(average) if validate else {}
+        save_checkpoint(path, average, card, stored=recipe.execution.stored)
+        run.path.unlink(missing_ok=True)
     return path
 
 
-def _loss(recipe: Recipe, run: _Run, source: Source, device: str, part: Part, seed: int) -> Tensor:
+def _parts(group: Group, model: str, recipe: Recipe) -> list[Part]:
+    """The parts of a batch that this process takes. Raises ValueError where the batch cannot be cut into them."""
+    batch = recipe.optimiser.batch
+    parts = group.parts(accumulate=recipe.optimiser.accumulate)
+    count = parts[0].count
+    if batch % count:
+        raise ValueError(f"a batch of {batch} cannot be taken in {count} equal parts")
+    if count > 1 and recipe.realuid is not None and recipe.realuid.whole_batch:
+        raise ValueError(
+            f"{model} compares the rows of a batch with each other: train {model} in one process, accumulate 1"
+        )
+    return parts
+
+
+def _take_steps(
+    run: _Training, source: Source, parts: list[Part], monitor: _Monitor, seed: int, device: str
+) -> None:
+    """Train from the present step to the recipe's last one."""
+    run.network.train()
+    while run.step < run.recipe.optimiser.steps:
+        for part in parts:
+            loss = _loss(run.recipe, run, source, device, part, seed * 1_000_003 + run.step)
+            if part is not parts[-1]:
+                run.take_early(loss, part.count)
+        run.take(loss, part.count)
+        monitor.after_step()
+
+
+def _costs(run: _Training, source: Source, device: str) -> dict[str, Any]:
+    """What the training took and on what, for the card."""
+    pool = source.pool
+    return {
+        "train_seconds": round(run.seconds, 1),
+        "train_cpu_seconds": round(run.cpu_seconds, 1),
+        "trajectories_cpu_seconds": round(pool.cpu_seconds, 1) if pool else 0.0,
+        "skipped_steps": run.skipped,
+        "processes": run.group.size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(),
+    }
+
+
+def _loss(recipe: Recipe, run: _Training, source: Source, device: str, part: Part, seed: int) -> Tensor:
     """The loss of a part of the batch of a step, drawn from the step's seed."""
     generator = torch.Generator(source.device).manual_seed(seed)
     torch.manual_seed(part.seed(seed))  # dropout
     kind = torch.device(device).type
-    with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    with torch.autocast(kind, torch.bfloat16, enabled=recipe.execution.precision == "bfloat16"):
         return loss_of(recipe, run.network, run.average, source, generator, device, run.step, part)
 
 
-def _operations(recipe: Recipe, run: _Run, source: Source, device: str) -> int | None:
+def _operations(recipe: Recipe, run: _Training, source: Source, device: str) -> int | None:
     """Floating-point operations of a sample in training, counted on a small batch of images; None elsewhere, and of
     RealUID, whose steps are not alike."""
     if not isinstance(source, ImageSource) or recipe.realuid is not None:
         return None
-    few = dataclasses.replace(recipe, batch=_COUNTED, accumulate=1)
-    found = throughput.operations(lambda: _loss(few, run, source, device, WHOLE, 0)) // _COUNTED
+    few = recipe.with_options(batch=_COUNTED, accumulate=1)
+    operations = throughput.operations(lambda: _loss(few, run, source, device, WHOLE, 0)) // _COUNTED
     run.optimiser.zero_grad(set_to_none=True)
-    return found
+    return operations

@@ -46,19 +46,20 @@ _LEVELS = (
 )  # shares of the grids of 1, 2, 4 and 8 steps, whose errors add up over the steps
 
 _GRID = 8  # steps of the finest few-step grid
-_JITTERED = 32  # nodes of a closed form's trajectories beside those of the grid
+_JITTERED = 32  # nodes of a closed form's trajectories besides those of the grid
 _BLOCK = 1024  # trajectories that share their nodes
-_PIECES = 10_007  # more than there are parts: each draws its probes from a seed of its own
-_KEPT = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # in a file of them
-_Piece = dict[str, Tensor]
+_SEED_STRIDE = 10_007  # more than there are chunks: each draws its probes from a seed of its own
+_STORED = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # tensors in a pool's file
+_Chunk = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Paths:
-    """``times`` (nodes, n) from the data end to 0, ``states`` (nodes, n, *event), ``log_dets`` (nodes, n): the integral
-    of the divergence from the data to each node, in nats. The first ``own`` trajectories are the teacher's samples.
-    ``grid``: indices of the nodes, the same for all trajectories, at the times of the uniform few-step grids.
-    ``cpu_seconds``: what solving them took.
+class TrajectoryPool:
+    """Solved trajectories: ``times`` (nodes, n) from the data end to 0, ``states`` (nodes, n, *event), ``log_dets``
+    (nodes, n): the integral of the divergence from the data to each node, in nats.
+
+    The first ``own`` trajectories are the teacher's samples. ``grid``: indices of the nodes, the same for all
+    trajectories, at the times of the uniform few-step grids. ``cpu_seconds``: what solving them took.
     """
 
     times: Tensor
@@ -68,7 +69,7 @@ class Paths:
     grid: tuple[int, ...] = ()
     cpu_seconds: float = 0.0
 
-    def to(self, device: torch.device | str) -> Paths:
+    def to(self, device: torch.device | str) -> TrajectoryPool:
         """The same on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("times", "states", "log_dets")}
         return replace(self, **moved)
@@ -93,7 +94,7 @@ class Paths:
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
 
-        Where the paths have grid nodes half of the pairs are steps of the uniform grids of 1, 2, 4 and 8 steps, and the
+        Where the pool has grid nodes half of the pairs are steps of the uniform grids of 1, 2, 4 and 8 steps, and the
         others start and end anywhere.
         """
         if self.grid:
@@ -136,33 +137,52 @@ class Paths:
         return torch.where(chosen, ends[0], a), torch.where(chosen, ends[1], b)
 
 
-def stored_paths(file: Path, solved: Callable[[], Paths], group: Group = ALONE) -> Paths:
-    """The trajectories kept in ``file``, or solved now, by every process of the group, and kept there by the first.
+def stored_pool(file: Path, solved: Callable[[], TrajectoryPool], group: Group = ALONE) -> TrajectoryPool:
+    """The pool stored in ``file``, or solved now, by every process of the group, and stored there by the first.
 
-    A file that lacks a part, as an older version wrote them, is made anew.
+    A file that lacks a tensor, as an older version wrote them, is made anew.
     """
-    kept = read_checkpoint(file)[0] if file.is_file() else {}
+    tensors = read_checkpoint(file)[0] if file.is_file() else {}
     group.wait()  # nobody writes while others still look
-    if kept.keys() >= _KEPT:
-        arrays = (kept["times"], kept["states"], kept["log_dets"])
-        grid = tuple(kept["grid"].tolist())
-        return Paths(*arrays, own=int(kept["own"]), grid=grid, cpu_seconds=float(kept["cpu_seconds"]))
+    if tensors.keys() >= _STORED:
+        return _from_tensors(tensors)
     begun = time.process_time()
     made = solved()
     if not made.cpu_seconds:
         made = replace(made, cpu_seconds=time.process_time() - begun)
     if group.first:
-        tensors = {"times": made.times, "states": made.states, "log_dets": made.log_dets}
-        tensors |= {"own": torch.tensor(made.own), "grid": torch.tensor(made.grid, dtype=torch.int64)}
-        tensors["cpu_seconds"] = torch.tensor(made.cpu_seconds, dtype=torch.float64)
-        save_tensors(file, tensors)
+        save_tensors(file, _to_tensors(made))
     return made
 
 
-def solve_closed_form(truth: Any, starts: Tensor, *, delta: float, generator: torch.Generator) -> Paths:
+def _from_tensors(tensors: dict[str, Tensor]) -> TrajectoryPool:
+    return TrajectoryPool(
+        times=tensors["times"],
+        states=tensors["states"],
+        log_dets=tensors["log_dets"],
+        own=int(tensors["own"]),
+        grid=tuple(tensors["grid"].tolist()),
+        cpu_seconds=float(tensors["cpu_seconds"]),
+    )
+
+
+def _to_tensors(pool: TrajectoryPool) -> dict[str, Tensor]:
+    return {
+        "times": pool.times,
+        "states": pool.states,
+        "log_dets": pool.log_dets,
+        "own": torch.tensor(pool.own),
+        "grid": torch.tensor(pool.grid, dtype=torch.int64),
+        "cpu_seconds": torch.tensor(pool.cpu_seconds, dtype=torch.float64),
+    }
+
+
+def solve_closed_form(
+    truth: Any, starts: Tensor, *, delta: float, generator: torch.Generator
+) -> TrajectoryPool:
     """Trajectories of a closed form from ``starts`` (n, d) at its data end; ``delta``: smallest 1 - t to resolve.
 
-    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; kept in float32.
+    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; stored in float32.
     """
     end = 1.0 - truth.eps
     counts = _between(end, delta)
@@ -171,13 +191,13 @@ def solve_closed_form(truth: Any, starts: Tensor, *, delta: float, generator: to
         times = _jittered(counts, end, delta, generator)
         states, log_dets = _followed(truth, part, times)
         parts.append((times[:, None].expand(-1, len(part)), states, log_dets))
-    times, states, log_dets = (torch.cat(found, 1).float() for found in zip(*parts, strict=True))
+    times, states, log_dets = (torch.cat(blocks, 1).float() for blocks in zip(*parts, strict=True))
     grid = tuple(sum(counts[:k]) + k for k in range(_GRID + 1))
-    return Paths(times, states, log_dets, len(starts), grid)
+    return TrajectoryPool(times, states, log_dets, len(starts), grid)
 
 
 def _between(end: float, delta: float) -> list[int]:
-    """How many jittered nodes lie between neighbouring times of the finest grid, by length in stretched time."""
+    """How many jittered nodes lie between neighbouring times of the finest grid, by length in reparametrised time."""
     edges = reparametrised_time(torch.linspace(end, 0, _GRID + 1, dtype=torch.float64), delta)
     shares = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
     return [max(1, round(_JITTERED * share)) for share in shares.tolist()]
@@ -220,69 +240,77 @@ def solve(
     n: int,
     *,
     probes: int = 1,
-    data: float = 1 / 3,
+    data_share: float = 1 / 3,
     shift: float = 0.0,
-    beside: float = 0.0,
+    neighbour_distance: float = 0.0,
     reach: float = 1.0,
     seed: int = 77,
     steps: int = STEPS,
     images: TrainingImages | None = None,
-    parts: Path | None = None,
+    folder: Path | None = None,
     group: Group = ALONE,
-) -> Paths:
-    """``n`` trajectories: a share ``data`` from training images (the digits by default), of which a share ``shift`` are
-    moved by a pixel, the others the teacher's own samples, from the noise.
+) -> TrajectoryPool:
+    """``n`` trajectories of a network: a share ``data_share`` from training images (the digits by default), of which a
+    share ``shift`` are moved by a pixel, the others the teacher's own samples, from the noise.
 
-    ``beside``: every other of its samples begins so far from the one before it, in a random direction (0: anywhere).
-    ``reach``: standard deviation of the noise they begin from.
+    ``neighbour_distance``: every other of its samples begins so far from the one before it, in a random direction (0:
+    anywhere). ``reach``: standard deviation of the noise they begin from.
     ``probes`` of every node beyond t = 0.9, where nearly all noise of the divergence lies; one elsewhere.
-    ``parts``: folder in which 256 at a time are kept until all are solved, so that an interrupted call goes on there,
-    and the processes of a ``group`` share the work.
+    ``folder``: where chunks of 256 are stored until all are solved, so that an interrupted call goes on there, and the
+    processes of a ``group`` share the work.
     """
-    device = next(teacher.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    from_data = round(n * data)
-    own = n - from_data
-    noise = reach * torch.randn((own, *teacher.event_shape), generator=generator)
-    if beside:
-        step = noise[1::2].flatten(1)
-        step = beside * step / step.norm(dim=1, keepdim=True)
-        noise[1::2] = noise[: 2 * len(step) : 2] + step.reshape(noise[1::2].shape)
-    starts = [(part, False) for part in torch.split(noise, _CHUNK)]
+    from_data = round(n * data_share)
+    noise = _noise(teacher.event_shape, n - from_data, neighbour_distance, reach, generator)
+    nodes = _nodes(steps)  # from the data to the noise
+    starts = [(points, nodes.flip(0)) for points in torch.split(noise, _CHUNK)]
     if from_data:
         at_data = _images(images or training_images("digits"), from_data, shift, generator)
-        starts += [(part, True) for part in torch.split(at_data, _CHUNK)]
-    low, high = reparametrised_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
-    nodes = torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)  # every other one a half step
+        starts += [(points, nodes) for points in torch.split(at_data, _CHUNK)]
 
-    def piece(index: int) -> _Piece:
-        part, forward = starts[index]
-        begun = time.process_time()
-        drawn = torch.Generator().manual_seed(seed * _PIECES + index)
-        path, log_det = _solved(teacher, part.to(device), nodes if forward else nodes.flip(0), probes, drawn)
-        return {
-            "states": path,
-            "log_dets": log_det,
-            "cpu_seconds": torch.tensor(time.process_time() - begun, dtype=torch.float64),
-        }
+    def chunk(index: int) -> _Chunk:
+        solved = partial(_solved_chunk, teacher, *starts[index], probes, seed * _SEED_STRIDE + index)
+        return _stored_chunk(folder, index, solved)
 
-    def kept(index: int) -> _Piece:
-        return _kept_piece(parts, index, partial(piece, index))
-
-    own_share = {index: kept(index) for index in range(group.rank, len(starts), group.size)}
-    group.wait()
-    pieces = [own_share.get(index) or kept(index) for index in range(len(starts))]
-    group.wait()
-    if parts is not None and group.first:
-        shutil.rmtree(parts, ignore_errors=True)
+    chunks = _shared(chunk, len(starts), group)
+    if folder is not None and group.first:
+        shutil.rmtree(folder, ignore_errors=True)
+    states, log_dets = (torch.cat([part[name] for part in chunks], 1) for name in ("states", "log_dets"))
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)
-    states, log_dets = (torch.cat([found[name] for found in pieces], 1) for name in ("states", "log_dets"))
-    spent = sum(float(found["cpu_seconds"]) for found in pieces)
-    return Paths(times, states, log_dets, own, cpu_seconds=spent)
+    cpu_seconds = sum(float(part["cpu_seconds"]) for part in chunks)
+    return TrajectoryPool(times, states, log_dets, n - from_data, cpu_seconds=cpu_seconds)
 
 
-def _kept_piece(folder: Path | None, index: int, solved: Callable[[], _Piece]) -> _Piece:
-    """A part of the trajectories from its file, or solved and, where there is a folder, written."""
+def _noise(
+    shape: tuple[int, ...], n: int, neighbour_distance: float, reach: float, generator: torch.Generator
+) -> Tensor:
+    """``n`` points (n, *shape) of standard deviation ``reach``, every other at that distance of the one before it."""
+    noise = reach * torch.randn((n, *shape), generator=generator)
+    if neighbour_distance:
+        step = noise[1::2].flatten(1)
+        step = neighbour_distance * step / step.norm(dim=1, keepdim=True)
+        noise[1::2] = noise[: 2 * len(step) : 2] + step.reshape(noise[1::2].shape)
+    return noise
+
+
+def _nodes(steps: int) -> Tensor:
+    """Nodes (2 * steps + 1,) in reparametrised time from the data to the noise; every other one is a half step."""
+    low, high = reparametrised_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
+    return torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)
+
+
+def _solved_chunk(teacher: Any, points: Tensor, nodes: Tensor, probes: int, seed: int) -> _Chunk:
+    """The trajectories from ``points`` (k, *event) along the nodes."""
+    begun = time.process_time()
+    device = next(teacher.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    states, log_dets = _solved(teacher, points.to(device), nodes, probes, generator)
+    cpu_seconds = torch.tensor(time.process_time() - begun, dtype=torch.float64)
+    return {"states": states, "log_dets": log_dets, "cpu_seconds": cpu_seconds}
+
+
+def _stored_chunk(folder: Path | None, index: int, solved: Callable[[], _Chunk]) -> _Chunk:
+    """A chunk from its file, or solved and, where there is a folder, written."""
     if folder is None:
         return solved()
     file = folder / f"{index:03d}.safetensors"
@@ -291,6 +319,15 @@ def _kept_piece(folder: Path | None, index: int, solved: Callable[[], _Piece]) -
     made = solved()
     save_tensors(file, made)
     return made
+
+
+def _shared(chunk: Callable[[int], _Chunk], count: int, group: Group) -> list[_Chunk]:
+    """All chunks in every process of the group, of which each solves every n-th."""
+    own_share = {index: chunk(index) for index in range(group.rank, count, group.size)}
+    group.wait()
+    chunks = [own_share.get(index) or chunk(index) for index in range(count)]
+    group.wait()
+    return chunks
 
 
 def _images(images: TrainingImages, n: int, shift: float, generator: torch.Generator) -> Tensor:
@@ -309,9 +346,9 @@ def _times(nodes: Tensor) -> Tensor:
 def _solved(
     teacher: Any, x: Tensor, nodes: Tensor, probes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """States (nodes, batch, *event) and log-determinants (nodes, batch), data first whichever way they were found."""
+    """States (nodes, batch, *event) and log-determinants (nodes, batch), data first whichever way they were solved."""
     times = _times(nodes)
-    rates = 1 / (1 / (times + 0.1) + 1 / (1 - times + _DELTA))  # dt over d(stretched time)
+    rates = 1 / (1 / (times + 0.1) + 1 / (1 - times + _DELTA))  # dt over d(reparametrised time)
     h = float(nodes[2] - nodes[0])
 
     def at(k: int) -> Tensor:

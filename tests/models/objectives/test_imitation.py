@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_images_have_policies_that_start_from_a_field(tmp_path: Path) -> None:
 def test_interrupted_training_of_policies_resumes_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(recipe_for("gmm-2d", "pi-flow"), batch=16)
+    recipe = recipe_for("gmm-2d", "pi-flow").with_options(batch=16)
     monkeypatch.setitem(RECIPES["gmm-2d"], "pi-flow", recipe)
     whole = train("gmm-2d", "pi-flow", out=tmp_path / "whole", steps=8)
     cut = tmp_path / "cut"
@@ -188,7 +187,7 @@ def test_every_recipe_of_policies_takes_a_step(tmp_path: Path, monkeypatch: pyte
     for task, models in RECIPES.items():
         for model, recipe in models.items():
             if recipe.imitation is not None:
-                small = dataclasses.replace(recipe, batch=8, pool=0, pool_share=0.0)
+                small = recipe.with_options(batch=8, pool=0, pool_share=0.0)
                 monkeypatch.setitem(models, model, small)
                 made = train(task, model, out=tmp_path, steps=1)
                 assert all(bool(torch.isfinite(v).all()) for v in read_checkpoint(made)[0].values()), model

@@ -121,7 +121,7 @@ def test_broadcast_error_adds_the_spread_of_the_targets() -> None:
 
 
 def released(**options: object) -> Recipe:
-    return dataclasses.replace(Recipe(objective="shortcut", dyadic=True, diagonal=0.0), **options)
+    return Recipe(objective="shortcut").with_options(dyadic=True, diagonal=0.0, **options)
 
 
 def test_one_direction_draws_times_towards_the_data_only() -> None:
@@ -177,7 +177,7 @@ def test_shortest_steps_are_field_steps_unless_the_hole_is_there() -> None:
 )
 def test_options_that_do_not_fit_are_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Recipe(**{"objective": "meanflow", **options})
+        Recipe(objective="meanflow").with_options(**options)
 
 
 def test_every_task_without_image_files_has_the_whole_family() -> None:

@@ -16,17 +16,17 @@ from flowlik_models.closed_forms.gaussian import LOG_2PI
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.training import trajectories
 from flowlik_models.training.process_group import Group
-from flowlik_models.training.trajectories import Paths, solve, solve_closed_form, stored_paths
+from flowlik_models.training.trajectories import TrajectoryPool, solve, solve_closed_form, stored_pool
 
 RATES = torch.linspace(-0.5, 0.8, 64)
 
 
 @pytest.fixture(scope="module")
-def paths() -> Paths:
+def paths() -> TrajectoryPool:
     return solve(Linear(torch.diag(RATES), (1, 8, 8)), 30)
 
 
-def test_states_follow_the_flow_both_ways_it_was_solved(paths: Paths) -> None:
+def test_states_follow_the_flow_both_ways_it_was_solved(paths: TrajectoryPool) -> None:
     assert paths.states.shape == (33, 30, 1, 8, 8)
     assert paths.own == 20
     assert bool((paths.times[0] == 1).all())
@@ -36,12 +36,12 @@ def test_states_follow_the_flow_both_ways_it_was_solved(paths: Paths) -> None:
     assert (paths.states.flatten(2) - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
-def test_log_determinants_are_integrals_from_the_data(paths: Paths) -> None:
+def test_log_determinants_are_integrals_from_the_data(paths: TrajectoryPool) -> None:
     expected = float(RATES.sum()) * (paths.times - 1)
     assert (paths.log_dets - expected).abs().max() < 1e-4
 
 
-def test_pairs_hold_the_averages_of_either_order(paths: Paths) -> None:
+def test_pairs_hold_the_averages_of_either_order(paths: TrajectoryPool) -> None:
     batch = paths.pairs(5000, torch.Generator().manual_seed(0))
     assert batch.divergence is not None
     assert bool((batch.t != batch.s).all())
@@ -56,17 +56,17 @@ def test_pairs_hold_the_averages_of_either_order(paths: Paths) -> None:
     assert (moved - grown).abs().max() < 1e-5
 
 
-def test_they_are_solved_once_and_kept(paths: Paths, tmp_path: Path) -> None:
+def test_they_are_solved_once_and_kept(paths: TrajectoryPool, tmp_path: Path) -> None:
     file = tmp_path / "paths.safetensors"
     teacher = Linear(torch.diag(RATES), (1, 8, 8))
-    made = stored_paths(file, lambda: solve(teacher, 6))
-    again = stored_paths(file, lambda: pytest.fail("solved twice"))
+    made = stored_pool(file, lambda: solve(teacher, 6))
+    again = stored_pool(file, lambda: pytest.fail("solved twice"))
     assert torch.equal(made.states, again.states)
     assert torch.equal(made.log_dets, again.log_dets)
     assert made.own == again.own == 4
     kept, _ = read_checkpoint(file)
     save_tensors(file, {name: kept[name] for name in ("times", "states", "log_dets", "own", "grid")})
-    renewed = stored_paths(file, lambda: solve(teacher, 6))  # a file without what later versions keep
+    renewed = stored_pool(file, lambda: solve(teacher, 6))  # a file without what later versions keep
     assert torch.equal(made.states, renewed.states)
     assert read_checkpoint(file)[0].keys() == kept.keys()
 
@@ -86,10 +86,10 @@ def test_an_interrupted_solve_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(trajectories, "_solved", counted)
     with pytest.raises(KeyboardInterrupt):
-        solve(teacher, 30, parts=parts)
+        solve(teacher, 30, folder=parts)
     assert len(list(parts.iterdir())) == 2
     monkeypatch.setattr(trajectories, "_solved", original)
-    again = solve(teacher, 30, parts=parts)
+    again = solve(teacher, 30, folder=parts)
     assert torch.equal(whole.states, again.states)
     assert torch.equal(whole.log_dets, again.log_dets)
     assert not parts.exists()
@@ -110,13 +110,13 @@ def test_processes_share_the_trajectories(tmp_path: Path, monkeypatch: pytest.Mo
         return original(*arguments)
 
     monkeypatch.setattr(trajectories, "_solved", counted)
-    found: dict[int, Paths] = {}
+    found: dict[int, TrajectoryPool] = {}
 
     def run(rank: int) -> None:
         group, teacher = Waiting(rank, 2), Linear(torch.diag(RATES), (1, 8, 8))
-        found[rank] = stored_paths(
+        found[rank] = stored_pool(
             tmp_path / "paths.safetensors",
-            lambda: solve(teacher, 30, parts=tmp_path / "parts", group=group),
+            lambda: solve(teacher, 30, folder=tmp_path / "parts", group=group),
             group,
         )
 
