@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from flowlik_estimators.counting import Cost, Counts
 from flowlik_estimators.grids import time_grid
 from flowlik_models import random
+from flowlik_models.interfaces import VelocityField
 
 Status = Literal["ok", "diverged", "refused"]
 Noise = Literal["rademacher", "gaussian"]
@@ -116,7 +117,7 @@ class Run:
             device=self.device,
         )
 
-    def velocity(self, model: Any, x: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, model: VelocityField, x: Tensor, t: Tensor) -> Tensor:
         """The model's velocity at x (batch, *event) and t (batch,), with this call's condition, shape checked."""
         return self.event(model.velocity(x, t, cond=self.cond), "velocity")
 

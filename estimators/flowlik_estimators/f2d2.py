@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
+from flowlik_models.interfaces import JointFlowMap
 
 
 @register("f2d2")
@@ -39,15 +39,17 @@ class F2D2(Estimator):
         """Needs the average divergence beside the average velocity."""
         return None if hasattr(model, "joint") else "needs a joint flow map (a `joint` method)"
 
-    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+    def _log_prob(self, model: JointFlowMap, x: Tensor, run: Run) -> Estimate:
         x0, integral = self._walk(model, x, run, start=run.data_end, end=0.0)
         return Estimate(log_prob=standard_normal_log_prob(x0) + integral)
 
-    def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+    def _sample(self, model: JointFlowMap, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         x, integral = self._walk(model, x0, run, start=0.0, end=run.data_end)
         return Samples(x=x, log_prob=standard_normal_log_prob(x0) - integral if log_prob else None)
 
-    def _walk(self, model: Any, x: Tensor, run: Run, *, start: float, end: float) -> tuple[Tensor, Tensor]:
+    def _walk(
+        self, model: JointFlowMap, x: Tensor, run: Run, *, start: float, end: float
+    ) -> tuple[Tensor, Tensor]:
         """x at ``end``, and the integral of the divergence from ``start`` to ``end``, (batch,) float64."""
         integral = run.zeros()
         for t, s in pairwise(run.times(self.grid, self.steps, start, end)):

@@ -37,7 +37,7 @@ from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
-from flowlik_models import random
+from flowlik_models import interfaces, random
 
 MAX_DIM = 784
 """Beyond it d products a step and a d^3 solve are out of proportion."""
@@ -307,7 +307,7 @@ def _spread(near: Tensor, starts: int) -> Tensor:
     return near[rows[:, None], chosen]
 
 
-def _generated(model: Any, z: Tensor, run: Run, rows: slice | Tensor) -> Tensor:
+def _generated(model: interfaces.Generator, z: Tensor, run: Run, rows: slice | Tensor) -> Tensor:
     """G(z), for the conditions of those rows of the call; ValueError where its shape is not that of z."""
     cond = None if run.cond is None else run.cond[rows]
     x: Tensor = model.generate(z, cond=cond)
@@ -317,7 +317,12 @@ def _generated(model: Any, z: Tensor, run: Run, rows: slice | Tensor) -> Tensor:
 
 
 def _with_jacobian(
-    model: Any, z: Tensor, run: Run, rows: slice | Tensor, *, differentiable: bool = False
+    model: interfaces.Generator,
+    z: Tensor,
+    run: Run,
+    rows: slice | Tensor,
+    *,
+    differentiable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """G(z) (k, *event) and its Jacobians (k, d, d) float64, in pieces."""
     whose = torch.arange(run.batch, device=z.device)[rows]
@@ -334,7 +339,7 @@ def _with_jacobian(
     return torch.cat(images), torch.cat(jacobians)
 
 
-def _fake(model: Any, run: Run) -> Any:
+def _fake(model: interfaces.HasFakeFlow, run: Run) -> interfaces.VelocityField:
     """The fake model; where it is no network that the counter knows of, counted here."""
     return model.fake if "fake" in inner_networks(model) else counted(model.fake, run.counts)
 

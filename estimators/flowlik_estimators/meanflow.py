@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes, st
 from flowlik_estimators.divergence.products import Traced
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
+from flowlik_models.interfaces import FlowMap
 
 
 @register("meanflow")
@@ -45,7 +45,7 @@ class MeanFlow(Traced):
             return None
         return "needs a flow map (an `average_velocity` method)"
 
-    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+    def _log_prob(self, model: FlowMap, x: Tensor, run: Run) -> Estimate:
         divergence = self.divergence_rule(run)
         log_det = run.zeros()[:, None]
         for t, s in pairwise(run.times(self.grid, self.steps, run.data_end, 0.0)):
@@ -55,7 +55,7 @@ class MeanFlow(Traced):
         mean, stderr = mean_over_probes(standard_normal_log_prob(x)[:, None] + log_det)
         return Estimate(log_prob=mean, stderr=stderr)
 
-    def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+    def _sample(self, model: FlowMap, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         x = x0
         for t, s in pairwise(run.times(self.grid, self.steps, 0.0, run.data_end)):
             x = x + (s - t) * _average_velocity(model, run, t, s, x)
@@ -63,5 +63,5 @@ class MeanFlow(Traced):
         return Samples(x=x)
 
 
-def _average_velocity(model: Any, run: Run, t: float, s: float, x: Tensor) -> Tensor:
+def _average_velocity(model: FlowMap, run: Run, t: float, s: float, x: Tensor) -> Tensor:
     return run.event(model.average_velocity(x, run.at(t), run.at(s), cond=run.cond), "average velocity")

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Diverged, Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.registry import register
+from flowlik_models.interfaces import Policy, PolicyFlow
 
 EPS = 1e-3
 """Where a model has no eps of its own, and how close to the ends substeps are uniform in logit(t)."""
@@ -76,7 +77,7 @@ class PiFlow(Estimator):
             return f"jacobian=full goes up to {MAX_DIM} dimensions, the model has {dim}; use jacobian=frozen"
         return None
 
-    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+    def _log_prob(self, model: PolicyFlow, x: Tensor, run: Run) -> Estimate:
         path = _Path(self, model, run, run.data_end, 0.0)
         if self.jacobian == "full":
             x0, change, extra = path.with_determinants(x)
@@ -92,7 +93,7 @@ class PiFlow(Estimator):
             extra=extra,
         )
 
-    def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+    def _sample(self, model: PolicyFlow, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         path = _Path(self, model, run, 0.0, run.data_end)
         if not log_prob or (self.jacobian == "frozen" and not getattr(model, "frozen_density", True)):
             return path.samples(path.moved(x0))
@@ -106,7 +107,7 @@ class PiFlow(Estimator):
 class _Path:
     """The segments of one call from time ``start`` to ``end``, either order."""
 
-    def __init__(self, estimator: PiFlow, model: Any, run: Run, start: float, end: float) -> None:
+    def __init__(self, estimator: PiFlow, model: PolicyFlow, run: Run, start: float, end: float) -> None:
         self.estimator, self.model, self.run = estimator, model, run
         self.ends = run.times("uniform", estimator.segments, start, end)
         self.usable = torch.ones(run.batch, dtype=torch.bool, device=run.device)
@@ -167,7 +168,7 @@ class _Path:
             parts.append(f"the substeps do not stay finite in {lost} of {total} rows; {more}")
         return "; ".join(parts) or None
 
-    def _policy(self, x: Tensor, t: float, s: float, rows: slice = slice(None)) -> Any:
+    def _policy(self, x: Tensor, t: float, s: float, rows: slice = slice(None)) -> Policy:
         run = self.run
         cond = None if run.cond is None else run.cond[rows]
         policy = self.model.policy(x, run.at(t)[rows], run.at(s)[rows], cond=cond)
@@ -186,7 +187,7 @@ class _Path:
             raise Diverged(str(self.complaint()))
 
     def _followed(
-        self, policy: Any, x: Tensor, t: float, s: float, *, divergence: bool = True
+        self, policy: Policy, x: Tensor, t: float, s: float, *, divergence: bool = True
     ) -> tuple[Tensor, Tensor]:
         """x at s, and the integral of the policy's divergence from t to s, (batch,) float64."""
         change = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -224,7 +225,7 @@ class _Path:
 
 
 @torch.no_grad()
-def _truncation(policy: Any, x: Tensor, t: float) -> Tensor:
+def _truncation(policy: Policy, x: Tensor, t: float) -> Tensor:
     """First-order estimate of log p_1(x) - log p_t(x), (batch,) nats: `-(1 - t)(div v + v . grad log p_t)`."""
     v, div = _both(policy, x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))
     score = (t * v - x) / (1 - t)
@@ -248,7 +249,7 @@ def _substeps(t: float, s: float, count: int) -> Iterator[tuple[tuple[float, flo
         yield (s - inner[-1], inner[-1], (s + inner[-1]) / 2, s), False
 
 
-def _slope(policy: Any, logit: bool, divergence: bool) -> Slope:
+def _slope(policy: Policy, logit: bool, divergence: bool) -> Slope:
     """Derivatives in logit(t), ``dt = t (1 - t) dlogit``, or in t."""
 
     def slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -262,7 +263,7 @@ def _slope(policy: Any, logit: bool, divergence: bool) -> Slope:
     return slope
 
 
-def _both(policy: Any, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _both(policy: Policy, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(policy, "velocity_and_divergence"):
         v, div = policy.velocity_and_divergence(x, t)
     else:

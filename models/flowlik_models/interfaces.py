@@ -26,21 +26,13 @@ class VelocityField(Protocol):
 
 @runtime_checkable
 class HasDivergence(Protocol):
-    """A field whose divergence is known without derivative products (closed forms)."""
+    """A field whose divergence is known without derivative products (closed forms).
+
+    Where one evaluation gives both, a method ``velocity_and_divergence(x, t, *, cond=None)`` answers with the pair.
+    """
 
     def divergence(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """div v(x, t), (batch,)."""
-        ...
-
-
-@runtime_checkable
-class HasVelocityAndDivergence(Protocol):
-    """A field where one evaluation gives velocity and divergence."""
-
-    def velocity_and_divergence(
-        self, x: Tensor, t: Tensor, *, cond: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The pair v (batch, *event) and div v (batch,)."""
         ...
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import flowlik
 from flowlik.records.columns import COLUMNS
-from flowlik.records.reading import finished_cells, read_rows
+from flowlik.records.reading import read_rows
 from flowlik.records.writing import append_line, read_arrays, to_plain, write_arrays
 
 
@@ -98,14 +98,6 @@ def test_a_skipped_row_goes_once_the_same_cell_has_run(tmp_path: Path) -> None:
     append_line(file, row("other", "skipped", model="teacher"))
     append_line(file, row("after", "ok", model="meanflow"))
     assert [r["cell_id"] for r in read_rows(file)] == ["other", "after"]
-
-
-def test_what_may_come_out_differently_is_tried_again(tmp_path: Path) -> None:
-    statuses = ("ok", "refused", "diverged", "skipped", "timeout", "oom", "error")
-    for status in statuses:
-        append_line(tmp_path / "records.jsonl", row(status, status))
-    assert finished_cells(tmp_path) == {"ok", "refused", "diverged"}
-    assert finished_cells(tmp_path / "nowhere") == set()
 
 
 def test_arrays_are_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_csv_has_a_line_for_every_record_with_raw_numbers(tmp_path: Path) -> Non
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     rows = [record(task="<script>|`x`", model="50% & $x_1 \\end{tabular}", bpd=1.0, bpd_ref=1.0, nfe_mean=4)]
     records = _records(tmp_path, rows)
-    markdown, latex = run.render(records, "md"), run.render(records, "tex")
+    markdown, latex = run.render(records, "md"), run.render(records, "latex")
     assert "<script>" not in markdown
     assert r"\|\`x\`" in markdown
     assert r"50\% \& \$x\_1 \textbackslash{}end\{tabular\}" in latex

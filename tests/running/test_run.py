@@ -19,8 +19,9 @@ from flowlik.evaluation.batching import batches
 from flowlik.measures.frechet import frechet, frechet_distance, normal_of
 from flowlik.planning import suites
 from flowlik.records.columns import COLUMNS
-from flowlik.records.writing import read_arrays
+from flowlik.records.writing import append_line, read_arrays
 from flowlik.running import run as runs
+from flowlik.running.run_folder import RunFolder
 from flowlik_estimators import get, parse_spec
 from flowlik_models import zoo
 from flowlik_models.checkpoints import save_checkpoint
@@ -401,3 +402,15 @@ def test_samples_do_not_depend_on_the_batch_size() -> None:
     assert torch.allclose(whole[0], parts[0], atol=1e-12)
     for cost in (whole[1], parts[1]):
         assert cost["forwards"].tolist() == [2.0] * 40
+
+
+def test_what_may_come_out_differently_is_tried_again(tmp_path: Path) -> None:
+    statuses = ("ok", "refused", "diverged", "skipped", "timeout", "oom", "error")
+    ids = {status: f"{number:016x}" for number, status in enumerate(statuses)}
+    for status, hexadecimal in ids.items():
+        append_line(
+            tmp_path / "records.jsonl", {"cell_id": hexadecimal, "status": status, "model": "meanflow"}
+        )
+    folder = RunFolder(tmp_path, resume=True)
+    assert [s for s in statuses if folder.claim(ids[s]) == "done"] == ["ok", "refused", "diverged"]
+    folder.close()

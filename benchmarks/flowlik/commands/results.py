@@ -9,8 +9,6 @@ import typer
 
 from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
 
-FORMATS = ("md", "latex", "csv")
-
 
 def figures(folder: RunFolder) -> None:
     """Draw a run's figures again."""
@@ -27,9 +25,10 @@ def table(
     format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
 ) -> None:
     """Print a run's table."""
-    from flowlik_models.names import unknown
-
     with bad_usage():
+        from flowlik.report.tables.formats import FORMATS
+        from flowlik_models.names import unknown
+
         if format_ not in FORMATS:
             raise ValueError(unknown("format", format_, FORMATS))
         _need_records(folder)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowlik.records import journal
-from flowlik.records.columns import COLUMNS, FINISHED, NESTED, SAME_CELL, TABLE, Kind, named
+from flowlik.records.columns import COLUMNS, NESTED, SAME_CELL, TABLE, Kind, named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,11 +158,3 @@ def _latest(cells: list[str], statuses: list[str], row: Callable[[int], Any]) ->
     same = {number: tuple(row(number)[name] for name in SAME_CELL) for number in kept}
     known = {same[number] for number in kept if statuses[number] != "skipped"}
     return [number for number in kept if statuses[number] != "skipped" or same[number] not in known]
-
-
-def finished_cells(path: Path) -> set[str]:
-    """The ids of the cells that a resumed run may skip; a torn last line is set aside."""
-    file = path / "records.jsonl"
-    if not file.is_file():
-        return set()
-    return {row["cell_id"] for row in read_rows(file) if row["status"] in FINISHED}

@@ -38,7 +38,7 @@ def write_card(file: Path, card: dict[str, Any]) -> Path:
     return file
 
 
-def teacher_samples(model: Any, n: int, parts: Path, device: str, progress: Say) -> Tensor:
+def teacher_samples(model: Any, n: int, parts: Path, progress: Say) -> Tensor:
     """The first n draws of the teacher, (n, *event) float32; each batch is kept on disk.
 
     Raises:

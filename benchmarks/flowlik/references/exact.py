@@ -43,7 +43,7 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
     model, model_hash = load(task.id, task.reference_model, device, "float32")
     parts = folder / f"{task.id}-{model_hash}-parts"
     end = 1.0 - float(getattr(model, "eps", 0.0))
-    samples = teacher_samples(model, TEACHER_SAMPLES, parts, device, progress)
+    samples = teacher_samples(model, TEACHER_SAMPLES, parts, progress)
     arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
     card = _how(task, model_hash, end) | {"splits": {}, "checks": []}
     for split in task.splits:

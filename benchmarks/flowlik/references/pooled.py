@@ -91,7 +91,7 @@ def converge(
         parts=parts,
         progress=progress,
     )
-    samples = cards.teacher_samples(model, n, parts, device, progress)
+    samples = cards.teacher_samples(model, n, parts, progress)
     plan = pilot(model, samples[:PILOT_ITEMS].to(device), STEPS, end, target_stderr * teacher.nats)
     progress(plan.words())
     card = _how(teacher, model_hash, plan, n) | {"splits": {}, "checks": []}

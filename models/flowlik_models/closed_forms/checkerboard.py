@@ -166,10 +166,6 @@ class Checkerboard(nn.Module):
         """Euclidean distance to the nearest filled square, 0 inside, (batch,)."""
         return self._gaps(x).clamp_min(0).square().sum(2).sqrt().amin(1)
 
-    def distance_inside(self, x: Tensor) -> Tensor:
-        """Distance to the boundary of the filled square that holds the point, 0 outside, (batch,)."""
-        return (-self._gaps(x)).amin(2).amax(1).clamp_min(0)
-
     def _gaps(self, x: Tensor) -> Tensor:
         """Signed distance beyond the side in each direction, (batch, K, d)."""
         centre = self.lower_left.to(x) + self.side / 2

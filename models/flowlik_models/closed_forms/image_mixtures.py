@@ -195,18 +195,3 @@ def _kept(file: Path) -> Components | None:
         return Components(**read_checkpoint(file)[0])
     except (CheckpointError, TypeError):
         return None
-
-
-def stiffness(
-    model: SharedBasisMixture, n: int = 64, nodes: int = 60, *, nearest: float = 5e-4
-) -> tuple[float, float]:
-    """The least mean of div v/d over ``n`` draws of p_t, and 1 - t there; ``nodes`` times, geometric in 1 - t."""
-    d = model.basis.shape[0]
-    best = (0.0, 1.0)
-    with torch.no_grad():
-        for left in np.geomspace(nearest, 1.0, nodes).tolist():
-            generator = torch.Generator().manual_seed(0)
-            x = model.sample(n, generator=generator, t=1 - left, dtype=torch.float64)
-            value = float(model.divergence(x, x.new_full((n,), 1 - left)).mean()) / d
-            best = min(best, (value, left))
-    return best

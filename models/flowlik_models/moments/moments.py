@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint, save_tensors, tensors_digest
-from flowlik_models.interfaces import Moments
+from flowlik_models.interfaces import HasMoments, Moments
 
 __all__ = ["FULL_LIMIT", "attach", "check", "estimate", "from_covariance", "load", "save"]
 FULL_LIMIT = 3072
@@ -176,7 +176,7 @@ def attach(model: Model, moments: Moments) -> Model:
     'made up'
     """
     check(moments, getattr(model, "event_shape", None))
-    held: Any = model
+    held = cast(HasMoments, model)
     held.moments = moments
     return model
 

@@ -40,7 +40,6 @@ class Evaluation:
     stderr: Array | None
     cost: dict[str, Array]
     batch_size: int
-    statuses: set[str] = field(default_factory=set)
     reason: str | None = None
     extra: dict[str, Array] = field(default_factory=dict)
 
@@ -109,7 +108,6 @@ def evaluate(
             for name in COSTS
         },
         batch_size=batch_size,
-        statuses={out.status for out in outs},
         reason=next((out.reason for out in outs if out.reason), None),
         extra={
             name: np.concatenate([_per_item(out.extra[name], size) for out, size in parts])
@@ -130,7 +128,6 @@ def joined(parts: Sequence[Evaluation]) -> Evaluation:
         stderr=np.concatenate(errors) if len(errors) == len(parts) else None,
         cost={name: np.concatenate([part.cost[name] for part in parts]) for name in parts[0].cost},
         batch_size=min(part.batch_size for part in parts),
-        statuses=set().union(*(part.statuses for part in parts)),
         reason=next((part.reason for part in parts if part.reason), None),
         extra={
             name: np.concatenate([part.extra[name] for part in parts])

@@ -58,7 +58,7 @@ def _tell(line: str) -> None:
 
 def _keep(file: Path, found: Evaluation) -> None:
     """Write a piece; where the disk does not take it, the run goes on without."""
-    words = {"batch_size": found.batch_size, "statuses": sorted(found.statuses), "reason": found.reason}
+    words = {"batch_size": found.batch_size, "reason": found.reason}
     arrays = {"log_prob": found.log_prob, "valid": found.valid, "words": np.array(json.dumps(words))}
     if found.stderr is not None:
         arrays["stderr"] = found.stderr
@@ -86,7 +86,6 @@ def _as_evaluation(arrays: dict[str, Any]) -> Evaluation:
         stderr=arrays.get("stderr"),
         cost={name: arrays[f"cost {name}"] for name in COSTS},
         batch_size=words["batch_size"],
-        statuses=set(words["statuses"]),
         reason=words["reason"],
         extra={
             name.removeprefix("extra "): values

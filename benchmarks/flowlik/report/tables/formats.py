@@ -9,7 +9,6 @@ from typing import Final
 from flowlik.report.tables.table import Cell, Table
 
 FORMATS: Final = ("md", "latex", "csv")
-_ALIASES: Final = {"markdown": "md", "tex": "latex"}
 
 
 # ---------------------------------------------------------------------------------------------------------- formats

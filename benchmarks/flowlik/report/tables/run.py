@@ -19,10 +19,11 @@ from flowlik.records.columns import TABLE, Column
 from flowlik.report import frame as frames
 from flowlik.report import labels
 from flowlik.report.tables.accuracy import by_steps, in_detail
-from flowlik.report.tables.formats import _ALIASES, FORMATS, _latex, _markdown, _nothing
+from flowlik.report.tables.formats import FORMATS, _latex, _markdown, _nothing
 from flowlik.report.tables.samples import _one_evaluation, _samples
 from flowlik.report.tables.table import Table
 from flowlik.report.tables.uses import _comparison, _gradient, _importance, _outliers, _routes, _training
+from flowlik_models.names import unknown
 
 METHOD_AFTER: Final = "split"
 """Where in the CSV the method stands, which frames add."""
@@ -68,14 +69,13 @@ def render(df: pd.DataFrame, format: str) -> str:
     Raises:
         ValueError: the format is none of these.
     """
-    known = _ALIASES.get(format, format)
-    if known not in FORMATS:
-        raise ValueError(f"unknown format {format!r} (valid: {', '.join(FORMATS)})")
-    if known == "csv":
+    if format not in FORMATS:
+        raise ValueError(unknown("format", format, FORMATS))
+    if format == "csv":
         return _csv(frames.prepare(df))
-    write = _markdown if known == "md" else _latex
+    write = _markdown if format == "md" else _latex
     found = tables(df)
-    return "\n".join(write(table) for table in found) if found else _nothing(known)
+    return "\n".join(write(table) for table in found) if found else _nothing(format)
 
 
 def write_tables(run_dir: Path) -> list[Path]:
