@@ -2,12 +2,17 @@
 
 Time runs from noise (t = 0, the source N(0, I)) to data (t = 1). ``x`` is (batch, *event); ``t`` and ``s`` are (batch,)
 and of x's dtype; ``cond`` is anything sliced along with x (class labels, a paired x_0). See docs/math.md section 1.
+
+What a model can do is asked by `can`, and what it lacks said by `lacks`, both from the table `CAPABILITIES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from operator import attrgetter
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -138,3 +143,92 @@ class HasMoments(Protocol):
     """A model to which the task has attached the moments of its training split."""
 
     moments: Moments
+
+
+Ability = Literal[
+    "velocity",
+    "divergence",
+    "flow map",
+    "joint flow map",
+    "policy flow",
+    "generator",
+    "fake flow",
+    "teacher",
+    "moments",
+    "log-density",
+]
+
+
+@dataclass(frozen=True)
+class Capability:
+    """How an ability shows and what it is called.
+
+    ``attributes``: any one of them is enough; ``fake.velocity`` is an attribute of an attribute. ``noun`` completes
+    "needs ...". ``trial_times``: the times, halfway between noise and data or below, at which one evaluation of the
+    network is tried; None for what evaluates no network.
+    """
+
+    attributes: tuple[str, ...]
+    noun: str
+    trial_times: tuple[float, ...] | None = None
+
+
+CAPABILITIES: dict[Ability, Capability] = {
+    "velocity": Capability(("velocity",), "a velocity field (a `velocity` method)", (0.5,)),
+    "divergence": Capability(
+        ("velocity_and_divergence", "divergence"),
+        "a closed-form divergence (`velocity_and_divergence` or `divergence`)",
+        (0.5,),
+    ),
+    "flow map": Capability(("average_velocity",), "a flow map (an `average_velocity` method)", (0.5, 0.5)),
+    "joint flow map": Capability(("joint",), "a joint flow map (a `joint` method)", (0.5, 0.5)),
+    "policy flow": Capability(("policy",), "a policy flow (a `policy` method)", (0.5, 0.25)),
+    "generator": Capability(("generate",), "a one-step generator (a `generate` method)", ()),
+    "fake flow": Capability(("fake.velocity",), "a fake model whose ODE starts from noise (`fake.velocity`)"),
+    "teacher": Capability(("teacher.velocity",), "a velocity field as the model's `teacher`"),
+    "moments": Capability(("moments",), "the moments of its training data (a `moments` attribute)"),
+    "log-density": Capability(("log_prob",), "a density that is known exactly (a `log_prob` method)"),
+}
+"""Ability -> how it shows in a model, and what to say where it is missing."""
+
+EVALUATING_METHODS = tuple(
+    method
+    for capability in CAPABILITIES.values()
+    if capability.trial_times is not None
+    for method in capability.attributes
+)
+"""Methods of a model that evaluate its network."""
+
+
+def can(model: object, *abilities: Ability) -> bool:
+    """Whether the model has all of these abilities."""
+    return all(any(_has(model, name) for name in CAPABILITIES[each].attributes) for each in abilities)
+
+
+def lacks(model: object, ability: Ability) -> str | None:
+    """None, or what the model needs and has not: "needs a flow map (an `average_velocity` method)"."""
+    return None if can(model, ability) else f"needs {CAPABILITIES[ability].noun}"
+
+
+def trial_call(model: Any, x: Tensor, ability: Ability) -> Callable[[], Any]:
+    """One evaluation of the network at x (batch, *event) by a method of that ability, to be called when wanted."""
+    capability = CAPABILITIES[ability]
+    assert capability.trial_times is not None
+    method = next(getattr(model, name) for name in capability.attributes if _has(model, name))
+    return partial(method, x, *(x.new_full((len(x),), time) for time in capability.trial_times))
+
+
+def velocity_and_divergence(field: Any, x: Tensor, t: Tensor, **cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Velocity (batch, *event) and divergence (batch,), by one evaluation where the field offers both at once."""
+    if _has(field, "velocity_and_divergence"):
+        both: tuple[Tensor, Tensor] = field.velocity_and_divergence(x, t, **cond)
+        return both
+    return field.velocity(x, t, **cond), field.divergence(x, t, **cond)
+
+
+def _has(model: object, path: str) -> bool:
+    try:
+        attrgetter(path)(model)
+    except AttributeError:
+        return False
+    return True

@@ -27,10 +27,10 @@ from flowlik.tasks import stored_references
 from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task, registry
 from flowlik.tasks.task import Items, Reference, Task
-from flowlik_estimators.divergence.probes import cosines
 from flowlik_models import zoo
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.images.errors import DataError
+from flowlik_models.numerics.cosine_transform import cosines
 
 NATS = 64 * math.log(2.0)  # of one bit/dim of the digits
 

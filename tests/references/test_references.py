@@ -40,8 +40,8 @@ def test_nodes_run_from_the_data_end_to_noise_and_are_dense_near_the_data() -> N
     assert 1.0 - t[1] < 2e-4
     r = np.linspace(-2, 6, 9)
     step = 1e-6
-    rate = (fixed_rk4.time_of(r + step) - fixed_rk4.time_of(r - step)) / (2 * step)
-    assert fixed_rk4.slope_of(r) == pytest.approx(rate, rel=1e-6)
+    rate = (fixed_rk4.RULE_TIME.time(r + step) - fixed_rk4.RULE_TIME.time(r - step)) / (2 * step)
+    assert fixed_rk4.RULE_TIME.slope(r) == pytest.approx(rate, rel=1e-6)
     assert len(slope) == 65
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from flowlik_estimators.counting import inner_networks
+from flowlik_models.interfaces import CAPABILITIES, Ability, can, trial_call
 
-COMPILED = ("velocity", "average_velocity", "joint", "generate")
-"""Methods that are replaced by compiled ones; closed forms of a divergence stay as they are."""
+COMPILED: tuple[Ability, ...] = ("velocity", "flow map", "joint flow map", "generator")
+"""Abilities whose methods are replaced by compiled ones; closed forms of a divergence stay as they are."""
 
 
 def laid_out(model: Any, device: str) -> Any:
@@ -35,7 +36,8 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
     """
     import torch._functorch.config as functorch_config
 
-    names = [name for name in COMPILED if hasattr(model, name)]
+    abilities = {CAPABILITIES[each].attributes[0]: each for each in COMPILED if can(model, each)}
+    names = list(abilities)
     if inner_networks(model):
         return "a model of several networks is counted network by network, and is not compiled"
     if not names:
@@ -45,9 +47,9 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
     # buffers that the backward pass may overwrite would allow one product a forward only
     functorch_config.donated_buffer = False  # type: ignore[attr-defined]
     try:
-        for name in names:
+        for name, ability in abilities.items():
             setattr(model, name, torch.compile(getattr(model, name), backend=backend))
-            _try(getattr(model, name), x, times={"velocity": 1, "generate": 0}.get(name, 2))
+            _try(model, x, ability)
     except Exception as error:
         for name in names:
             model.__dict__.pop(name, None)
@@ -57,11 +59,10 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
     return None
 
 
-def _try(method: Any, x: torch.Tensor, times: int) -> None:
+def _try(model: Any, x: torch.Tensor, ability: Ability) -> None:
     point = x.clone().requires_grad_()
-    t = torch.full((len(x),), 0.5, dtype=x.dtype, device=x.device)
     with torch.enable_grad():
-        value = method(point, *[t] * times)
+        value = trial_call(model, point, ability)()
         value = value[0] if isinstance(value, tuple) else value
         for keep in (True, False):
             torch.autograd.grad(value, point, torch.ones_like(value), retain_graph=keep)

@@ -7,7 +7,6 @@ is evaluated (NFE 0). See docs/math.md section 9.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +15,7 @@ from scipy.linalg import solve_triangular
 from flowlik.measures.arrays import Array
 from flowlik.tasks.points import chunks
 from flowlik.tasks.task import Items, Reference, Task
+from flowlik_models.numerics.standard_normal import LOG_2PI
 
 ROWS = 1024
 
@@ -45,7 +45,7 @@ def control_log_prob(name: str, task: Task, items: Items, reference: Reference) 
 def gaussian_log_density(mean: Array, covariance: Array) -> Callable[[Array], Array]:
     """log N(x; mean, covariance) as a function of points (n, d), (n,) nats."""
     factor = np.linalg.cholesky(covariance)
-    log_volume = float(np.log(np.diag(factor)).sum()) + 0.5 * len(mean) * math.log(2 * math.pi)
+    log_volume = float(np.log(np.diag(factor)).sum()) + 0.5 * len(mean) * LOG_2PI
 
     def density(x: Array) -> Array:
         whitened = solve_triangular(factor, (x - mean).T, lower=True)

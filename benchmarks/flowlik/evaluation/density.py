@@ -29,6 +29,7 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Items, Reference, Task
+from flowlik_models.interfaces import can
 
 BROAD = 1.1  # standard deviations of the proposal's Gaussian third, in those of the data
 BROAD_KEY = 90_125
@@ -153,9 +154,9 @@ def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
 
 
 def _map_step(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    if hasattr(model, "average_velocity"):
+    if can(model, "flow map"):
         average: Callable[[Tensor, Tensor, Tensor], Tensor] = model.average_velocity
         return average
-    if hasattr(model, "joint"):
+    if can(model, "joint flow map"):
         return lambda x, t, s: model.joint(x, t, s)[0]
     return None

@@ -15,6 +15,10 @@ from flowlik.evaluation.models import load, load_compiled
 from flowlik.evaluation.samples.extractors import standard_extractor
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Items, Reference, Task, UnavailableError
+from flowlik_models.interfaces import Ability, can
+
+JUDGED_BY_TEACHER: tuple[Ability, ...] = ("flow map", "joint flow map", "policy flow", "generator")
+"""Models that are to agree with what taught them; any other field has a likelihood of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def _is_another_field(task: Task, cell: Cell, model: Any) -> bool:
     """A field of its own, which no reference knows; maps, policies and generators are judged by what taught them."""
     if cell.is_control or task.reference_model in ("closed-form", cell.model):
         return False
-    return not any(hasattr(model, method) for method in ("average_velocity", "joint", "policy", "generate"))
+    return not any(can(model, ability) for ability in JUDGED_BY_TEACHER)
 
 
 def status_of(error: BaseException) -> tuple[str, str]:

@@ -10,13 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from flowlik_models.interfaces import Ability, can, trial_call
+
+TIMED: tuple[Ability, ...] = ("velocity", "joint flow map", "flow map", "policy flow", "generator")
+"""Of several abilities the one whose evaluation stands for a forward of the network."""
 
 FORWARD_SECONDS = 0.01  # forwards are repeated until a round of them takes about this long
 BUDGET_SECONDS = 6.0  # no further round is begun after this long, so a slow estimator is timed at least once
@@ -116,17 +120,9 @@ def peak_bytes(device: torch.device) -> int | None:
 
 def one_forward(model: Any, x: Tensor) -> Callable[[], Any] | None:
     """One evaluation of the model's network on `x`, halfway between noise and data; None where it has none."""
-    t = torch.full((len(x),), 0.5, dtype=x.dtype, device=x.device)
-    for name, times in (
-        ("velocity", (t,)),
-        ("joint", (t, t)),
-        ("average_velocity", (t, t)),
-        ("policy", (t, t / 2)),
-        ("generate", ()),
-    ):
-        method = getattr(model, name, None)
-        if method is not None:
-            return _without_graph(partial(method, x, *times))
+    for ability in TIMED:
+        if can(model, ability):
+            return _without_graph(trial_call(model, x, ability))
     return None
 
 

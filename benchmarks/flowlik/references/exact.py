@@ -25,9 +25,10 @@ from flowlik.references.card import (
     teacher_samples,
     write_card,
 )
-from flowlik.references.fixed_rk4 import NEAR_DATA, NEAR_NOISE, converged_log_prob
+from flowlik.references.fixed_rk4 import NEAR_DATA, converged_log_prob
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, tensor_hash
+from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
 
 ITEMS = 256
 STEPS, HALVED = 64, 128

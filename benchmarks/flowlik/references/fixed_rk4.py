@@ -6,7 +6,6 @@ by the cubic spline through them, which is a weighted sum of its values (`weight
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -17,29 +16,22 @@ from torch import Tensor
 
 from flowlik.measures.arrays import Array
 from flowlik_estimators.divergence.products import Divergence, exact
+from flowlik_models.numerics.reparametrised_time import NEAR_NOISE, ReparametrisedTime
+from flowlik_models.numerics.runge_kutta import rk4_increments
+from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 
-NEAR_NOISE, NEAR_DATA = 0.1, 0.001  # the rule's variable resolves 1 - t down to about 0.001
+NEAR_DATA = 0.001
+"""The rule's variable resolves 1 - t down to about this."""
+
+RULE_TIME = ReparametrisedTime(NEAR_DATA, NEAR_NOISE)
 
 
 def times_of(steps: int, end: float) -> tuple[Array, Array, Array]:
     """Nodes of the rule from `end` down to 0: r, t(r) and dt/dr, (steps + 1,) each."""
-    first, last = (math.log((t + NEAR_NOISE) / (1.0 - t + NEAR_DATA)) for t in (end, 0.0))
-    r = np.linspace(first, last, steps + 1)
-    t = np.clip(time_of(r), 0.0, end)
+    r = np.linspace(RULE_TIME.at(end), RULE_TIME.at(0.0), steps + 1)
+    t = np.clip(RULE_TIME.time(r), 0.0, end)
     t[0], t[-1] = end, 0.0
-    return r, t, slope_of(r)
-
-
-def time_of(r: Any) -> Any:
-    """t from r = log((t + a)/(1 - t + b))."""
-    e = np.exp(r)
-    return ((1.0 + NEAR_DATA) * e - NEAR_NOISE) / (1.0 + e)
-
-
-def slope_of(r: Any) -> Any:
-    """dt/dr."""
-    e = np.exp(r)
-    return (1.0 + NEAR_DATA + NEAR_NOISE) * e / (1.0 + e) ** 2
+    return r, t, RULE_TIME.slope(r)
 
 
 @lru_cache(maxsize=8)
@@ -61,22 +53,18 @@ def states(model: Any, x: Tensor, steps: int, end: float = 1.0) -> Iterator[tupl
     r, t, _ = times_of(steps, end)
     step = float(r[1] - r[0])
 
-    def rate(y: Tensor, where: float) -> Tensor:
-        time = x.new_full((len(y),), float(np.clip(time_of(where), 0.0, end)))
+    def rate(y: Tensor, where: float) -> tuple[Tensor]:
+        time = x.new_full((len(y),), float(np.clip(RULE_TIME.time(where), 0.0, end)))
         with torch.no_grad():
             v: Tensor = model.velocity(y.to(x.dtype), time)
-        return v.double() * float(slope_of(where))
+        return (v.double() * float(RULE_TIME.slope(where)),)
 
     y = x.double()
     for k in range(steps + 1):
         yield float(t[k]), y
         if k == steps:
             return
-        k1 = rate(y, r[k])
-        k2 = rate(y + 0.5 * step * k1, r[k] + 0.5 * step)
-        k3 = rate(y + 0.5 * step * k2, r[k] + 0.5 * step)
-        k4 = rate(y + step * k3, r[k] + step)
-        y = y + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+        y = y + rk4_increments(rate, y, step, (r[k], r[k] + 0.5 * step, r[k] + step))[0]
 
 
 def converged_log_prob(model: Any, x: Tensor, steps: int, end: float = 1.0) -> Array:
@@ -104,5 +92,4 @@ def log_prob_columns(model: Any, x: Tensor, steps: int, end: float, divergence: 
 
 def log_source(y: Tensor) -> Array:
     """log N(y; 0, I) of every row, (batch,) nats."""
-    flat = y.flatten(1).double().cpu().numpy()
-    return np.asarray(-0.5 * (flat**2).sum(axis=1) - 0.5 * flat.shape[1] * math.log(2.0 * math.pi))
+    return np.asarray(standard_normal_log_prob(y).cpu().numpy())

@@ -24,10 +24,11 @@ from flowlik.measures.arrays import Array
 from flowlik.records.writing import read_arrays, write_arrays
 from flowlik.references import card as cards
 from flowlik.references.card import SAMPLES_SEED, Say
-from flowlik.references.fixed_rk4 import NEAR_DATA, NEAR_NOISE, log_prob_columns
+from flowlik.references.fixed_rk4 import NEAR_DATA, log_prob_columns
 from flowlik.references.pooled_probes import Plan, Pooled, pilot, pooled_log_prob
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, seed_of, tensor_hash
+from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
 
 ITEMS = 500
 STEPS, HALVED = 96, 192
@@ -197,9 +198,9 @@ def _with_one_set_of_probes(teacher: _Teacher, x: Tensor) -> tuple[Array, Array,
     """log p of x with probes that are kept along the path: by the rule in `STEPS` and `HALVED` steps, (batch, probes)
     each, and by an adaptive solver, (batch,)."""
     from flowlik_estimators import get
-    from flowlik_estimators.call import PROBE_STREAM
     from flowlik_estimators.divergence.products import hutchinson
     from flowlik_models import random
+    from flowlik_models.numerics.streams import PROBE_STREAM
 
     generator = torch.Generator().manual_seed(SAMPLES_SEED)
     key, ids = random.draw_key(torch.Generator().manual_seed(SAMPLES_SEED)), torch.arange(len(x))

@@ -26,13 +26,13 @@ from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.divergence.probes import Basis, GaussianControl, Rotation
 from flowlik_estimators.divergence.products import hutchinson, products
 from flowlik_estimators.integration.clenshaw_curtis import allocate
+from flowlik_models.numerics.streams import ROUND_STREAMS
 
 PILOT_KEY = 60_013
 PILOT_PROBES = 2
 SMALLEST = 2  # probes a node and round: fewer have no variance
 ROUNDS = 64
 TINY = 1e-300
-ROUND_STREAMS = 4096  # streams of a round; a rule has fewer nodes
 EXPECTED_ROUNDS = 2.0  # of an item with the pilot's variance
 
 

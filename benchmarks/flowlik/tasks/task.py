@@ -22,12 +22,12 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid
 from flowlik.tasks.points import Points
 from flowlik_models.names import unknown as unknown
+from flowlik_models.numerics.streams import DRAW_STRIDE as DRAW_STRIDE
 
 if TYPE_CHECKING:
     from flowlik_models.interfaces import Moments
 
 Evaluate = Callable[[Tensor], Array]
-DRAW_STRIDE = 2**20  # ids of different dequantisation draws of one image never meet
 
 
 class UnavailableError(Exception):

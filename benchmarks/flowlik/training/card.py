@@ -14,6 +14,7 @@ from flowlik.cells import Cell, Options
 from flowlik.measures import accuracy as measures
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, UnavailableError
+from flowlik_models.interfaces import can
 
 STEPS = (1, 2, 4, 8)
 JUDGED_ITEMS = 1000
@@ -31,7 +32,7 @@ def likelihood_error(task: Task, network: Any, device: str) -> float | None:
     """Mean |error| of the one-step likelihood in bits/dim on a part of the test items; None for a model without one."""
     from flowlik_estimators import get
 
-    if hasattr(network, "joint"):
+    if can(network, "joint flow map"):
         estimator = get("f2d2", steps=1)
     elif getattr(network, "frozen_density", False):
         estimator = get("pi-flow", segments=min(network.segments))
@@ -52,18 +53,18 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     """
     from flowlik_estimators import get
 
-    if hasattr(network, "joint"):
+    if can(network, "joint flow map"):
         estimators = [get("f2d2", steps=steps) for steps in STEPS]
-    elif hasattr(network, "policy"):
+    elif can(network, "policy flow"):
         jacobians = ("frozen",) if network.frozen_density else ("full",)
         estimators = [get("pi-flow", segments=n, jacobian=j) for n in network.segments for j in jacobians]
     elif getattr(network, "conditional", False):
         return {"pairs": _of_pairs(task, network, device)}
-    elif hasattr(network, "generate"):
+    elif can(network, "generator"):
         estimators = _of_generator(task, network)
-    elif hasattr(network, "average_velocity"):
+    elif can(network, "flow map"):
         return {"cycle_error": {str(steps): _cycle(task, network, steps, device) for steps in STEPS}}
-    elif not hasattr(network, "velocity"):
+    elif not can(network, "velocity"):
         return {}
     else:
         trace = "exact" if task.dim <= FEW_DIMENSIONS else "hutchinson"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_models.closed_forms.policies import FieldPolicy
+from flowlik_models.numerics.standard_normal import LOG_2PI
 
 _SHORT = 1.0  # intervals shorter than this many standard deviations go by quadrature, longer ones by erf
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)  # error below 1e-16 on an interval of length 1
@@ -43,7 +44,7 @@ def _long_interval(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mass = torch.special.ndtr(-low_core) - torch.special.ndtr(-high)
     mass = torch.where(tail, torch.ones_like(mass), mass)
 
-    log_tail = relative.log() - 0.5 * low_tail.square() - 0.5 * math.log(2 * math.pi)
+    log_tail = relative.log() - 0.5 * low_tail.square() - 0.5 * LOG_2PI
     log_mass = torch.where(tail, log_tail, mass.log())
     mean = torch.where(tail, (1 - ratio) / relative, (_phi(low_core) - _phi(high)) / mass)
     tilt = torch.where(
@@ -94,7 +95,7 @@ class Checkerboard(nn.Module):
         points = 0.5 * (nodes + 1)  # in [0, 1] along the side
         step = torch.where(short, length, torch.zeros_like(length))
         z = low[..., None] + step[..., None] * points
-        log_weight = weights.log() - 0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+        log_weight = weights.log() - 0.5 * z.square() - 0.5 * LOG_2PI
         log_mean_phi = log_weight.logsumexp(-1)
         probability = (log_weight - log_mean_phi[..., None]).exp()
         mean_point = (probability * points).sum(-1)

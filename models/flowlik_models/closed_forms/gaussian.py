@@ -6,20 +6,11 @@ trajectory moves along the eigenvectors alone (docs/math.md section 5). Cost: on
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from flowlik_models.closed_forms.policies import FieldPolicy
-
-LOG_2PI = math.log(2.0 * math.pi)
-
-
-def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """log N(x; 0, I) in nats, (batch,); computed in x's dtype."""
-    flat = x.flatten(1)
-    return -0.5 * (flat.square().sum(1) + flat.shape[1] * LOG_2PI)
+from flowlik_models.numerics.standard_normal import LOG_2PI
 
 
 def log1p_ratio(z: Tensor) -> Tensor:

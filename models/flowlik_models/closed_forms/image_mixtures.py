@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint, save_tensors
-from flowlik_models.closed_forms.gaussian import LOG_2PI
 from flowlik_models.closed_forms.shared_basis import SharedBasisMixture
 from flowlik_models.files import no_room
 from flowlik_models.images import cache_dir, digits, open_images
 from flowlik_models.interfaces import Moments
 from flowlik_models.moments.images import ROWS, Chunks, Say, Voice, as_rows, image_moments, noise_variance
+from flowlik_models.numerics.standard_normal import LOG_2PI
 
 IMAGES_OF = {"digits-gmm": "digits", "fashion-mnist-gmm": "fashion-mnist", "cifar10-gmm": "cifar10"}
 """The images behind each mixture."""

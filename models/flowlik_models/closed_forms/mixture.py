@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowlik_models.closed_forms.gaussian import LOG_2PI
 from flowlik_models.closed_forms.policies import FieldPolicy
+from flowlik_models.numerics.standard_normal import LOG_2PI
 
 
 class GaussianMixture(nn.Module):

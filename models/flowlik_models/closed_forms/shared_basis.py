@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowlik_models.closed_forms.gaussian import LOG_2PI
+from flowlik_models.numerics.standard_normal import LOG_2PI
 
 _PIECE = 2**22  # numbers a (rows, K, d) table may have where every row has a time of its own
 

@@ -21,9 +21,7 @@ from flowlik_models.images.errors import DataError, MissingDataError
 from flowlik_models.images.folders import DATA_VARIABLE, data_root
 from flowlik_models.images.formats.readers import Part, Pixels, read
 from flowlik_models.images.pixels import dequantise
-
-FLIP_STREAM = 2**21
-"""Stream of the coin that mirrors an image; draws of the dequantisation have the streams from 0."""
+from flowlik_models.numerics.streams import FLIP_STREAM
 
 _HASHED = 4096
 

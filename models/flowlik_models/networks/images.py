@@ -25,11 +25,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from scipy.fft import dct, dctn
+from scipy.fft import dctn
 from torch import Tensor, nn
 
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients, log1p_ratio
 from flowlik_models.networks.embedding import TimeFeatures
+from flowlik_models.numerics.cosine_transform import cosines
 
 __all__ = ["FlowMap", "ImageField", "JointFlowMap", "Moments", "cosine_basis", "cosine_moments", "zeroed"]
 
@@ -61,8 +62,7 @@ def cosine_basis(event_shape: Sequence[int]) -> Tensor:
     """
     basis = torch.ones(1, 1, dtype=torch.float64)
     for size in event_shape:
-        rows = torch.from_numpy(dct(torch.eye(size, dtype=torch.float64).numpy(), axis=0, norm="ortho"))
-        basis = torch.kron(basis, rows)
+        basis = torch.kron(basis, cosines(size))
     return basis.T.contiguous()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_models.closed_forms.gaussian import standard_normal_log_prob
+from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 
 STEPS = (1, 2, 4, 8)
 
@@ -53,7 +53,7 @@ def few_step_log_prob(network: Any, x: Tensor, steps: int, end: float) -> Tensor
         u, divergence = network.joint(x, t, s)
         x = x + (stop - start) * u
         log_det = log_det + (stop - start) * divergence.double()
-    return standard_normal_log_prob(x.double()) + log_det
+    return standard_normal_log_prob(x) + log_det
 
 
 def only_the_head(network: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowlik_models.closed_forms.coupling import TurnedPairs
 from flowlik_models.conditional_paths import ConditionalPath
-from flowlik_models.networks.embedding import original_time, reparametrised_time
+from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.objectives.imitation import segment_ends
 from flowlik_models.objectives.realuid import Draw
@@ -54,9 +54,9 @@ def _times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -> Te
     """(n,) times in [0, end], a share of them uniform in the reparametrised time; stratified."""
     order = torch.randperm(n, generator=generator, device=generator.device)
     unit = (order + _uniform(n, generator)) / n
-    delta = recipe.times.delta
-    low, high = reparametrised_time(torch.tensor([0.0, end]), delta)
-    near = original_time(low + (high - low) * unit, delta).clamp(0, end)
+    reparametrised = ReparametrisedTime(recipe.times.delta)
+    low, high = reparametrised.at(torch.tensor([0.0, end]))
+    near = reparametrised.time(low + (high - low) * unit).clamp(0, end)
     return torch.where(_uniform(n, generator) < recipe.times.stretched, near, end * unit)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowlik_models.interfaces import can
 from flowlik_models.objectives.divergence_target import DivergenceTarget
 
 _EXACT = DivergenceTarget(trace="exact")
@@ -23,7 +24,7 @@ class GeneratedFlow:
     """
 
     def __init__(self, model: Any) -> None:
-        if not hasattr(getattr(model, "fake", None), "velocity") or not model.fake_is_flow:
+        if not can(model, "fake flow") or not model.fake_is_flow:
             raise ValueError(
                 "the teacher has no fake model whose ODE is its generator's; train one with settle"
             )

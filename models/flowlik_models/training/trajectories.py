@@ -22,16 +22,17 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
-from flowlik_models.closed_forms.gaussian import standard_normal_log_prob
 from flowlik_models.images.pixels import continuous, mirrored, shifted
 from flowlik_models.moments.training_images import TrainingImages, training_images
-from flowlik_models.networks.embedding import original_time, reparametrised_time
+from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
+from flowlik_models.numerics.runge_kutta import rk4_increments
+from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.objectives.divergence_target import velocity_and_products
 from flowlik_models.training.process_group import ALONE, WHOLE, Group, Part
 
 STEPS = 32
-_DELTA = 1e-3  # smallest 1 - t that the nodes resolve
+_NODE_TIME = ReparametrisedTime(1e-3)  # nodes are uniform in it; they resolve 1 - t down to 1e-3
 _CHUNK = 256
 _NOISY = 0.9  # times beyond which a divergence estimate is noisy
 _FROM_END = (0.5, 0.15)  # shares of pairs that start at the data and at the noise
@@ -88,7 +89,7 @@ class TrajectoryPool:
         row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
         if part.count > 1:
             row = row[part.rows(n, device=row.device)]
-        log_prob = standard_normal_log_prob(self.states[-1, row].double()) + self.log_dets[-1, row]
+        log_prob = standard_normal_log_prob(self.states[-1, row]) + self.log_dets[-1, row]
         return self.states[0, row], log_prob
 
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
@@ -198,7 +199,7 @@ def solve_closed_form(
 
 def _between(end: float, delta: float) -> list[int]:
     """How many jittered nodes lie between neighbouring times of the finest grid, by length in reparametrised time."""
-    edges = reparametrised_time(torch.linspace(end, 0, _GRID + 1, dtype=torch.float64), delta)
+    edges = ReparametrisedTime(delta).at(torch.linspace(end, 0, _GRID + 1, dtype=torch.float64))
     shares = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
     return [max(1, round(_JITTERED * share)) for share in shares.tolist()]
 
@@ -206,11 +207,12 @@ def _between(end: float, delta: float) -> list[int]:
 def _jittered(counts: list[int], end: float, delta: float, generator: torch.Generator) -> Tensor:
     """Times (nodes,) from the data end to 0: the finest grid's, and one in each part of its intervals."""
     grid = torch.linspace(end, 0, _GRID + 1, dtype=torch.float64)
-    edges = reparametrised_time(grid, delta)
+    reparametrised = ReparametrisedTime(delta)
+    edges = reparametrised.at(grid)
     times = [grid[:1]]
     for k, count in enumerate(counts):
         unit = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-        times += [original_time(edges[k] + (edges[k + 1] - edges[k]) * unit, delta), grid[k + 1 : k + 2]]
+        times += [reparametrised.time(edges[k] + (edges[k + 1] - edges[k]) * unit), grid[k + 1 : k + 2]]
     return torch.cat(times).clamp(0, end)
 
 
@@ -223,13 +225,8 @@ def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         return truth.velocity_and_divergence(y, torch.full((len(y),), t, dtype=y.dtype))  # type: ignore[no-any-return]
 
     for t, s in pairwise(times.tolist()):
-        h = s - t
-        v1, d1 = slope(x, t)
-        v2, d2 = slope(x + h / 2 * v1, t + h / 2)
-        v3, d3 = slope(x + h / 2 * v2, t + h / 2)
-        v4, d4 = slope(x + h * v3, s)
-        x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-        log_det = log_det + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+        moved, added = rk4_increments(slope, x, s - t, (t, t + (s - t) / 2, s))
+        x, log_det = x + moved, log_det + added
         states.append(x)
         log_dets.append(log_det)
     return torch.stack(states), torch.stack(log_dets)
@@ -295,7 +292,7 @@ def _noise(
 
 def _nodes(steps: int) -> Tensor:
     """Nodes (2 * steps + 1,) in reparametrised time from the data to the noise; every other one is a half step."""
-    low, high = reparametrised_time(torch.tensor([0.0, 1.0], dtype=torch.float64), _DELTA).tolist()
+    low, high = _NODE_TIME.at(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
     return torch.linspace(high, low, 2 * steps + 1, dtype=torch.float64)
 
 
@@ -340,7 +337,7 @@ def _images(images: TrainingImages, n: int, shift: float, generator: torch.Gener
 
 
 def _times(nodes: Tensor) -> Tensor:
-    return original_time(nodes, _DELTA).clamp(0, 1)
+    return _NODE_TIME.time(nodes).clamp(0, 1)  # type: ignore[no-any-return]
 
 
 def _solved(
@@ -348,15 +345,15 @@ def _solved(
 ) -> tuple[Tensor, Tensor]:
     """States (nodes, batch, *event) and log-determinants (nodes, batch), data first whichever way they were solved."""
     times = _times(nodes)
-    rates = 1 / (1 / (times + 0.1) + 1 / (1 - times + _DELTA))  # dt over d(reparametrised time)
+    rates = _NODE_TIME.slope(nodes)
     h = float(nodes[2] - nodes[0])
 
     def at(k: int) -> Tensor:
         return torch.full((len(x),), float(times[k]), device=x.device)
 
-    def slope(y: Tensor, k: int) -> Tensor:
+    def slope(y: Tensor, k: int) -> tuple[Tensor]:
         with torch.no_grad():
-            return torch.as_tensor(teacher.velocity(y, at(k)) * float(rates[k]))
+            return (teacher.velocity(y, at(k)) * float(rates[k]),)
 
     states, divergences = [], []
     for k in range(0, len(nodes), 2):
@@ -367,11 +364,8 @@ def _solved(
         divergences.append(products.mean(0).cpu().double() * rates[k])
         if k == len(nodes) - 1:
             break
-        k1 = velocity * float(rates[k])
-        k2 = slope(x + h / 2 * k1, k + 1)
-        k3 = slope(x + h / 2 * k2, k + 1)
-        k4 = slope(x + h * k3, k + 2)
-        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        first = (velocity * float(rates[k]),)
+        x = x + rk4_increments(slope, x, h, (k, k + 1, k + 2), first)[0]
     path, rate = torch.stack(states), torch.stack(divergences)
     order = nodes[::2]
     if h > 0:  # from the noise: turn round

@@ -32,6 +32,7 @@ from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
 from flowlik_models import random
 from flowlik_models.closed_forms.mixture import GaussianMixture
+from flowlik_models.interfaces import can
 
 if TYPE_CHECKING:
     from flowlik.evaluation.prepare import Prepared
@@ -155,7 +156,7 @@ def families(model: Any) -> dict[str, list[Variant]]:
         others = {"rounded": [Variant(_rounded(model, k, float(s))) for k, s in enumerate(levels)]}
     else:
         raise UnavailableError("comparison needs a mixture in closed form or a network; name one with -m")
-    if not hasattr(model, "moments"):
+    if not can(model, "moments"):
         raise UnavailableError("comparison needs the moments of the data; attach them to the model")
     centre = torch.from_numpy(model.moments.mean).reshape(model.event_shape)
     scales = RESCALED * np.linspace(-1.0, 1.3, MODELS)
@@ -170,7 +171,7 @@ def _displaced(model: GaussianMixture, index: int, level: float) -> GaussianMixt
     means = model.means + torch.einsum("kde,ke->kd", model.rotations, moves)
     stds = model.stds * (level * WIDENED * draw[1]).exp()
     other: Any = GaussianMixture(model.weights, means, stds, model.rotations).to(model.means.device)
-    if hasattr(model, "moments"):
+    if can(model, "moments"):
         other.moments = model.moments
     found: GaussianMixture = other
     return found
@@ -192,7 +193,7 @@ def exact_log_prob(model: Any, x: Tensor, end: float) -> Array:
     """log p_end of x (n, *event) under the model's own field, (n,) nats: closed form, or a converged solve."""
     from flowlik_estimators import parse_spec
 
-    if hasattr(model, "log_prob"):
+    if can(model, "log-density"):
         with torch.no_grad():
             return np.asarray(model.log_prob(x.double(), end).cpu().numpy(), dtype=np.float64)
     (estimator,) = parse_spec(EXACT if x[0].numel() <= NARROW else EXACT_WIDE)
