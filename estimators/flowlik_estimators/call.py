@@ -14,11 +14,12 @@ from flowlik_estimators.counting import Cost, Counts
 from flowlik_estimators.grids import time_grid
 from flowlik_models import random
 from flowlik_models.interfaces import VelocityField
+from flowlik_models.numerics.standard_normal import standard_normal_log_prob as standard_normal_log_prob
+from flowlik_models.numerics.streams import PROBE_STREAM as PROBE_STREAM
+from flowlik_models.numerics.streams import SAMPLE_STREAM
 
 Status = Literal["ok", "diverged", "refused"]
 Noise = Literal["rademacher", "gaussian"]
-SAMPLE_STREAM = 0
-PROBE_STREAM = 1
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, turned into a status, never seen by a caller
@@ -140,16 +141,6 @@ class Run:
             self.counts.accepted_steps += self.batch
         else:
             self.counts.rejected_steps += self.batch
-
-
-def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """log N(x; 0, I) in float64 nats, (batch,).
-
-    >>> [round(value, 4) for value in standard_normal_log_prob(torch.zeros(1, 2)).tolist()]
-    [-1.8379]
-    """
-    z = x.flatten(1).double()
-    return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2.0 * math.pi)
 
 
 def mean_over_probes(log_probs: Tensor, population: int | None = None) -> tuple[Tensor, Tensor | None]:

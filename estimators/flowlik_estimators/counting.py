@@ -29,16 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-METHODS = (
-    "velocity",
-    "divergence",
-    "velocity_and_divergence",
-    "average_velocity",
-    "joint",
-    "policy",
-    "generate",
-)
-POLICY_METHODS = ("velocity", "divergence", "velocity_and_divergence")
+from flowlik_models.interfaces import CAPABILITIES, EVALUATING_METHODS
+
+METHODS = EVALUATING_METHODS
+POLICY_METHODS = (*CAPABILITIES["velocity"].attributes, *CAPABILITIES["divergence"].attributes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import JointFlowMap
+from flowlik_models.interfaces import JointFlowMap, lacks
 
 
 @register("f2d2")
@@ -37,7 +37,7 @@ class F2D2(Estimator):
 
     def supports(self, model: object) -> str | None:
         """Needs the average divergence beside the average velocity."""
-        return None if hasattr(model, "joint") else "needs a joint flow map (a `joint` method)"
+        return lacks(model, "joint flow map")
 
     def _log_prob(self, model: JointFlowMap, x: Tensor, run: Run) -> Estimate:
         x0, integral = self._walk(model, x, run, start=run.data_end, end=0.0)

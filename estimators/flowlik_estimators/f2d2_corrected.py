@@ -37,9 +37,8 @@ from flowlik_estimators.divergence.products import Traced, exact, hutchinson
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
 from flowlik_models import random
-
-TIME_STREAM = 2**20
-"""Stream of the random times; those of the probes follow, one a step, apart from all streams of `base`."""
+from flowlik_models.interfaces import can, lacks
+from flowlik_models.numerics.streams import TIME_STREAM
 
 
 @register("f2d2-corrected")
@@ -69,10 +68,10 @@ class F2D2Corrected(Traced):
 
     def supports(self, model: object) -> str | None:
         """Needs a joint map, and for field=teacher its teacher."""
-        if not hasattr(model, "joint"):
-            return "needs a joint flow map (a `joint` method)"
-        if self.field == "teacher" and not hasattr(getattr(model, "teacher", None), "velocity"):
-            return "field=teacher needs a velocity field as the model's `teacher`"
+        if why := lacks(model, "joint flow map"):
+            return why
+        if self.field == "teacher" and (why := lacks(model, "teacher")):
+            return f"field=teacher {why}"
         return None
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
@@ -158,7 +157,7 @@ class F2D2Corrected(Traced):
             if "teacher" not in inner_networks(model):  # else the model's proxy counts it already
                 teacher = counted(teacher, run.counts)
             return lambda y, r: teacher.velocity(y, r, cond=run.cond)
-        if hasattr(model, "velocity"):
+        if can(model, "velocity"):
             return lambda y, r: model.velocity(y, r, cond=run.cond)
         return lambda y, r: model.joint(y, r, r, cond=run.cond)[0]
 

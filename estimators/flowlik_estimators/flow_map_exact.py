@@ -36,6 +36,7 @@ from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
+from flowlik_models.interfaces import lacks
 
 MAX_DIM = 784
 """28 x 28 pixels: beyond it the d products and the d^3 determinant of a step are out of proportion."""
@@ -59,8 +60,8 @@ class FlowMapExact(Estimator):
 
     def supports(self, model: object) -> str | None:
         """Needs the map, in at most `MAX_DIM` dimensions."""
-        if not hasattr(model, "average_velocity"):
-            return "needs a flow map (an `average_velocity` method)"
+        if why := lacks(model, "flow map"):
+            return why
         dim = math.prod(getattr(model, "event_shape", ()))
         if dim > MAX_DIM:
             return f"determinants are taken up to {MAX_DIM} dimensions, the model has {dim}"

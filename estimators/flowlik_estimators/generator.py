@@ -38,6 +38,8 @@ from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
 from flowlik_models import interfaces, random
+from flowlik_models.interfaces import lacks
+from flowlik_models.numerics.streams import BANK_STREAM
 
 MAX_DIM = 784
 """Beyond it d products a step and a d^3 solve are out of proportion."""
@@ -57,7 +59,6 @@ BROAD = 2.0
 CONDITIONAL_BANK = 64
 """Draws for every point where the generator has a condition, whose images are each point's own."""
 
-BANK_STREAM = 2
 ITERATIONS = 50
 HALVINGS = 6
 """Of a Newton step that does not come closer, before the start is given up."""
@@ -104,12 +105,13 @@ class Generator(Estimator):
     def _lacks(model: object, route: str) -> str | None:
         """None, or why this route cannot be taken."""
         if route == "head":
-            return None if hasattr(model, "joint") else "route=head needs a joint flow map (a `joint` method)"
-        if not hasattr(model, "generate"):
-            return "needs a one-step generator (a `generate` method), such as realuid"
+            why = lacks(model, "joint flow map")
+            return f"route=head {why}" if why else None
+        if why := lacks(model, "generator"):
+            return f"{why}, such as realuid"
         if route == "fake-flow":
-            if not hasattr(getattr(model, "fake", None), "velocity"):
-                return "route=fake-flow needs a fake model whose ODE starts from noise (`fake.velocity`)"
+            if why := lacks(model, "fake flow"):
+                return f"route=fake-flow {why}"
             if not getattr(model, "fake_is_flow", True):
                 return "the fake model was fitted to real data too, so that its ODE is not the generator's"
             return None

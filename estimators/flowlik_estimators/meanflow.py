@@ -22,7 +22,7 @@ from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes, st
 from flowlik_estimators.divergence.products import Traced
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import FlowMap
+from flowlik_models.interfaces import FlowMap, lacks
 
 
 @register("meanflow")
@@ -41,9 +41,7 @@ class MeanFlow(Traced):
 
     def supports(self, model: object) -> str | None:
         """Needs the map."""
-        if hasattr(model, "average_velocity"):
-            return None
-        return "needs a flow map (an `average_velocity` method)"
+        return lacks(model, "flow map")
 
     def _log_prob(self, model: FlowMap, x: Tensor, run: Run) -> Estimate:
         divergence = self.divergence_rule(run)

@@ -22,12 +22,17 @@ from torch import Tensor
 
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Diverged, Estimate, Run, standard_normal_log_prob
+from flowlik_estimators.integration.torchdiffeq_solve import (
+    GAVE_UP,
+    SOLVERS,
+    Adaptive,
+    OneStep,
+    torchdiffeq_name,
+)
 from flowlik_estimators.registry import register
+from flowlik_models.interfaces import lacks
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-_TORCHDIFFEQ = {"heun": "heun2"}
 _TORCHODE = {"dopri5": "Dopri5", "tsit5": "Tsit5", "heun": "Heun"}
-_GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
 _LOOK_EVERY = 50
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -55,9 +60,7 @@ class Peer(Estimator):
 
     def supports(self, model: object) -> str | None:
         """Needs a velocity, and the library."""
-        if not hasattr(model, "velocity"):
-            return "needs a velocity field (a `velocity` method)"
-        return self.unavailable()
+        return lacks(model, "velocity") or self.unavailable()
 
     def _check(self) -> None:
         self._at_least_one(*(option for option in ("steps", "max_nfe") if hasattr(self, option)))
@@ -89,9 +92,7 @@ class FlowMatching(Peer):
     module = "flow_matching.solver"
     package = "flow-matching"
 
-    solver: Literal[
-        "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "euler", "midpoint", "heun", "heun3", "rk4"
-    ] = "dopri5"
+    solver: Literal[Adaptive, OneStep] = "dopri5"
     rtol: float | None = None
     atol: float | None = None
     steps: int | None = None
@@ -99,11 +100,11 @@ class FlowMatching(Peer):
 
     def implied(self) -> dict[str, object]:
         """Tolerances and limit of an adaptive solver."""
-        return {"rtol": 1e-5, "atol": 1e-5, "max_nfe": 10_000} if self.solver in ADAPTIVE else {}
+        return {"rtol": 1e-5, "atol": 1e-5, "max_nfe": 10_000} if SOLVERS[self.solver].adaptive else {}
 
     def _check(self) -> None:
         super()._check()
-        if self.solver in ADAPTIVE:
+        if SOLVERS[self.solver].adaptive:
             self._no_effect(f"with the adaptive solver {self.solver}", "steps")
             return
         self._no_effect(f"with the fixed-step solver {self.solver}", "rtol", "atol", "max_nfe")
@@ -119,13 +120,13 @@ class FlowMatching(Peer):
                 x_1=x,
                 log_p0=standard_normal_log_prob,
                 step_size=None,
-                method=_TORCHDIFFEQ.get(self.solver, self.solver),
+                method=torchdiffeq_name(self.solver),
                 time_grid=torch.linspace(1.0, 0.0, (self.steps or 1) + 1, dtype=x.dtype, device=x.device),
                 exact_divergence=self.trace == "exact",
                 **tolerances,
             )
         except AssertionError as error:
-            if not str(error).startswith(_GAVE_UP):
+            if not str(error).startswith(GAVE_UP):
                 raise
             raise Diverged(f"{self.solver} gave up: {str(error).partition(':')[0]}") from error
         return Estimate(log_prob=log_prob)

@@ -30,7 +30,8 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Diverged, Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import Policy, PolicyFlow
+from flowlik_models.interfaces import Policy, PolicyFlow, lacks, velocity_and_divergence
+from flowlik_models.numerics.runge_kutta import rk4_increments
 
 EPS = 1e-3
 """Where a model has no eps of its own, and how close to the ends substeps are uniform in logit(t)."""
@@ -61,8 +62,8 @@ class PiFlow(Estimator):
 
     def supports(self, model: object) -> str | None:
         """Needs policies, trained for this number of segments, whose divergence means something (or ``full``)."""
-        if not hasattr(model, "policy"):
-            return "needs a policy flow (a `policy` method), such as pi-flow or a closed form"
+        if why := lacks(model, "policy flow"):
+            return f"{why}, such as pi-flow or a closed form"
         trained = getattr(model, "segments", None)
         if trained is not None and self.segments not in trained:
             works = " or ".join(f"segments={count}" for count in trained)
@@ -264,10 +265,7 @@ def _slope(policy: Policy, logit: bool, divergence: bool) -> Slope:
 
 
 def _both(policy: Policy, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    if hasattr(policy, "velocity_and_divergence"):
-        v, div = policy.velocity_and_divergence(x, t)
-    else:
-        v, div = policy.velocity(x, t), policy.divergence(x, t)
+    v, div = velocity_and_divergence(policy, x, t)
     if v.shape != x.shape or div.shape != x.shape[:1]:
         raise ValueError(
             f"the policy's velocity and divergence have shapes {tuple(v.shape)} and {tuple(div.shape)}, "
@@ -277,11 +275,8 @@ def _both(policy: Policy, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rk4(slope: Slope, x: Tensor, h: float, t: float, middle: float, s: float) -> tuple[Tensor, Tensor]:
-    k1, d1 = slope(x, t)
-    k2, d2 = slope(x + h / 2 * k1, middle)
-    k3, d3 = slope(x + h / 2 * k2, middle)
-    k4, d4 = slope(x + h * k3, s)
-    return h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    moved, added = rk4_increments(slope, x, h, (t, middle, s))
+    return moved, added
 
 
 def _heun(slope: Slope, x: Tensor, h: float, t: float, middle: float, s: float) -> tuple[Tensor, Tensor]:

@@ -20,10 +20,9 @@ from flowlik_estimators.call import Run, Samples
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.registry import register
 from flowlik_models import random
+from flowlik_models.numerics.streams import DIRECTION_STREAM
 
 Direction = Literal["likelihood", "prior", "random"]
-
-DIRECTION_STREAM = 3
 
 
 @register("self-guidance")

@@ -18,18 +18,19 @@ Cost: that of `ode`, and up to seven products with V an evaluation.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from flowlik_estimators._ode_options import ODEOptions
 from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import Moments
+from flowlik_models.interfaces import CAPABILITIES, Moments, velocity_and_divergence
 from flowlik_models.moments import moments as moment_files
+from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 
 Derivative = Literal["own", "data", "residual"]
 """Which Jacobian products of the residual field give, all of one trace: its own; ``J_v - c I``, c the mean of w'/2w;
@@ -38,7 +39,7 @@ or ``J_v - V diag(w'/2w) V^T``."""
 
 @register("whitened-ode")
 @dataclass(frozen=True, kw_only=True)
-class WhitenedODE(ODE):
+class WhitenedODE(ODEOptions):
     """The ODE estimator on the residual field; the options of `ode`, and two of its own.
 
     ``clock``: what the solver steps in, t itself (time) or, scaled to the same interval, ``log((t + 1/2)/(1 - t +
@@ -70,7 +71,7 @@ class WhitenedODE(ODE):
         """Needs what `ode` needs, and the moments of the training data."""
         moments = getattr(model, "moments", None)
         if not isinstance(moments, Moments):
-            return super().supports(model) or "needs the moments of its training data (a `moments` attribute)"
+            return super().supports(model) or f"needs {CAPABILITIES['moments'].noun}"
         try:
             moment_files.check(moments, getattr(model, "event_shape", None))
         except ValueError as error:
@@ -78,15 +79,16 @@ class WhitenedODE(ODE):
         return super().supports(model)
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
-        field = self._field(model, run)
-        t = torch.full((run.batch,), run.data_end, dtype=torch.float64, device=run.device)
-        estimate = ODE._log_prob(self._on_field(), field, field.whiten(x.double(), t), run)
+        self._check_condition(run)
+        field, t = self._field(model, run), _data_end(run)
+        estimate = self._ode()._log_prob(field, field.whiten(x.double(), t), run)
         return replace(estimate, log_prob=estimate.log_prob - field.log_volume(t))
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
-        field = self._field(model, run)
-        t = torch.full((run.batch,), run.data_end, dtype=torch.float64, device=run.device)
-        samples = ODE._sample(self._on_field(), field, x0, run, log_prob=log_prob)
+        if log_prob:
+            self._check_condition(run)
+        field, t = self._field(model, run), _data_end(run)
+        samples = self._ode()._sample(field, x0, run, log_prob=log_prob)
         x = field.unwhiten(samples.x.double(), t).to(run.dtype)
         if samples.log_prob is None:
             return replace(samples, x=x)
@@ -94,19 +96,27 @@ class WhitenedODE(ODE):
 
     def _field(self, model: Any, run: Run) -> ResidualField:
         variances = _variances(model.moments, self.floor)
-        clock = ReparametrisedTime(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
+        clock = SolverTime(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
         derivative: Derivative = "residual" if self.control == "gaussian" else "data"
         if run.differentiable:
             derivative = "own"
         return ResidualField(model, run, variances, clock, derivative)
 
-    def _on_field(self) -> WhitenedODE:
-        """The options that are left once the field has its clock: it takes off the Gaussian itself."""
-        return replace(self, control="none") if self.control == "gaussian" else self
+    def _ode(self) -> ODE:
+        """The estimator that solves the residual field, which has taken off the Gaussian itself."""
+        options = {option.name: getattr(self, option.name) for option in fields(ODE)}
+        if self.control == "gaussian":
+            options["control"] = "none"
+        return ODE(**options)
 
 
-class ReparametrisedTime:
-    """u on [0, end] such that ``log((t + 1/2)/(1 - t + width))`` is linear in u, with the same ends as t.
+def _data_end(run: Run) -> Tensor:
+    """The time of the data for every row, (batch,) float64."""
+    return torch.full((run.batch,), run.data_end, dtype=torch.float64, device=run.device)
+
+
+class SolverTime:
+    """u on [0, end] in which the time ``log((t + 1/2)/(1 - t + width))`` is linear, with the same ends as t.
 
     1/2: towards the noise nothing is stiff, and it resolves that end as a uniform grid does. Measured, docs/math.md
     section 5.
@@ -115,16 +125,14 @@ class ReparametrisedTime:
     NEAR_NOISE = 0.5
 
     def __init__(self, width: float, end: float) -> None:
-        self.width, self.end = width, end
-        self.first = math.log(self.NEAR_NOISE / (1.0 + width))
-        self.rate = (math.log((end + self.NEAR_NOISE) / (1.0 - end + width)) - self.first) / end
+        self.end, self._time = end, ReparametrisedTime(width, self.NEAR_NOISE)
+        self.first = self._time.at(0.0)
+        self.rate = (self._time.at(end) - self.first) / end
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """t and dt/du at u (batch,), in u's dtype."""
-        share = torch.sigmoid(self.first + self.rate * u.double())
-        span = 1.0 + self.width + self.NEAR_NOISE
-        t = (span * share - self.NEAR_NOISE).clamp(0.0, self.end)
-        return t.to(u.dtype), (span * self.rate * share * (1.0 - share)).to(u.dtype)
+        t, slope = self._time.time_and_slope(self.first + self.rate * u.double(), self.rate)
+        return t.clamp(0.0, self.end).to(u.dtype), slope.to(u.dtype)
 
 
 class ResidualField:
@@ -135,7 +143,7 @@ class ResidualField:
         model: Any,
         run: Run,
         variances: list[float],
-        clock: ReparametrisedTime | None,
+        clock: SolverTime | None,
         derivative: Derivative,
     ) -> None:
         self.event_shape = run.event_shape
@@ -164,11 +172,7 @@ class ResidualField:
         """dy/du and its divergence (batch,), where the model has a closed form."""
         t, speed = self._time(u)
         x = self.unwhiten(y, t)
-        if hasattr(self._model, "velocity_and_divergence"):
-            v, divergence = self._model.velocity_and_divergence(x, t, cond=cond)
-        else:
-            v = self._model.velocity(x, t, cond=cond)
-            divergence = self._model.divergence(x, t, cond=cond)
+        v, divergence = velocity_and_divergence(self._model, x, t, cond=cond)
         v = _shaped(v, y.shape, "velocity").to(y.dtype)
         divergence = _shaped(divergence, y.shape[:1], "divergence").double()
         space = self._spaces[torch.float64]

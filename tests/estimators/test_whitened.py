@@ -12,7 +12,7 @@ from toy_flows import Field, points, spd, stable_matrix
 
 from flowlik_estimators import get, parse_spec
 from flowlik_estimators.call import PROBE_STREAM
-from flowlik_estimators.whitened import ReparametrisedTime
+from flowlik_estimators.whitened import SolverTime
 from flowlik_models.closed_forms.gaussian import Gaussian
 from flowlik_models.closed_forms.mixture import GaussianMixture
 from flowlik_models.moments.moments import attach, estimate, from_covariance
@@ -197,7 +197,7 @@ def test_probes_see_the_jacobian_in_the_coordinates_of_the_data(control: str, cl
     forms = torch.einsum("bki,bij,bkj->bk", probes, jacobian, probes)
     off = out.log_prob - get("whitened-ode", **options).log_prob(model, x).log_prob
     width = float(torch.linalg.eigvalsh(model.mean_and_covariance()[1])[0].sqrt())
-    speed = float(ReparametrisedTime(width, 1 - eps)(t)[1]) if clock == "stretched" else 1.0
+    speed = float(SolverTime(width, 1 - eps)(t)[1]) if clock == "stretched" else 1.0
     trace = jacobian.diagonal(dim1=1, dim2=2).sum(1)
     step = speed * (1 - eps)
     torch.testing.assert_close(off, step * (trace - forms.mean(1)), rtol=0, atol=1e-9)
@@ -206,7 +206,7 @@ def test_probes_see_the_jacobian_in_the_coordinates_of_the_data(control: str, cl
 
 @pytest.mark.parametrize("end", [1.0, 0.9])
 def test_stretched_clock_keeps_its_ends_and_its_speed_is_its_derivative(end: float) -> None:
-    clock = ReparametrisedTime(0.03, end)
+    clock = SolverTime(0.03, end)
     u = torch.linspace(0, end, 101, dtype=torch.float64)
     t, speed = clock(u)
     torch.testing.assert_close(t[[0, -1]], torch.tensor([0.0, end], dtype=torch.float64), rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Which probes a trace is worth: the law of the probes at a node, and the pilot that chooses it.
+"""The pilot: which law of the probes (`flowlik_estimators.divergence.law`) each node of a rule gets.
 
 A pilot takes two products for every candidate basis on a few draws of the model itself;
 `flowlik_estimators.divergence.probe_variance` says what follows from them. The draws are the same for every call: what
@@ -8,8 +8,8 @@ is chosen does not depend on the batch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,85 +17,19 @@ from torch import Tensor
 from flowlik_estimators.call import Run
 from flowlik_estimators.divergence import probe_variance
 from flowlik_estimators.divergence import probes as laws
+from flowlik_estimators.divergence.law import Law, Node, ProbeOptions
 from flowlik_estimators.divergence.probe_variance import Forms, Known
-from flowlik_estimators.divergence.probes import Basis, GaussianControl, Noise
-from flowlik_estimators.divergence.products import hutchinson, products
+from flowlik_estimators.divergence.probes import Basis, Noise
+from flowlik_estimators.divergence.products import products
 from flowlik_estimators.integration import clenshaw_curtis
+from flowlik_estimators.integration.torchdiffeq_solve import Solve
+from flowlik_models.numerics.streams import PILOT_STREAM
 
-if TYPE_CHECKING:
-    from flowlik_estimators.ode import ODE
-
-STEP_ENDS = 17
-"""Without probes, the adaptive solve of x ends a step at the nodes of this rule; it interpolates between its steps."""
-
-PILOT_STREAM = 2**17
 PILOT_ITEMS = 8
 """Two probes on each give d squares of noise, so that few are enough; the cost is shared by all items of a call."""
 
 PILOT_PROBES = 2
 PILOT_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Node:
-    """How one node's probes are drawn; variance of one probe and error of the rule as the pilot saw them."""
-
-    basis: Basis
-    coefficient: float
-    probes: int
-    variance: float | None = None
-    error: float | None = None
-
-
-class Law:
-    """Probes in one basis, and their control."""
-
-    def __init__(self, estimator: ODE, model: Any, run: Run, basis: Basis) -> None:
-        assert estimator.noise is not None
-        self.noise: Noise = estimator.noise
-        moments = getattr(model, "moments", None)
-        self.rotation = laws.rotation(basis, run.event_shape, moments, run.dtype, run.device)
-        controlled = estimator.control in ("gaussian", "auto") and moments is not None
-        self.control = (
-            GaussianControl(moments, run.event_shape, run.dtype, run.device) if controlled else None
-        )
-
-    def coordinates(self, noise: Noise, run: Run, count: int, stream: int) -> Tensor:
-        """Coordinates of probes in this basis, (batch, count, size), keyed by item and stream."""
-        return laws.coordinates(
-            noise,
-            run.key,
-            run.items,
-            count,
-            self.rotation.size,
-            stream=stream,
-            dtype=run.dtype,
-            device=run.device,
-        )
-
-    def draw(self, run: Run, count: int, stream: int) -> Tensor:
-        """Probes (batch, count, *event), keyed by item and stream."""
-        drawn = self.coordinates(self.noise, run, count, stream)
-        return self.rotation.apply(drawn).reshape(run.batch, count, *run.event_shape)
-
-    def squares(self, probes: Tensor) -> Tensor | None:
-        """What the control needs of the probes, once."""
-        return None if self.control is None else self.control.squares(probes)
-
-    def controlled(self, columns: Tensor, squares: Tensor | None, coefficient: float, t: Tensor) -> Tensor:
-        """The columns less the control."""
-        if squares is None or self.control is None:
-            return columns
-        return columns - coefficient * self.control.excess(squares, t)
-
-    def columns(self, model: Any, run: Run, x: Tensor, t: float, node: Node, stream: int) -> Tensor:
-        """Fresh estimates of the divergence at (x, t), (batch, probes)."""
-        probes, at = self.draw(run, node.probes, stream), run.at(t)
-        _, columns = hutchinson(
-            lambda y: run.velocity(model, y, at), x.to(run.dtype), probes, differentiable=run.differentiable
-        )
-        squares = None if node.coefficient == 0.0 else self.squares(probes)
-        return self.controlled(columns, squares, node.coefficient, at[:1])
 
 
 class Pilot:
@@ -105,65 +39,62 @@ class Pilot:
     the estimate, which stays unbiased.
     """
 
-    def __init__(self, estimator: ODE, model: Any, run: Run, *, nodes: int | None) -> None:
-        if run.cond is not None:
-            raise ValueError(
-                f"{estimator.name}: the pilot draws from the model, which here needs cond; name basis, control "
-                "and nodes, and take allocation=uniform"
-            )
-        self.estimator, self.model = estimator, model
+    def __init__(
+        self,
+        options: ProbeOptions,
+        solve: Solve,
+        model: Any,
+        run: Run,
+        *,
+        nodes: int | None,
+        tol: float | None = None,
+    ) -> None:
+        """``solve`` takes the draws along their path; ``nodes`` None doubles them until the rule's error is ``tol``."""
+        self.options, self.model = options, model
         self.run = replace(
             run, batch=PILOT_ITEMS, items=torch.arange(PILOT_ITEMS), key=0, differentiable=False
         )
-        self.bases = _open(estimator, model)
-        self.control: str = estimator.control or "none"
+        self.bases = _open(options, model)
         with torch.no_grad():
-            self._measure(nodes)
+            self._measure(solve.loosened(PILOT_TOLERANCE), nodes, tol)
 
-    def _measure(self, nodes: int | None) -> None:
-        estimator, run = self.estimator, self.run
+    def _measure(self, solve: Solve, nodes: int | None, tol: float | None) -> None:
+        run = self.run
         finest = nodes or 65
         times = clenshaw_curtis.angle_rule(finest, run.data_end)[0]
-        loose = estimator
-        if estimator.adaptive:
-            loose = replace(
-                estimator,
-                rtol=max(estimator.rtol or 0.0, PILOT_TOLERANCE),
-                atol=max(estimator.atol or 0.0, PILOT_TOLERANCE),
-            )
-        path = loose.states(self.model, run.source(), run, times.to(run.device))
+        path = solve.states(self.model, run.source(), run, times.to(run.device))
         self._draw()
         probes = torch.cat(
             [law.rotation.apply(signs) for law, signs in zip(self.laws, self.signs, strict=True)], 1
         )
         shaped = probes.reshape(run.batch, probes.shape[1], *run.event_shape)
-        found: dict[int, Tensor] = {}
+        measured: dict[int, Tensor] = {}
         judged = [n for n in clenshaw_curtis.LEVELS if clenshaw_curtis.FIRST_JUDGED <= n <= finest]
         for level in [nodes] if nodes else judged:
             stride = clenshaw_curtis.stride(level, finest)
             for j in range(0, finest, stride):
-                if j not in found:
+                if j not in measured:
                     at = run.at(times[j])
-                    found[j] = products(
+                    measured[j] = products(
                         lambda y, at=at: run.velocity(self.model, y, at),  # type: ignore[misc]
                         path[j].to(run.dtype),
                         shaped,
                     )
             order = range(0, finest, stride)
-            self.products = torch.stack([found[j] for j in order])
+            self.products = torch.stack([measured[j] for j in order])
             # fixed probes along the path: their forms are smooth in time, as fresh ones are not
             forms = (self.products * probes).sum(3).mean(2).double()
             errors = clenshaw_curtis.error_estimate(forms.T, run.data_end)
             self.error = float(errors.square().mean().sqrt())
-            if estimator.tol is not None and self.error <= estimator.tol:
+            if tol is not None and self.error <= tol:
                 break
         self.probes, self.times = probes, [float(times[j]) for j in order]
 
     def _draw(self) -> None:
         """Signs (items, 2, size) for every candidate; orthogonal probes differ from free signs by 1/d only."""
         run = self.run
-        noise: Noise = "gaussian" if self.estimator.noise == "gaussian" else "rademacher"
-        self.laws = [Law(self.estimator, self.model, run, basis) for basis in self.bases]
+        noise: Noise = "gaussian" if self.options.noise == "gaussian" else "rademacher"
+        self.laws = [Law(self.options, self.model, run, basis) for basis in self.bases]
         self.signs = [law.coordinates(noise, run, PILOT_PROBES, PILOT_STREAM) for law in self.laws]
 
     def _forms(self, index: int) -> Forms:
@@ -172,7 +103,7 @@ class Pilot:
         probes, w = self.probes[:, where], self.products[:, :, where]
         pairs = (w[:, :, 0] * probes[:, 1]).sum(2) - (w[:, :, 1] * probes[:, 0]).sum(2)
         back = self.laws[index].rotation.back
-        diagonal = self.estimator.noise != "gaussian"
+        diagonal = self.options.noise != "gaussian"
         return Forms(self.signs[index], back(probes), back(w), pairs, diagonal)
 
     def _known(self, index: int) -> Known | None:
@@ -190,12 +121,12 @@ class Pilot:
         for index in range(len(self.bases)):
             forms = self._forms(index).combined(weights)
             coefficient = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
-            known = None if self.control == "none" else self._known(index)
+            known = None if self.options.control == "none" else self._known(index)
             if known is not None:
                 known = known.combined(weights)
                 coefficient = (
                     coefficient + 1.0
-                    if self.control == "gaussian"
+                    if self.options.control == "gaussian"
                     else probe_variance.coefficient(forms, known)
                 )
                 forms = probe_variance.less(forms, known, coefficient)
@@ -209,28 +140,28 @@ class Pilot:
         basis, coefficient, _ = self._choose(weights[None, :])
         return self.bases[int(basis)], float(coefficient)
 
-    def plan(self) -> list[Node]:
-        """Law and number of probes of every node."""
-        estimator = self.estimator
-        assert estimator.probes is not None
-        count = len(self.products)
+    def plan(self, *, neyman: bool) -> list[Node]:
+        """Law and number of probes of every node: those of the options, or spread by Neyman's rule."""
+        options, count = self.options, len(self.products)
         basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
-        weights = clenshaw_curtis.angle_rule(count, self.run.data_end)[1].abs().tolist()
-        probes = [estimator.probes] * count
-        if estimator.allocation == "neyman":
-            most = math.prod(self.run.event_shape) if estimator.noise == "orthogonal" else None
-            noisy = [w * math.sqrt(v) for w, v in zip(weights, variance, strict=True)]
-            probes = clenshaw_curtis.allocate(noisy, estimator.probes * count, most)
+        probes = self._neyman(variance) if neyman else [options.probes] * count
         return [
             Node(self.bases[b], c, n, v, self.error)
             for b, c, n, v in zip(basis, coefficient, probes, variance, strict=True)
         ]
 
+    def _neyman(self, variance: list[float]) -> list[int]:
+        """As many probes in all, spread over the nodes by the variances of one probe there."""
+        count = len(variance)
+        weights = clenshaw_curtis.angle_rule(count, self.run.data_end)[1].abs().tolist()
+        most = math.prod(self.run.event_shape) if self.options.noise == "orthogonal" else None
+        noisy = [w * math.sqrt(v) for w, v in zip(weights, variance, strict=True)]
+        return clenshaw_curtis.allocate(noisy, self.options.probes * count, most)
 
-def _open(estimator: ODE, model: Any) -> list[Basis]:
+
+def _open(options: ProbeOptions, model: Any) -> list[Basis]:
     """The bases that the options leave open and the model's events and moments allow."""
-    assert estimator.basis is not None
-    if estimator.basis != "auto":
-        return [estimator.basis]
-    rotated: tuple[Basis, ...] = ("dct", "pca") if estimator.noise != "gaussian" else ()
-    return ["pixel", *(b for b in rotated if laws.refusal(estimator.noise, b, None, None, model) is None)]
+    if options.basis != "auto":
+        return [options.basis]
+    rotated: tuple[Basis, ...] = ("dct", "pca") if options.noise != "gaussian" else ()
+    return ["pixel", *(b for b in rotated if laws.refusal(options.noise, b, None, None, model) is None)]

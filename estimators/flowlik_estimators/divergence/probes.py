@@ -26,17 +26,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.fft import dct
 from scipy.linalg import hadamard
 from torch import Tensor
 
 from flowlik_models import random
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
+from flowlik_models.numerics.cosine_transform import cosines
+from flowlik_models.numerics.streams import ORDER_STREAM
 
 Noise = Literal["rademacher", "gaussian", "orthogonal"]
 Basis = Literal["pixel", "dct", "pca"]
-_ORDER_STREAM = 2**20
-"""Added to a stream: the order in which an item takes the columns of an orthogonal system."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +171,6 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-@lru_cache(maxsize=16)
-def cosines(n: int) -> Tensor:
-    """The orthonormal cosine transform DCT-II, (n, n) float64, a basis vector a row."""
-    return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=0))
-
-
 def _opponent() -> Tensor:
     """Grey, red-green and yellow-blue, orthonormal rows."""
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
@@ -198,7 +191,7 @@ def _orthogonal(
     if count > size:
         raise ValueError(f"noise=orthogonal has at most {size} probes, not {count}")
     signs = random.rademacher(key, items, (1, size), stream=stream, dtype=torch.float64)
-    order = random.uniform(key, items, (size,), stream=stream + _ORDER_STREAM, dtype=torch.float64)
+    order = random.uniform(key, items, (size,), stream=stream + ORDER_STREAM, dtype=torch.float64)
     rows = _system(size)[order.argsort(1)[:, :count]]
     return (math.sqrt(size) * signs * rows).to(device, dtype)
 

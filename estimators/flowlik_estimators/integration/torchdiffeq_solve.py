@@ -1,34 +1,196 @@
-"""Solves by torchdiffeq."""
+"""Solves of dx/dt = v(x, t) by torchdiffeq or by Adams' predictor and corrector, and the table of all solvers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 from flowlik_estimators.call import Diverged, Run
+from flowlik_estimators.grids import time_grid
+from flowlik_estimators.integration.adams import adams_pec
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-EQUAL_STEPS = ("explicit_adams", "implicit_adams")
-_TORCHDIFFEQ = {"heun": "heun2"}
+Adaptive = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
+OneStep = Literal["euler", "midpoint", "heun", "heun3", "rk4"]
+Multistep = Literal["explicit_adams", "implicit_adams", "adams_pec"]
+Solver = Literal[Adaptive, OneStep, Multistep]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is known of one solver.
+
+    ``adaptive``: it chooses its own steps. ``order``: of the global error, for Richardson's extrapolation.
+    ``evaluations`` of the field a step. ``equal_steps``: it needs a uniform grid. ``grid``: the one it takes where none
+    is named. ``torchdiffeq``: its name there, where that is another.
+    """
+
+    adaptive: bool = False
+    order: int | None = None
+    evaluations: int | None = None
+    equal_steps: bool = False
+    grid: str = "uniform"
+    torchdiffeq: str | None = None
+
+
+SOLVERS: dict[str, Method] = {
+    "dopri5": Method(adaptive=True),
+    "dopri8": Method(adaptive=True),
+    "bosh3": Method(adaptive=True),
+    "fehlberg2": Method(adaptive=True),
+    "adaptive_heun": Method(adaptive=True),
+    "euler": Method(order=1, evaluations=1),
+    "midpoint": Method(order=2, evaluations=2),
+    "heun": Method(order=2, evaluations=2, torchdiffeq="heun2"),
+    "heun3": Method(order=3, evaluations=3),
+    "rk4": Method(order=4, evaluations=4),
+    "explicit_adams": Method(equal_steps=True),
+    "implicit_adams": Method(equal_steps=True),
+    "adams_pec": Method(evaluations=1, grid="ramped"),
+}
+"""Solver -> what is known of it; adams_pec is this package's own and evaluates the field once more at the start."""
+
+ALIASES = {"heun2": "heun", "fixed_adams": "implicit_adams"}
+"""torchdiffeq's other names of them."""
+
+ONE_STEP = {name: method.order for name, method in SOLVERS.items() if method.order is not None}
+"""Order of the global error of the one-step solvers of fixed steps."""
+
+GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
+"""How the messages begin by which torchdiffeq gives a solve up."""
+
 _SAME_TIME = 1e-9
-_GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
+
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """(x, t) -> (v,) or (v, divergence columns)."""
+
+
+def torchdiffeq_name(solver: str) -> str:
+    """What torchdiffeq calls the solver."""
+    return SOLVERS[solver].torchdiffeq or solver
+
+
+def velocity_alone(model: Any, run: Run) -> Evaluate:
+    """The right-hand side of x without its divergence."""
+    return lambda x, t: (run.velocity(model, x, t),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solve:
+    """A solver with its tolerances and limit of evaluations (adaptive), or with its steps and grid."""
+
+    solver: str
+    rtol: float | None = None
+    atol: float | None = None
+    max_nfe: int | None = None
+    steps: int | None = None
+    grid: str | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chooses its own steps."""
+        return SOLVERS[self.solver].adaptive
+
+    def dtype(self, run: Run) -> torch.dtype:
+        """Of the state: x's own where an error controller looks at it, float64 where steps only add up."""
+        return run.dtype if self.adaptive else torch.float64
+
+    def loosened(self, tolerance: float) -> Solve:
+        """An adaptive solve at no less than that tolerance; a fixed-step one as it is."""
+        if not self.adaptive:
+            return self
+        rtol, atol = (max(value or 0.0, tolerance) for value in (self.rtol, self.atol))
+        return replace(self, rtol=rtol, atol=atol)
+
+    def halved(self) -> Solve:
+        """A fixed-step solve by twice as many steps."""
+        assert self.steps is not None
+        return replace(self, steps=2 * self.steps)
+
+    def states(
+        self, model: Any, x: Tensor, run: Run, times: Tensor, step_ends: Tensor | None = None
+    ) -> Tensor:
+        """x at all times (times, batch, *event), the first being x itself; ``step_ends`` as in `path`."""
+        start = (x.to(self.dtype(run)),)
+        states: Tensor = self.path(velocity_alone(model, run), run, start, times, step_ends)[0]
+        return states
+
+    def path(
+        self,
+        evaluate: Evaluate,
+        run: Run,
+        state: tuple[Tensor, ...],
+        times: Tensor,
+        step_ends: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The parts of the state at the given monotone times, (times, batch, ...) each.
+
+        ``step_ends``: times at which an adaptive solver ends a step, by default the last one alone; at the others it
+        interpolates. A fixed-step solver takes all times into its grid.
+
+        Raises:
+            Diverged: the solver gave up, or reached its limit of evaluations.
+        """
+        ends = times.tolist()
+        start, end = ends[0], ends[-1]
+        side = _RightHandSide(evaluate, run, min(start, end), max(start, end), self.max_nfe)
+        if self.adaptive:
+            side.callback_accept_step = lambda *_: run.stepped()
+            side.callback_reject_step = lambda *_: run.stepped(accepted=False)
+            # the end is a step's end: otherwise the solver steps beyond it and interpolates
+            return self._torchdiffeq(
+                side, state, times, {"step_t": times[-1:] if step_ends is None else step_ends}
+            )
+        assert self.steps is not None
+        assert self.grid is not None
+        grid = _through(time_grid(self.grid, self.steps, start, end), ends).to(run.device)
+        if self.solver == "adams_pec":
+            return _by_adams(side, state, grid, set(ends))
+        side.callback_step = lambda *_: run.stepped()
+        return self._torchdiffeq(side, state, times, {"grid_constructor": lambda func, y0, t: grid})
+
+    def _torchdiffeq(
+        self, side: _RightHandSide, state: tuple[Tensor, ...], times: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
+        method = torchdiffeq_name(self.solver)
+        try:
+            path: tuple[Tensor, ...] = odeint(
+                side, state, times, method=method, options=options, **tolerances
+            )
+        except AssertionError as error:
+            if not str(error).startswith(GAVE_UP):
+                raise
+            why = str(error).partition(":")[0]
+            raise Diverged(f"{self.solver} gave up near t = {float(side.last):.6g}: {why}") from error
+        return path
 
 
 def _through(grid: Tensor, times: list[float]) -> Tensor:
     """A grid with the given times added; its own points that all but fall on one of them are dropped."""
     if len(times) == 2:
         return grid
-    wanted = torch.tensor(times, dtype=torch.float64)
-    apart = (grid[:, None] - wanted).abs().amin(1) > _SAME_TIME
-    return torch.cat([grid[apart], wanted]).sort(descending=times[0] > times[-1]).values
+    nodes = torch.tensor(times, dtype=torch.float64)
+    apart = (grid[:, None] - nodes).abs().amin(1) > _SAME_TIME
+    return torch.cat([grid[apart], nodes]).sort(descending=times[0] > times[-1]).values
 
 
-class _Side:
-    """The right-hand side as torchdiffeq calls it; keeps time in its interval and evaluations to the limit."""
+def _by_adams(
+    side: _RightHandSide, state: tuple[Tensor, ...], grid: Tensor, times: set[float]
+) -> tuple[Tensor, ...]:
+    """The states at those times of the grid, (times, batch, ...) each part."""
+    states = [at for t, at in zip(grid.tolist(), adams_pec(side, state, grid), strict=True) if t in times]
+    for _ in range(len(grid) - 1):
+        side.run.stepped()
+    return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+
+
+class _RightHandSide:
+    """The field as torchdiffeq calls it; keeps time in its interval and evaluations to the limit."""
 
     callback_accept_step: Callable[..., None]
     callback_reject_step: Callable[..., None]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.fft import dct
 
 from flowlik_models.closed_forms.checkerboard import Checkerboard
 from flowlik_models.closed_forms.gaussian import Gaussian
 from flowlik_models.closed_forms.mixture import GaussianMixture
+from flowlik_models.numerics.cosine_transform import cosines
 
 CONSTANTS = Path(__file__).with_name("synthetic.npz")
 ClosedForm = Gaussian | GaussianMixture | Checkerboard
@@ -38,8 +38,8 @@ def _scaling_spectrum(dim: int) -> np.ndarray:
 
 
 def _scaling_gaussian(dim: int) -> Gaussian:
-    cosines = torch.from_numpy(dct(np.eye(dim), norm="ortho", axis=0).T.copy())
-    return Gaussian.from_eigen(torch.zeros(dim), torch.from_numpy(_scaling_spectrum(dim)), cosines)
+    axes = cosines(dim).T.contiguous()
+    return Gaussian.from_eigen(torch.zeros(dim), torch.from_numpy(_scaling_spectrum(dim)), axes)
 
 
 def _arrays(task: str) -> dict[str, torch.Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from toy_flows import Field, Linear, moments_of, points, spd, stable_matrix, with_moments
 
 from flowlik_estimators import get, parse_spec
-from flowlik_estimators.divergence.probes import Rotation, coordinates, cosines, rotation
+from flowlik_estimators.divergence.probes import Rotation, coordinates, rotation
 from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.numerics.cosine_transform import cosines
 
 CPU, F64 = torch.device("cpu"), torch.float64
 

@@ -1,0 +1,162 @@
+"""The options that `ode` and `whitened-ode` share, what they imply, and which of them go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flowlik_estimators.call import Run
+from flowlik_estimators.divergence import probes as laws
+from flowlik_estimators.divergence.along_a_path import Quadrature
+from flowlik_estimators.divergence.law import ProbeOptions
+from flowlik_estimators.divergence.probes import Noise
+from flowlik_estimators.divergence.products import Traced
+from flowlik_estimators.grids import Grid
+from flowlik_estimators.integration import clenshaw_curtis
+from flowlik_estimators.integration.torchdiffeq_solve import ALIASES, ONE_STEP, SOLVERS, Solve, Solver
+from flowlik_models.interfaces import lacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODEOptions(Traced):
+    """Options of an ODE solve with the divergence along it; `flowlik_estimators.ode.ODE` says what they mean."""
+
+    family = "ode"
+
+    solver: Solver = "dopri5"
+    rtol: float | None = None
+    atol: float | None = None
+    steps: int | None = None
+    grid: Grid | None = None
+    richardson: bool = False
+    trace: Literal["exact", "hutchinson", "closed"] = "exact"  # type: ignore[assignment]
+    noise: Noise | None = None  # type: ignore[assignment]
+    basis: Literal["pixel", "dct", "pca", "auto"] | None = None
+    control: Literal["none", "gaussian", "auto"] | None = None
+    divergence: Literal["augmented", "quadrature"] = "augmented"
+    nodes: int | None = None
+    tol: float | None = None
+    allocation: Literal["uniform", "neyman"] | None = None
+    max_nfe: int | None = None
+
+    def __post_init__(self) -> None:
+        """Fold torchdiffeq's aliases, then check."""
+        object.__setattr__(self, "solver", ALIASES.get(self.solver, self.solver))
+        super().__post_init__()
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chooses its own steps."""
+        return SOLVERS[self.solver].adaptive
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the trace is estimated by probes."""
+        return self.trace == "hutchinson"
+
+    @property
+    def solve(self) -> Solve:
+        """The solver with its tolerances, or with its steps."""
+        return Solve(
+            solver=self.solver,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_nfe=self.max_nfe,
+            steps=self.steps,
+            grid=self.grid,
+        )
+
+    @property
+    def quadrature(self) -> Quadrature:
+        """The rule along the path."""
+        return Quadrature(nodes=self.nodes, tol=self.tol)
+
+    @property
+    def probe_options(self) -> ProbeOptions:
+        """The law of the probes, as far as the options name it."""
+        assert self.noise is not None
+        assert self.basis is not None
+        assert self.control is not None
+        assert self.probes is not None
+        return ProbeOptions(noise=self.noise, basis=self.basis, control=self.control, probes=self.probes)
+
+    @property
+    def needs_pilot(self) -> bool:
+        """Whether draws of the model choose the law of the probes, their allocation or the number of nodes."""
+        if not self.stochastic:
+            return False
+        chosen = self.allocation == "neyman" or (self.divergence == "quadrature" and self.nodes is None)
+        return chosen or self.probe_options.automatic
+
+    def implied(self) -> dict[str, object]:
+        """Tolerances and limit of an adaptive solver, the grid of a fixed-step one; the plain probes; the rule."""
+        own: dict[str, object] = (
+            {"rtol": 1e-5, "atol": 1e-5, "max_nfe": 10_000}
+            if self.adaptive
+            else {"grid": SOLVERS[self.solver].grid}
+        )
+        if self.stochastic:
+            own |= {"basis": "pixel", "control": "none"}
+        if self.divergence == "quadrature":
+            own |= {"probes": 2, "allocation": "neyman"} if self.stochastic else {}
+            own |= {"tol": 0.05 if self.stochastic else 3e-3} if self.nodes is None else {}
+        return {**super().implied(), **own}
+
+    def _check(self) -> None:
+        super()._check()
+        self._at_least_one("steps", "max_nfe")
+        self._check_solver()
+        if not self.stochastic:
+            self._no_effect(f"with trace={self.trace}", "basis", "control", "allocation")
+        if self.noise == "gaussian" and self.basis not in (None, "pixel"):
+            raise ValueError(f"{self.name}: basis has no effect with noise=gaussian, whose law has no axes")
+        if SOLVERS[self.solver].equal_steps and "auto" in (self.basis, self.control):
+            raise ValueError(
+                f"{self.name}: the multistep solver {self.solver} needs a named basis and control: the nodes of a "
+                "pilot would make its steps unequal"
+            )
+        if self.divergence == "augmented":
+            self._no_effect("with divergence=augmented", "nodes", "tol", "allocation")
+            return
+        if self.nodes is not None:
+            if self.nodes not in clenshaw_curtis.LEVELS:
+                valid = ", ".join(map(str, clenshaw_curtis.LEVELS))
+                raise ValueError(f"{self.name}: nodes must be one of {valid}, got {self.nodes}")
+            self._no_effect("with a given number of nodes", "tol")
+        elif not self.adaptive:
+            raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs nodes")
+        if SOLVERS[self.solver].equal_steps:
+            raise ValueError(f"{self.name}: the multistep solver {self.solver} needs divergence=augmented")
+
+    def _check_solver(self) -> None:
+        for option in ("rtol", "atol", "tol"):
+            value = getattr(self, option)
+            if value is not None and value <= 0.0:
+                raise ValueError(f"{self.name}: {option} must be positive, got {value}")
+        if self.richardson and (self.solver not in ONE_STEP or self.divergence != "augmented"):
+            one_step = ", ".join(ONE_STEP)
+            raise ValueError(f"{self.name}: richardson needs divergence=augmented and one of {one_step}")
+        if self.adaptive:
+            self._no_effect(f"with the adaptive solver {self.solver}", "steps", "grid")
+            return
+        self._no_effect(f"with the fixed-step solver {self.solver}", "rtol", "atol", "max_nfe")
+        if self.steps is None:
+            raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs steps")
+        if SOLVERS[self.solver].equal_steps and self.grid not in (None, "uniform"):
+            raise ValueError(f"{self.name}: the multistep solver {self.solver} needs grid=uniform")
+
+    def supports(self, model: object) -> str | None:
+        """Needs a velocity; for trace=closed a divergence; for a basis or control the events or moments they fit."""
+        if why := lacks(model, "velocity"):
+            return why
+        if self.trace == "closed" and (why := lacks(model, "divergence")):
+            return f"trace=closed {why}"
+        return laws.refusal(self.noise, self.basis, self.control, self.probes, model)
+
+    def _check_condition(self, run: Run) -> None:
+        """Raise ValueError where a pilot would have to draw from a conditional model."""
+        if run.cond is not None and self.needs_pilot:
+            raise ValueError(
+                f"{self.name}: the pilot draws from the model, which here needs cond; name basis, control "
+                "and nodes, and take allocation=uniform"
+            )
