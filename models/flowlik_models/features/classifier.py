@@ -12,6 +12,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowlik_models.checkpoints import SHIPPED, CheckpointError, read_checkpoint
+
 __all__ = ["DigitsFeatures", "ImageFeatures", "extractor_for", "load_extractor"]
 
 
@@ -113,8 +115,6 @@ def load_extractor(task: str, *, path: Path | None = None) -> nn.Module | None:
     """
     if task not in EXTRACTORS:
         return None
-    from flowlik_models.checkpoints import SHIPPED, CheckpointError, read_checkpoint
-
     file = path or SHIPPED / task / "features.safetensors"
     if path is None and task != "digits" and not file.is_file():
         return None  # `flowlik train TASK features --ship` makes it

@@ -21,7 +21,7 @@ SPLITS = ("train", "test")
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # a second to load, which no other task needs
 
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))

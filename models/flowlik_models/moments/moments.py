@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint, save_tensors, tensors_digest
@@ -190,8 +191,6 @@ def _check_rank(rank: int | None, dim: int) -> None:
 
 def _largest(centred: Array, rank: int) -> tuple[Array, Array]:
     """The largest eigenvalues, ascending, and eigenvectors of the covariance of centred rows."""
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
     count, dim = centred.shape
     operator = LinearOperator(
         (dim, dim), matvec=lambda v: centred.T @ (centred @ v) / count, dtype=np.float64

@@ -34,7 +34,7 @@ class ClusterMap(nn.Module):
 
     def fit(self, samples: Tensor) -> None:
         """Fit to samples (n, d) by expectation maximisation from k-means, fixed seed."""
-        from sklearn.mixture import GaussianMixture
+        from sklearn.mixture import GaussianMixture  # a second to load, which only a fit needs
 
         found = GaussianMixture(len(self.weights), random_state=_SEED, reg_covar=_FLOOR)
         found.fit(samples.double().numpy())

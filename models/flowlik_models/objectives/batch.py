@@ -1,4 +1,4 @@
-"""What one training step sees."""
+"""The batch of a training step, and the type of the field that teaches it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Batch:
     divergence: Tensor | None = None
     direct: Tensor | None = None
 
-    def known(self) -> tuple[Tensor, ...]:
-        """Velocity and, where the batch has it, divergence: targets on the diagonal."""
+    def targets(self) -> tuple[Tensor, ...]:
+        """Velocity and, where the batch has it, divergence: the targets on the diagonal and of direct rows."""
         return (self.velocity,) if self.divergence is None else (self.velocity, self.divergence)
 
     def moving(self) -> Tensor:
@@ -52,12 +52,12 @@ class Batch:
         )
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with ``change`` applied to everything that is known of it."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in known.items() if value is not None})
+        """The batch with ``change`` applied to all its tensors."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
 
     def cut(self, index: Tensor) -> Batch:
-        """The rows ``index`` (k,), everything that is known of them."""
+        """The rows ``index`` (k,) of all its tensors."""
         return self.each(lambda value: value[index])
 
     def rows(self, index: Tensor) -> Batch:

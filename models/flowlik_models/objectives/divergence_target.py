@@ -18,7 +18,7 @@ from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceTarget:
-    """How the divergence of a network's field is found: ``trace``, and for Hutchinson's the probes' number and law."""
+    """How the divergence of a network's field is estimated: ``trace``, and number and law of Hutchinson's probes."""
 
     trace: Literal["hutchinson", "exact"] = "hutchinson"
     probes: int = 1

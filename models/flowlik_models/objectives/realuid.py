@@ -27,7 +27,7 @@ from flowlik_models.frozen_parameters import frozen
 _LEAST_NOISE = 1e-4  # at the data end of a path there is none to divide by
 _SLOPE = 0.05  # of a monotone map, at least
 _FLAT = 0.1  # slope of a map below which errors of slopes are no longer relative to it
-_SHORTEST = 0.01  # of the steps over which that is asked, as a share of the distance between two latents
+_SHORTEST = 0.01  # of the steps over which that is required, as a share of the distance between two latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class RealUID:
     """How a one-step generator is trained.
 
     ``a``, ``b``: coefficients of the generated points, as above. ``fake_steps``: of the fake model for each of the
-    generator's. ``start``: time of the path at which the generator's field is asked. ``settle``: share of the steps,
+    generator's. ``start``: time of the path at which the generator's field is taken. ``settle``: share of the steps,
     the last ones, in which the averaged generator stands still and the fake model alone goes on with a = b = 1, so
     that its ODE becomes the generator's (0: none, as published). ``monotone``: weight of the penalty on folds (0: none,
     as published), see `monotone_penalty`.
 
     ``warm``: share of the steps, the first ones, in which the generator is fitted to the ends of the teacher's
     trajectories (`warm_loss`) from noise of standard deviation ``reach``. ``slope``: weight of their difference
-    quotients (`slope_error`), there and beside the distillation loss, which by itself leaves ripples in the density.
+    quotients (`slope_error`), there and with the distillation loss, which by itself leaves ripples in the density.
     ``rate``: learning rate of the distillation proper, between warm start and settling, as a share of the recipe's.
     ``stable``: the fake model's targets are averaged over the batch (`averaged_target`).
     """

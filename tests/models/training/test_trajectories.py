@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from flowlik_models.checkpoints import read_checkpoint, save_tensors
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.closed_forms.gaussian import LOG_2PI
 from flowlik_models.objectives.batch import Batch
-from flowlik_models.training import trajectories
+from flowlik_models.recipes.table import RECIPES
+from flowlik_models.training import preparation, trajectories
 from flowlik_models.training.process_group import Group
 from flowlik_models.training.trajectories import TrajectoryPool, solve, solve_closed_form, stored_pool
 
@@ -69,6 +71,29 @@ def test_they_are_solved_once_and_kept(paths: TrajectoryPool, tmp_path: Path) ->
     renewed = stored_pool(file, lambda: solve(teacher, 6))  # a file without what later versions keep
     assert torch.equal(made.states, renewed.states)
     assert read_checkpoint(file)[0].keys() == kept.keys()
+
+
+def test_pools_of_the_recipes_are_stored_under_the_names_they_always_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def stored(file: Path, solved: Callable[[], TrajectoryPool], group: Group) -> TrajectoryPool:
+        names.append(file.name)
+        return TrajectoryPool(torch.zeros(1), torch.zeros(1), torch.zeros(1), 1)
+
+    monkeypatch.setattr(preparation, "stored_pool", stored)
+    for task, model in (("digits", "direct-f2d2"), ("fashion-mnist", "meanflow"), ("gmm-2d", "realuid")):
+        preparation._pool_of_network(tmp_path, RECIPES[task][model], None, "weights", Group())
+    for task in ("gmm-2d", "checkerboard-2d"):
+        preparation.source_for(task, RECIPES[task]["direct-f2d2"], tmp_path, "cpu")
+    assert names == [
+        "teacher-paths-a359a595fffe.safetensors",
+        "teacher-paths-552cfa19e6af.safetensors",
+        "teacher-paths-68cb760b9112.safetensors",
+        "paths-dd43cbe6462a.safetensors",
+        "paths-72aa1c674fbe.safetensors",
+    ]
 
 
 def test_an_interrupted_solve_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

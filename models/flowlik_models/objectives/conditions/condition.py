@@ -148,25 +148,26 @@ def residuals(
 
     ``velocity`` and ``divergence`` are the conditions off the diagonal; where they are the same it is worked out once.
     """
-    known = batch.known()
-    evaluate = evaluation(network, joint=len(known) == 2)
-    predictions, targets = evaluate(batch.x, batch.t, batch.s), known
+    targets = batch.targets()
+    joint = len(targets) == 2
+    evaluate = evaluation(network, joint=joint)
+    predictions = evaluate(batch.x, batch.t, batch.s)
     _same_shapes(predictions, targets)
     moving = batch.moving()  # on the diagonal the batch's own values are the targets
     if len(moving):
         rows = batch.rows(moving)
         outputs = tuple(output[moving] for output in predictions)
-        found = velocity(evaluate, outputs, rows, context)
-        if len(known) == 2 and divergence is not velocity:
+        pair = velocity(evaluate, outputs, rows, context)
+        if joint and divergence is not velocity:
             other = divergence(evaluate, outputs, rows, context)
-            found = (found[0][0], other[0][1]), (found[1][0], other[1][1])
-        _same_shapes(*found)
+            pair = (pair[0][0], other[0][1]), (pair[1][0], other[1][1])
+        _same_shapes(*pair)
         predictions, targets = (
             tuple(whole.index_copy(0, moving, part) for whole, part in zip(wholes, parts, strict=True))
-            for wholes, parts in zip((predictions, targets), found, strict=True)
+            for wholes, parts in zip((predictions, targets), pair, strict=True)
         )
     errors = {"velocity": _squares(predictions[0].flatten(1), targets[0].flatten(1), relative)}
-    if len(known) == 2:
+    if joint:
         scale = divergence_scale or batch.x[0].numel()
         prediction, target = predictions[1][:, None] / scale, targets[1][:, None] / scale
         errors["divergence"] = _squares(prediction, target, relative)

@@ -25,4 +25,4 @@ def eulerian(evaluate: Evaluate, outputs: Outputs, batch: Batch, context: Contex
     predictions = tuple(
         output - column(gap, rate) * rate for output, rate in zip(outputs, rates, strict=True)
     )
-    return predictions, batch.known()
+    return predictions, batch.targets()

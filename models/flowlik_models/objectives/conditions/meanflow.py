@@ -21,6 +21,6 @@ def meanflow(evaluate: Evaluate, outputs: Outputs, batch: Batch, context: Contex
     rates = total_derivative(evaluate, batch, method=context.derivative, end=context.end, delta=context.delta)
     gap = batch.s - batch.t
     targets = tuple(
-        value + column(gap, rate) * rate for value, rate in zip(batch.known(), rates, strict=True)
+        value + column(gap, rate) * rate for value, rate in zip(batch.targets(), rates, strict=True)
     )
     return outputs, targets
