@@ -48,14 +48,11 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
     usable = frames.averaged(frames.usable(frames.prepare(records)))
     found: list[Table] = []
-    for task in sorted(usable["task"].unique()):
-        of_task = usable[usable["task"] == task]
-        for split in labels.splits(of_task):
-            frame = of_task[of_task["split"] == split]
-            likelihoods = frame[frame["bpd"].notna()]
-            found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
-            found += beside_published(likelihoods)
-            found += use_tables(frame)
+    for _, _, frame in frames.by_task_and_split(usable):
+        likelihoods = frame[frame["bpd"].notna()]
+        found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
+        found += beside_published(likelihoods)
+        found += use_tables(frame)
     return found
 
 

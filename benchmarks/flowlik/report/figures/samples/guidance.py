@@ -58,7 +58,7 @@ def self_guidance(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with what `view.samples_measured` adds and the guidance's `direction`, `updates` and `step_size`."""
+    """The frame with what `samples_measured` adds and the guidance's `direction`, `updates` and `step_size`."""
     found = samples.samples_measured(frame)
     for name in ("direction", "updates", "step_size"):
         found[name] = [params.get(name) for params in frame["params"]]
