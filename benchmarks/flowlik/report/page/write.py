@@ -24,7 +24,7 @@ from flowlik.report.page import glossary
 from flowlik.report.page.pictures import Picture, _overview, _pictures, _scaling
 from flowlik.report.page.summaries import _failed, _glance, _impossible, _masses, _notes, _origins
 from flowlik.report.tables.accuracy import MASS_WITHIN, by_steps, in_detail
-from flowlik.report.tables.published import beside_published
+from flowlik.report.tables.published import with_published
 from flowlik.report.tables.run import use_tables
 from flowlik.report.tables.table import Table
 
@@ -143,7 +143,7 @@ def _words(value: object) -> str:
 def _section(run_dir: Path, task: str, usable: pd.DataFrame) -> Section:
     frame = usable[usable["task"] == task]
     likelihoods = frame[frame["bpd"].notna()]
-    tables = [table for _, _, part in by_task_and_split(likelihoods) for table in beside_published(part)]
+    tables = [table for _, _, part in by_task_and_split(likelihoods) for table in with_published(part)]
     tables += [make(part) for _, _, part in by_task_and_split(likelihoods) for make in (by_steps, in_detail)]
     tables += [table for _, _, part in by_task_and_split(frame) for table in use_tables(part)]
     return Section(

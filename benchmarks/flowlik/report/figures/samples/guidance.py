@@ -104,6 +104,8 @@ def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], 
         "samples_bpd": axis_label("samples_bpd"),
     }
     ax.set_ylabel(labels[name])
+    if name == "overlap":
+        style.within_limits(ax, "precision")
     ax.set_xscale("log")
     sizes = sorted(set(of_model["step_size"]))
     ax.set_xticks(sizes, [style.plain(size) for size in sizes])
