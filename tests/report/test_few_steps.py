@@ -182,10 +182,12 @@ def test_segments_of_a_policy_flow_are_one_line_and_controls_are_grey(
     figure = error_of_few_steps(frame[frame["task"] == "digits"], tmp_path)
     assert figure is not None
     by_nfe = figure.axes[0]
-    colour = labels.look("pi-flow").colour
+    colour = labels.method_named("pi-flow").colour
     line = next(one for one in by_nfe.lines if one.get_color() == colour and one.get_linestyle() == "-")
     assert len(line.get_xdata()) == 3
-    levels = [one.get_ydata()[0] for one in by_nfe.lines if one.get_color() == labels.look("control").colour]
+    levels = [
+        one.get_ydata()[0] for one in by_nfe.lines if one.get_color() == labels.method_named("control").colour
+    ]
     assert set(levels) == {error for _, error in CONTROLS}
     names = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"pi-Flow · pi-flow", "pi-Flow, full · pi-flow-small-k", "Generator, invert · realuid"} <= names

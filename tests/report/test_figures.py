@@ -78,6 +78,19 @@ def test_a_figure_of_another_package_that_fails_leaves_the_others(
         assert draw_all(tmp_path)
 
 
+def test_an_axis_ends_near_what_a_column_can_be_and_grows_towards_nothing_else() -> None:
+    ax = style.new_figure(2, 2).subplots()
+    ax.set_ylim(-0.5, 1.5)
+    style.within_limits(ax, "precision")
+    assert ax.get_ylim() == pytest.approx((-0.1, 1.1))
+    ax.set_ylim(0.4, 0.6)
+    style.within_limits(ax, "precision")
+    assert ax.get_ylim() == pytest.approx((0.4, 0.6))
+    ax.set_ylim(-2, 9)
+    style.within_limits(ax, "bpd_error")
+    assert ax.get_ylim() == pytest.approx((-2, 9))
+
+
 def test_an_empty_run_has_no_figures(tmp_path: Path) -> None:
     assert draw_all(tmp_path) == []
     write_rows(tmp_path, [])

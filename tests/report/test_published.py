@@ -14,7 +14,7 @@ from flowlik.report import frame, labels
 from flowlik.report.page.write import write_report
 from flowlik.report.tables import run as runs
 from flowlik.report.tables import table
-from flowlik.report.tables.published import beside_published, paper_beside, published_method
+from flowlik.report.tables.published import paper_compared_with, published_method, with_published
 from flowlik.report.tables.table import Table
 
 STEPS = (1, 2, 4, 8)
@@ -109,15 +109,15 @@ def test_grey_survives_every_format(cifar: Path) -> None:
 
 def test_a_task_without_a_reference_still_has_its_bits(tmp_path: Path) -> None:
     write_rows(tmp_path, [record(task="cifar10", cell_id="a", bpd=3.0, nfe_mean=4.0)])
-    (shown,) = beside_published(frame.load(tmp_path))
+    (shown,) = with_published(frame.load(tmp_path))
     assert shown.rows[0][0].text == "F2D2, 4 steps"
     assert _cells(shown, "F2D2, 4 steps", "meanflow-f2d2")["bias"].text == "–"
 
 
 def test_every_published_value_is_whole() -> None:
     for task in ("cifar10", "imagenet64", "fashion-mnist", "mnist"):
-        paper = paper_beside(task)
+        paper = paper_compared_with(task)
         assert paper is not None
         assert paper.same == (task in ("cifar10", "imagenet64"))
         assert all(one.bpd is not None and math.isfinite(one.bpd) and one.fid for one in paper.printed)
-    assert paper_beside("gmm-2d") is None
+    assert paper_compared_with("gmm-2d") is None

@@ -48,7 +48,7 @@ class Column:
     digits: int = 3
     """Significant digits, of the form `fixed` decimals."""
     csv: int | None = None
-    """Where it stands in the CSV; what the table of accuracy and cost shows is there in any case, at the end."""
+    """Where it stands in the CSV; what else the table of accuracy and cost shows stands at its end."""
     same_cell: bool = False
     """Rows of two runs that agree in all such columns are the same cell."""
     measured: Literal["", "counted", "timed", "items", "density", "samples"] = ""

@@ -84,7 +84,8 @@ def read_records(path: str | Path) -> pd.DataFrame:
 
     Returns:
         One row per cell, in the order in which they were written; `params` and `extra` hold dicts, numbers that are
-        not known are NaN, texts that are not known None. The last row of a cell that was tried twice counts.
+        not known are NaN, texts that are not known None. The last row of a cell that was tried twice counts. What
+        measures of one's own (`flowlik.measures`) say stands in `extra`, installed here or not.
 
     Raises:
         FileNotFoundError: there are no records at `path`.

@@ -1,4 +1,4 @@
-"""Two runs beside each other: the same cells, item by item.
+"""Two runs compared: the same cells, item by item.
 
 Cells are matched by estimator label, task, model and split. Where both runs keep the same items, the
 difference of the absolute errors (new minus base, bits/dim) gets a paired bootstrap interval; where they do not, or a

@@ -1,7 +1,7 @@
-"""How records are shown to a person: methods and their looks, labels, order, numbers, and the items beside a record.
+"""Records as frames for figures, tables and the report: every column present, labelled, in order, averaged over seeds.
 
-Figures, tables and the report read records through this module only, so that a method has one name, one colour
-and one place in every one of them. Nothing here computes a measure and nothing imports matplotlib.
+They read records through this module only, so that a method has the same name and place in all of them. Nothing here
+computes a measure and nothing imports matplotlib.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[order].reset_index(drop=True)
 
 
-def _parts(usable: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def by_task_and_split(usable: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Task, split and their rows, tasks by name."""
     for task in sorted(usable["task"].unique()):
         of_task = usable[usable["task"] == task]
         for split in labels.splits(of_task):

@@ -74,8 +74,8 @@ def method_of(row: dict[str, Any]) -> str:
     return str(row["estimator"])
 
 
-def look(method: str) -> Method:
-    """The look of a method; a plugin's estimator gets a neutral one under its own name."""
+def method_named(method: str) -> Method:
+    """Label, colour and marker of a method; a plugin's estimator gets neutral ones under its own name."""
     return METHODS.get(method) or Method(method, OTHER.colour, OTHER.marker, OTHER.about)
 
 
@@ -149,7 +149,7 @@ def _label(row: dict[str, Any], mixed: list[str], *, swept: bool) -> str:
         return str(row["estimator"])
     params = parse_label(row["estimator_label"])
     solver = params.pop("solver", "") or row["solver"]
-    name = look(method).label
+    name = method_named(method).label
     if method in ("ode-adaptive", "ode-fixed"):
         name = f"ODE {solver}".strip()
     elif solver and "solver" in parse_label(row["estimator_label"]) and method != "ode-euler":

@@ -173,13 +173,13 @@ def _line(model: str) -> str:
 
 def _style(method: str, model: str, alternate: int, other: int) -> dict[str, Any]:
     """``alternate``: which variant of the method on this model; ``other``: which of the trained models."""
-    looks = method_labels.look(method)
-    colour = _faded(looks.colour) if alternate else _darker(looks.colour, other)
+    known = method_labels.method_named(method)
+    colour = _faded(known.colour) if alternate else _darker(known.colour, other)
     hollow = _line(model) != "-"
     marker = ALTERNATE_MARKERS[alternate % len(ALTERNATE_MARKERS)]
     return {
         "color": colour,
-        "marker": marker or MODEL_MARKERS[other % len(MODEL_MARKERS)] or looks.marker,
+        "marker": marker or MODEL_MARKERS[other % len(MODEL_MARKERS)] or known.marker,
         "linestyle": _line(model),
         "markerfacecolor": "white" if hollow else colour,
         "markeredgecolor": colour if hollow else "white",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from flowlik.report import labels as method_labels
 from flowlik.report import numbers
-from flowlik.report.frame import _parts
+from flowlik.report.frame import by_task_and_split
 from flowlik.report.labels import as_dicts
 from flowlik.report.tables.accuracy import mass_cell
 from flowlik.report.tables.table import Cell, Table
@@ -21,7 +21,7 @@ BUDGETS: Final[tuple[tuple[str, float], ...]] = (("1 NFE", 1.0), ("≤ 8 NFE", 8
 def _glance(usable: pd.DataFrame) -> Table | None:
     """Per task and split the reference, the best control and the smallest error within each budget of NFE."""
     rows = []
-    for task, split, frame in _parts(usable):
+    for task, split, frame in by_task_and_split(usable):
         judged = frame[frame["bpd_mae"].notna()]
         methods, controls = judged[judged["method"] != "control"], judged[judged["method"] == "control"]
         if methods.empty:
@@ -79,7 +79,7 @@ def _impossible(usable: pd.DataFrame) -> Table | None:
     if not steps:
         return None
     rows = []
-    for task, split, frame in _parts(kept):
+    for task, split, frame in by_task_and_split(kept):
         for series in dict.fromkeys(zip(frame["series"], frame["model"], strict=True)):
             line = frame[(frame["series"] == series[0]) & (frame["model"] == series[1])]
             values = {int(row["steps"]): row for row in as_dicts(line)}

@@ -19,12 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from flowlik.records.reading import run_note
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
-from flowlik.report.frame import _parts
+from flowlik.report.frame import by_task_and_split
 from flowlik.report.page import glossary
 from flowlik.report.page.pictures import Picture, _overview, _pictures, _scaling
 from flowlik.report.page.summaries import _failed, _glance, _impossible, _masses, _notes, _origins
 from flowlik.report.tables.accuracy import MASS_WITHIN, by_steps, in_detail
-from flowlik.report.tables.published import beside_published
+from flowlik.report.tables.published import with_published
 from flowlik.report.tables.run import use_tables
 from flowlik.report.tables.table import Table
 
@@ -73,7 +73,7 @@ def write_report(run_dir: Path) -> Path:
         notes=_notes(usable),
         origins=_origins(usable),
         environments=_environments(run_dir),
-        methods=[looks for name, looks in labels.METHODS.items() if name in set(records["method"])],
+        methods=[method for name, method in labels.METHODS.items() if name in set(records["method"])],
         costs=glossary.costs(),
         measures=glossary.measures(),
         controls=glossary.CONTROLS,
@@ -143,9 +143,9 @@ def _words(value: object) -> str:
 def _section(run_dir: Path, task: str, usable: pd.DataFrame) -> Section:
     frame = usable[usable["task"] == task]
     likelihoods = frame[frame["bpd"].notna()]
-    tables = [table for _, _, part in _parts(likelihoods) for table in beside_published(part)]
-    tables += [make(part) for _, _, part in _parts(likelihoods) for make in (by_steps, in_detail)]
-    tables += [table for _, _, part in _parts(frame) for table in use_tables(part)]
+    tables = [table for _, _, part in by_task_and_split(likelihoods) for table in with_published(part)]
+    tables += [make(part) for _, _, part in by_task_and_split(likelihoods) for make in (by_steps, in_detail)]
+    tables += [table for _, _, part in by_task_and_split(frame) for table in use_tables(part)]
     return Section(
         anchor=f"task-{labels.slug(task)}",
         task=task,

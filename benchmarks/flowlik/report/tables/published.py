@@ -53,12 +53,12 @@ def _file() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
-def paper_beside(task: str) -> Paper | None:
-    """The published values that stand beside a task's rows; None for tasks without."""
+def paper_compared_with(task: str) -> Paper | None:
+    """The published values that a task's rows are compared with; None for tasks without."""
     of = _file()["tasks"].get(task)
     if of is None:
         return None
-    found = next(values for values in _file()["values"] if values["data"] == of["beside"])
+    found = next(values for values in _file()["values"] if values["data"] == of["compared_with"])
     printed = tuple(
         Printed(method=method, steps=steps, bpd=bpd, fid=fid)
         for method in found["bpd"]
@@ -66,7 +66,7 @@ def paper_beside(task: str) -> Paper | None:
     )
     return Paper(
         data=found["data"],
-        same=of["data"] == of["beside"],
+        same=of["data"] == of["compared_with"],
         source=found["source"],
         teacher=found["teacher"],
         printed=printed,
@@ -84,13 +84,13 @@ def published_method(row: dict[str, Any]) -> str | None:
 
 
 # --- the table ----------------------------------------------------------------------------------------------
-def beside_published(frame: pd.DataFrame) -> list[Table]:
+def with_published(frame: pd.DataFrame) -> list[Table]:
     """The table of one task and split, in a list; none but for test images of a task in `published.toml`.
 
     `frame` holds rows with bits/dim, prepared by `flowlik.report.frame`.
     """
     shown = frame[frame["method"] != "control"]
-    paper = None if shown.empty else paper_beside(str(shown["task"].iloc[0]))
+    paper = None if shown.empty else paper_compared_with(str(shown["task"].iloc[0]))
     if paper is None or shown["split"].iloc[0] != "test":
         return []
     rows = labels.as_dicts(

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pandas as pd
 
 from flowlik.measures.registry import own_columns
-from flowlik.records.columns import TABLE, Column
+from flowlik.records.columns import TABLE, named
 from flowlik.report import frame as frames
 from flowlik.report import labels
 from flowlik.report.tables.accuracy import by_steps, in_detail
@@ -30,32 +30,27 @@ METHOD_AFTER: Final = "split"
 
 
 def csv_columns() -> tuple[str, ...]:
-    """The columns of the CSV: those with a place in it, then what else the table of accuracy and cost shows."""
+    """The columns of the CSV: those with a place in it, what else the table of accuracy and cost shows, and those of
+    registered measures."""
     placed = sorted((column.csv, column.name) for column in TABLE if column.csv is not None)
     names = [name for _, name in placed]
     names.insert(names.index(METHOD_AFTER) + 1, "method")
-    return (*names, *(column.name for column in (*TABLE, *own_columns()) if _comes_last(column)))
-
-
-def _comes_last(column: Column) -> bool:
-    return column.csv is None and bool(column.head) and column.place is not None
+    others = (column for column in TABLE if column.csv is None and column.head and column.place is not None)
+    return (*names, *named(others), *named(own_columns()))
 
 
 def tables(records: pd.DataFrame) -> list[Table]:
     """Per task and split the published shape, the detailed one, that beside published values and those of samples and
     uses, where there are any."""
-    from flowlik.report.tables.published import beside_published
+    from flowlik.report.tables.published import with_published
 
     usable = frames.averaged(frames.usable(frames.prepare(records)))
     found: list[Table] = []
-    for task in sorted(usable["task"].unique()):
-        of_task = usable[usable["task"] == task]
-        for split in labels.splits(of_task):
-            frame = of_task[of_task["split"] == split]
-            likelihoods = frame[frame["bpd"].notna()]
-            found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
-            found += beside_published(likelihoods)
-            found += use_tables(frame)
+    for _, _, frame in frames.by_task_and_split(usable):
+        likelihoods = frame[frame["bpd"].notna()]
+        found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
+        found += with_published(likelihoods)
+        found += use_tables(frame)
     return found
 
 

@@ -124,7 +124,7 @@ def real_data_ablation(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         return None
     figure = style.new_figure(style.PAGE, 2.9)
     axes = np.asarray(figure.subplots(1, len(panels), squeeze=False))[0]
-    colour = labels.look("generator").colour
+    colour = labels.method_named("generator").colour
     for ax, name in zip(axes, panels, strict=True):
         _levels(ax, frame, name)
         places = np.arange(len(models))
@@ -170,7 +170,7 @@ def _lines(frame: pd.DataFrame) -> list[_Line]:
         known = list(models[str(method)])
         place = known.index(str(model))
         other = any(way in str(series) for way in OTHER_WAYS)
-        colour = _shade(labels.look(str(method)).colour, place, len(known))
+        colour = _shade(labels.method_named(str(method)).colour, place, len(known))
         look = {
             "color": colour,
             "marker": MARKERS[place % len(MARKERS)],

@@ -110,7 +110,7 @@ def _range(found: list[_Panel]) -> tuple[float, float]:
 
 def _draw(ax: Axes, panel: _Panel, low: float, high: float) -> bool:
     """Draw a panel; True where it needed a vertical axis of its own."""
-    colour = labels.look(panel.row["method"]).colour
+    colour = labels.method_named(panel.row["method"]).colour
     size = 3.0 if len(panel.reference) > 300 else 6.0
     ax.plot([low, high], [low, high], color="#8a8a8a", linewidth=0.9, zorder=1)
     ax.scatter(
@@ -145,7 +145,7 @@ def _draw_constant(ax: Axes, panel: _Panel) -> bool:
     edges = at + AROUND * np.linspace(-1, 1, BINS + 1)
     kept = panel.estimate[(panel.estimate >= edges[0]) & (panel.estimate <= edges[-1])]
     heights, _ = np.histogram(kept, bins=edges)
-    colour = labels.look(panel.row["method"]).colour
+    colour = labels.method_named(panel.row["method"]).colour
     ax.stairs(heights / max(heights.max(), 1), edges, color=colour, fill=True, alpha=0.75, zorder=2)
     ax.axvline(at, color="#8a8a8a", linewidth=1.0, zorder=1)
     ax.set_xlim(edges[0], edges[-1])

@@ -58,7 +58,7 @@ def self_guidance(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with what `view.samples_measured` adds and the guidance's `direction`, `updates` and `step_size`."""
+    """The frame with what `samples_measured` adds and the guidance's `direction`, `updates` and `step_size`."""
     found = samples.samples_measured(frame)
     for name in ("direction", "updates", "step_size"):
         found[name] = [params.get(name) for params in frame["params"]]
@@ -104,6 +104,8 @@ def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], 
         "samples_bpd": axis_label("samples_bpd"),
     }
     ax.set_ylabel(labels[name])
+    if name == "overlap":
+        style.within_limits(ax, "precision")
     ax.set_xscale("log")
     sizes = sorted(set(of_model["step_size"]))
     ax.set_xticks(sizes, [style.plain(size) for size in sizes])
