@@ -5,23 +5,13 @@
 'ode[rtol=1e-06,trace=hutchinson]'
 """
 
-from flowlik_estimators import (
-    f2d2,
-    f2d2_corrected,
-    flow_map_exact,
-    generator,
-    meanflow,
-    ode,
-    peers,
-    pi_flow,
-    self_guidance,
-    whitened,
-)
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.grids import time_grid
-from flowlik_estimators.registry import available, get, parse_spec, register
+from flowlik_estimators.registry import available, get, load_families, parse_spec, register
+
+load_families()
 
 __all__ = [
     "Cost",

@@ -1,5 +1,7 @@
-"""The estimators by name: a plain dict, filled by `@register` here and by entry points of other packages.
+"""The estimators by name: a plain dict, filled by `@register` in this package's modules and by other packages.
 
+The public modules of this package are all imported with it (`load_families`), so that a new one needs no entry
+anywhere.
 A package adds an estimator by an entry point in the group ``flowlik.estimators`` that names the class, whose name is
 then the entry point's, or a module that registers some; entry points are loaded the first time a name is looked up.
 """
@@ -7,9 +9,12 @@ then the entry point's, or a module that registers some; entry points are loaded
 from __future__ import annotations
 
 import copyreg
+import pkgutil
 import re
 from collections.abc import Callable
+from importlib import import_module
 from itertools import product
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -51,6 +56,13 @@ def register(name: str) -> Callable[[type[E]], type[E]]:
         return kind
 
     return enter
+
+
+def load_families() -> None:
+    """Import every public module of this package; one that holds estimators enters them by `register`."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if not module.name.startswith("_"):
+            import_module(f"{__package__}.{module.name}")
 
 
 def available() -> dict[str, type[Estimator]]:

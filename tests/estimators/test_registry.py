@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +221,43 @@ def test_an_entry_point_cannot_take_the_name_of_a_family(fresh_registry: pytest.
 def test_everything_public_exists() -> None:
     for name in flowlik_estimators.__all__:
         assert hasattr(flowlik_estimators, name)
+
+
+CONSTANT = '''
+"""An estimator of this package that says zero everywhere."""
+
+from dataclasses import dataclass
+
+from flowlik_estimators.base import Estimator
+from flowlik_estimators.call import Estimate
+from flowlik_estimators.registry import register
+
+
+@register("constant")
+@dataclass(frozen=True, kw_only=True)
+class Constant(Estimator):
+    """Zero everywhere."""
+
+    family = "constant"
+    level: float = 0.0
+
+    def _log_prob(self, model, x, run):
+        return Estimate(log_prob=run.zeros() + self.level)
+'''
+
+
+def test_a_module_of_the_package_is_an_estimator_without_another_edit(tmp_path: Path) -> None:
+    package = Path(flowlik_estimators.__file__).parent
+    shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / package.name / "constant.py").write_text(CONSTANT)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    listed = subprocess.run(
+        [sys.executable, "-m", "flowlik", "list", "estimators", "--json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    described = json.loads(listed.stdout)
+    assert described["constant"] == "Zero everywhere. Parameters: eps, level=0.0"
+    assert {"ode", "f2d2", "peer-zuko"} <= set(described)

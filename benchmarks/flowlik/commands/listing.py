@@ -1,7 +1,8 @@
 """What `flowlik list` prints, without loading torch: `listing.json` holds what the registries say.
 
 `python -m flowlik.commands.listing` writes the file anew; a test says when that is due. Where a source file is newer
-than it, or another package adds something by an entry point, the registries themselves are asked.
+than it, a module of estimators has come or gone, or another package adds something by an entry point, the registries
+themselves are asked.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def registries() -> dict[str, dict[str, Any]]:
         "tasks": {name: task.description for name, task in registry().items()},
         "models": {name: list(task.models) for name, task in registry().items()},
         "loaded by their task": {name: models for name, models in own.items() if models},
+        "modules of estimators": dict.fromkeys(_estimator_modules(), ""),
     }
 
 
@@ -92,19 +94,28 @@ def _stored() -> Mapping[str, dict[str, Any]] | None:
         written = INDEX.stat().st_mtime
         if any(path.stat().st_mtime > written + FRESH_SECONDS for path in _sources()):
             return None
-        found: dict[str, dict[str, Any]] = json.loads(INDEX.read_text(encoding="utf-8"))
+        index: dict[str, dict[str, Any]] = json.loads(INDEX.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return index if list(index.get("modules of estimators", ())) == _estimator_modules() else None
+
+
+def _estimator_modules() -> list[str]:
+    """Names of the public modules, without importing them."""
+    return sorted(path.stem for path in _estimators().glob("*.py") if not path.stem.startswith("_"))
+
+
+def _estimators() -> Path:
+    from importlib.util import find_spec
+
+    package = find_spec("flowlik_estimators")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent
 
 
 def _sources() -> list[Path]:
-    from importlib.util import find_spec
-
-    estimators = find_spec("flowlik_estimators")
-    assert estimators is not None
-    assert estimators.origin is not None
-    folders = (Path(estimators.origin).parent, Path(flowlik_models.__path__[0]))
+    folders = (_estimators(), Path(flowlik_models.__path__[0]))
     here = Path(__file__).parent
     return [
         *(here.parent / "tasks").glob("*.py"),

@@ -57,7 +57,7 @@ def rotation(
     if basis == "dct":
         channels, rows, columns = event_shape
         colour = (_opponent() if channels == 3 else torch.ones(1, 1, dtype=torch.float64)).to(device, dtype)
-        down, across = (cosines(n).to(device, dtype) for n in (rows, columns))
+        down, across = (_cosines(n).to(device, dtype) for n in (rows, columns))
 
         def image(s: Tensor) -> Tensor:
             planes = s.reshape(*s.shape[:-1], *event_shape)
@@ -175,6 +175,12 @@ def _opponent() -> Tensor:
     """Grey, red-green and yellow-blue, orthonormal rows."""
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
     return torch.nn.functional.normalize(rows, dim=1)
+
+
+@lru_cache(maxsize=16)
+def _cosines(n: int) -> Tensor:
+    """`cosines`, made once."""
+    return cosines(n)
 
 
 @lru_cache(maxsize=4)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from scipy.fft import dct
 from torch import Tensor
 
 
-@lru_cache(maxsize=16)
 def cosines(n: int) -> Tensor:
-    """The orthonormal cosine transform DCT-II, (n, n) float64, a basis vector a row; shared, not to be written to."""
+    """The orthonormal cosine transform DCT-II, (n, n) float64, a basis vector a row."""
     return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=0))
