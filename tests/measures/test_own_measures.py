@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,6 @@ json.dump(said | {"page": Path(out, "report.html").read_text(), "columns": as_ma
 """
 
 
-def python_blocks(section: str) -> list[str]:
-    text = (ROOT / "CONTRIBUTING.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
 def used(script: str, path: list[Path], *arguments: Path) -> Any:
     """What a process with these folders on its path writes."""
     places = [*filter(None, sys.path), *map(str, path)]
@@ -66,15 +62,16 @@ def used(script: str, path: list[Path], *arguments: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with CONTRIBUTING's measure as an installed package."""
-    target = tmp_path_factory.mktemp("installed")
-    (target / "your_package.py").write_text("\n".join(python_blocks("A measure")[:2]))
-    entry = re.search(r"^median-error = .*$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    assert entry is not None
-    known = target / "your_package-1.0.dist-info"
+    """A folder with the template of a measure as an installed package, and nothing else of the templates."""
+    target, templates = tmp_path_factory.mktemp("installed"), ROOT / "docs" / "templates"
+    (target / "flowlik_templates").symlink_to(templates)
+    group = "flowlik.measures"
+    points = tomllib.loads((templates / "pyproject.toml").read_text())["project"]["entry-points"][group]
+    known = target / "flowlik_templates-1.dist-info"
     known.mkdir()
-    (known / "METADATA").write_text("Metadata-Version: 2.1\nName: your-package\nVersion: 1.0\n")
-    (known / "entry_points.txt").write_text(f"[flowlik.measures]\n{entry[0].replace(chr(34), '')}\n")
+    (known / "METADATA").write_text("Metadata-Version: 2.1\nName: flowlik-templates\nVersion: 1\n")
+    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (known / "entry_points.txt").write_text("\n".join(lines))
     return target
 
 

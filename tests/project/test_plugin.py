@@ -89,7 +89,9 @@ def test_an_installed_package_adds_one_of_each_kind(installed: Path, tmp_path: P
     assert "15 checks: 15 passed" in said["check"][1]
     assert "cigar-2d · closed-form · midpoint-rule[steps=2]" in said["task"][1]
     assert "cigar-2d--error-tail.png" in said["figures"][1]
-    assert "Tail of the error" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Tail of the error" in page
+    assert "median |error|" in page
     frame = flowlik.read_records(tmp_path / "out").set_index("estimator_label")
     assert frame.loc["midpoint-rule[steps=32]", "estimator"] == "midpoint-rule"
     assert frame.loc["midpoint-rule[steps=32]", "nfe_mean"] == 64

@@ -33,7 +33,7 @@ class Measure:
 
 
 def register(name: str, measure: Measure) -> None:
-    """Enter a measure; the same one again changes nothing.
+    """Enter a measure under a name; the same one again changes nothing.
 
     Raises:
         ValueError: name or column is taken, or a column is none of numbers in `extra`.
@@ -81,7 +81,6 @@ def _values(measure: Measure, names: tuple[str, ...], items: JudgedItems) -> dic
 
 
 def _load_entry_points() -> None:
-    if ENTRY_POINT_GROUP in _LOADED:
-        return
-    _LOADED.add(ENTRY_POINT_GROUP)  # before loading: a plug-in may look measures up while it is imported
-    load_plugins(ENTRY_POINT_GROUP, (), register)
+    if ENTRY_POINT_GROUP not in _LOADED:
+        load_plugins(ENTRY_POINT_GROUP, (), register)
+        _LOADED.add(ENTRY_POINT_GROUP)
