@@ -22,8 +22,9 @@ class Options:
     `n_items` items in batches of `batch_size`, a number or auto (`flowlik.evaluation.batching.batch_size`); `compile`
     the network (`flowlik.evaluation.compilation`); `draws` dequantisation draws of discrete data; `density` also
     evaluates the task's 2-D grid; `samples` also draws that many and judges them; `likelihood` false leaves out
-    everything but the samples, whose cost is then the cell's; `uses` names what the likelihood is tried at besides
-    (`flowlik.uses`); `rounds` of timing on `timing_batch` items (0: no timing).
+    everything but the samples, whose cost is then the cell's (ValueError with `density`, `uses` or several `draws`);
+    `uses` names what the likelihood is tried at besides (`flowlik.uses`); `rounds` of timing on `timing_batch` items
+    (0: no timing).
     """
 
     split: str = "test"
@@ -40,6 +41,18 @@ class Options:
     uses: tuple[str, ...] = ()
     rounds: int = 3
     timing_batch: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse options without effect; raises ValueError in one line."""
+        if self.likelihood:
+            return
+        if self.samples < 1:
+            raise ValueError("likelihood = false: expected samples, there is nothing else to judge")
+        for name, given in (("density", self.density), ("uses", self.uses), ("draws", self.draws > 1)):
+            if given:
+                raise ValueError(
+                    f"{name} has no effect with likelihood = false, which leaves the samples alone"
+                )
 
 
 # What belongs to how a cell is timed or named, not to its answer.

@@ -75,7 +75,9 @@ Route = Literal["invert", "own-samples", "fake-flow", "head"]
 @register("generator")
 @dataclass(frozen=True, kw_only=True)
 class Generator(Estimator):
-    """The generator estimator; ``starts`` (8) belongs to ``route=invert``."""
+    """The generator estimator; ``starts`` (8) belongs to ``route=invert``, ``eps`` to the routes of a flow, fake-flow
+    and head: where the determinant of G is taken, the density is that of G's own images.
+    """
 
     family = "generator"
 
@@ -88,6 +90,8 @@ class Generator(Estimator):
 
     def _check(self) -> None:
         self._at_least_one("starts")
+        if self.route in ("invert", "own-samples"):
+            self._no_effect(f"with route={self.route}", "eps")
         if self.route != "invert":
             self._no_effect(f"with route={self.route}", "starts")
         elif self.starts is not None and self.starts > BANK:

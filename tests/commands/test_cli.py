@@ -297,3 +297,19 @@ def test_list_and_the_package_are_there_at_once() -> None:
     assert "gmm-64d" in said
     assert said.splitlines()[-1] == "False"
     assert cpu < 1.5
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("check", "--plugins", "--device", "cpu"), 2),
+        (("data", "get", "mnist", "--data-dir", ".", "--json"), 2),
+        (("train", "digits", "features", "--accumulate", "2"), 2),
+        (("reference", "gmm-2d", "--limit", "9"), 1),
+    ],
+)
+def test_an_option_without_effect_is_refused(words: tuple[str, ...], status: int) -> None:
+    result = call(*words)
+    assert result.exit_code == status
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert words[-2] in result.output or words[-1] in result.output

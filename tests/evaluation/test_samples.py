@@ -151,7 +151,6 @@ SUITE = """
 tasks = ["gmm-2d"]
 models = ["*-f2d2"]
 estimators = ["f2d2[steps=1]"]
-likelihood = false
 samples = 10
 uses = ["gradient"]
 """
@@ -174,7 +173,7 @@ def test_a_pattern_names_the_models_that_are_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("samples = 10\n", ""), "expected samples"),
+        (('samples = 10\nuses = ["gradient"]', "likelihood = false"), "expected samples"),
         (("gradient", "gradients"), "did you mean 'gradient'"),
         (('["gradient"]', '"gradient"'), "expected tuple"),
     ],

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from flowlik.cells import Options
 from flowlik.planning import suites
 from flowlik.planning.selection import plan_cells
 from flowlik.running.run import run_cell
@@ -125,6 +126,44 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, change: tuple[str, st
     with pytest.raises(ValueError, match=message) as caught:
         suites.load_suite(write(tmp_path, ONE.replace(*change)))
     assert "\n" not in str(caught.value)
+
+
+SAMPLES_ALONE = "density = true\nlikelihood = false\nsamples = 5"
+
+
+@pytest.mark.parametrize(
+    ("instead", "message"),
+    [
+        (SAMPLES_ALONE, "density has no effect with likelihood = false"),
+        (SAMPLES_ALONE.replace("density = true", 'uses = ["gradient"]'), "uses has no effect"),
+        (SAMPLES_ALONE.replace("density = true", "draws = 2"), "draws has no effect"),
+        (SAMPLES_ALONE.replace("density = true", "rounds = 2"), "rounds has no effect"),
+        (SAMPLES_ALONE.replace("density = true", "timing_batch = 8"), "timing_batch has no effect"),
+        ("likelihood = false", "expected samples"),
+        ("rounds = 0\ntiming_batch = 8", "timing_batch has no effect with rounds = 0"),
+        ("draws = 2", "draws = 2 has no effect on task 'gmm-2d'"),
+        ('split = "test"\nsplits = ["train"]', "split has no effect beside splits"),
+        ("seed = 3", "seed has no effect beside seeds"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path: Path, instead: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        suites.load_suite(write(tmp_path, ONE.replace("density = true", instead)))
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_alone_take_what_says_that_nothing_is_timed(tmp_path: Path) -> None:
+    plain = SAMPLES_ALONE.replace("density = true", "rounds = 0\ndraws = 1\nuses = []\ndensity = false")
+    assert suites.load_suite(write(tmp_path, ONE.replace("density = true", plain)))
+
+
+def test_draws_are_for_splits_that_are_dequantised() -> None:
+    options = Options(draws=2)
+    for task, split in (("digits", "test"), ("digits-gmm", "images"), ("cifar10", "train")):
+        assert suites.expand([task], None, ["control-mean"], options, splits=[split])
+    for task, split in (("digits", "teacher-samples"), ("digits-gmm", "test"), ("thin-2d", "test")):
+        with pytest.raises(ValueError, match="not dequantised"):
+            suites.expand([task], None, ["control-mean"], options, splits=[split])
 
 
 def test_an_unknown_suite_names_the_valid_ones() -> None:

@@ -113,6 +113,8 @@ def data(
             raise ValueError(unknown("action", str(action), ("get",)))
         if action == "get" and name is None:
             raise ValueError("flowlik data get needs a name: flowlik data lists them")
+        if action == "get" and as_json:
+            raise ValueError("--json prints the list of flowlik data; data get has none")
         if name is not None:
             data_sets.check_get(name, data_dir)
     if name is not None and data_dir is not None:

@@ -58,6 +58,8 @@ def check(
             raise ValueError(
                 "--update notes what the gates measure; contract tests (--plugins) measure nothing"
             )
+        if plugins and device != "auto":
+            raise ValueError("--device is where gates run; contract tests (--plugins) run on the CPU")
         names = _estimators(only) if plugins else ()
         wanted = None if plugins else _gates(only)
     failed = count = 0

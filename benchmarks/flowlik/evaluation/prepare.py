@@ -72,6 +72,10 @@ def prepare(cell: Cell) -> Prepared:
 
 def _items(task: Task, cell: Cell) -> Items:
     items = task.items(cell.options.split, cell.options.n_items, cell.options.draws)
+    if items.draws != cell.options.draws:
+        raise ValueError(
+            f"draws = {cell.options.draws} has no effect: task {task.id!r} gives {items.draws} of each item"
+        )
     x = items.x.to(getattr(torch, cell.options.dtype))
     return Items(x=x, ids=items.ids, n=items.n, draws=items.draws, component=items.component)
 

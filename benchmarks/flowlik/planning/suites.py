@@ -140,8 +140,6 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
     options = replace(base, **changes)
     if options.dtype not in DTYPES:
         raise ValueError(unknown("dtype", options.dtype, DTYPES))
-    if not options.likelihood and options.samples < 1:
-        raise ValueError("likelihood = false: expected samples, there is nothing else to judge")
     for use in options.uses:
         if not isinstance(use, str) or use not in USES:
             raise ValueError(unknown("use", str(use), tuple(USES)))
@@ -149,6 +147,26 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
         if getattr(options, name) != AUTO and getattr(options, name) < 1:
             raise ValueError(f"{name} = {getattr(options, name)}: expected at least 1")
     return options
+
+
+def _check_effect(table: dict[str, Any], options: Options) -> None:
+    """Refuse what stands in a table of a suite and is without effect in its cells; raises ValueError in one line."""
+    for one, several in (("split", "splits"), ("seed", "seeds")):
+        if one in table and table.get(several):
+            raise ValueError(f"{one} has no effect beside {several}")
+    if not options.likelihood and table.get("rounds"):
+        raise ValueError("rounds has no effect with likelihood = false: only likelihoods are timed")
+    if "timing_batch" in table and not (options.likelihood and options.rounds):
+        why = "rounds = 0" if options.likelihood else "likelihood = false"
+        raise ValueError(f"timing_batch has no effect with {why}: nothing is timed")
+
+
+def check_draws(task: Task, split: str, options: Options) -> None:
+    """Raise ValueError where several dequantisation draws are asked for and the split's items are not dequantised."""
+    if options.draws > 1 and not task.dequantises(split):
+        raise ValueError(
+            f"draws = {options.draws} has no effect on task {task.id!r}, split {split!r}: it is not dequantised"
+        )
 
 
 def expand(
@@ -164,7 +182,7 @@ def expand(
     """The product of tasks, models, estimators, splits and seeds as cells; `models=None` takes all of each task.
 
     Raises:
-        ValueError: unknown task, model, split or estimator.
+        ValueError: unknown task, model, split or estimator, or several draws of what is not dequantised.
 
     >>> cells = expand(["gmm-2d"], ["closed-form"], ["f2d2[steps=1|2]"], Options(n_items=50), seeds=[0, 1])
     >>> [(cell.title, cell.options.seed) for cell in cells][:2]
@@ -180,6 +198,7 @@ def expand(
         for model in _models(task, models):
             for split in splits or (options.split,):
                 task.check_split(split)
+                check_draws(task, split, options)
                 cells += [
                     Cell(
                         task=name,
@@ -199,6 +218,7 @@ def _controls(task: Task, controls: Sequence[str], splits: Sequence[str], option
     cells = []
     for split in splits if controls else ():
         task.check_split(split)
+        check_draws(task, split, options)
         shared = {name: getattr(options, name) for name in ("n_items", "dtype", "draws")}
         own = replace(Options(), split=split, **shared)
         cells += [Cell(task=task.id, model=task.reference_model, estimator=c, options=own) for c in controls]
@@ -245,9 +265,11 @@ def load_suite(name: str, *, device: str = "cpu", overrides: dict[str, Any] | No
     overrides = overrides or {}
     seeds = overrides.pop("seeds", None)
     defaults = options_of(suite.get("defaults", {}), Options())
+    _check_effect(suite.get("defaults", {}), defaults)
     cells: list[Cell] = []
     for entry in suite.get("cells", []):
         options = options_of(overrides, options_of(entry, defaults))
+        _check_effect(entry, options)
         cells += expand(
             entry["tasks"],
             entry.get("models"),

@@ -44,15 +44,16 @@ def make_reference(
         progress: called with lines of text.
 
     Raises:
-        ValueError: unknown task, an error that has no effect, or a check that failed. UnavailableError: the teacher is
-            not there.
+        ValueError: unknown task, an error or a limit that has no effect, or a check that failed. UnavailableError: the
+            teacher is not there.
     """
     from flowlik.references.pooled import converge
 
     found = get_task(task)
     if found.reference_model == "closed-form":
-        if stderr is not None:
-            raise ValueError(f"{task} is known in closed form: --stderr has no effect")
+        for option, value in (("--stderr", stderr), ("--limit", limit)):
+            if value is not None:
+                raise ValueError(f"{task} is known in closed form: {option} has no effect")
         return _summarise_closed_form(found, folder)  # type: ignore[arg-type]
     if stderr is not None or found.dim > EXACT_DIMS:
         return converge(found, folder, device, limit, stderr, progress)

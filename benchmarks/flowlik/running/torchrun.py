@@ -39,6 +39,8 @@ class Sharded:
             raise ValueError(
                 "--timeout and --memory end one process; under torchrun, leave them to the scheduler"
             )
+        if setup.cores is not None:
+            raise ValueError("--cores is that of a process a run starts; under torchrun, set OMP_NUM_THREADS")
         self._setup = setup
 
     def start(self) -> None:

@@ -54,6 +54,10 @@ class ImageMixtureTask(Task):
         """The closed form, float64; fitted on the first call. UnavailableError where the images are not there."""
         return self._fitted()[0]
 
+    def dequantises(self, split: str) -> bool:
+        """Real images are; the mixture's own draws are continuous."""
+        return split == "images"
+
     def _fitted(self) -> tuple[SharedBasisMixture, Moments]:
         from flowlik_models.closed_forms.image_mixtures import image_mixture
 

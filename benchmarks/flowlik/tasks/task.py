@@ -95,6 +95,10 @@ class Task(ABC):
         the standard Inception is at hand, they are judged with it."""
         return False
 
+    def dequantises(self, split: str) -> bool:
+        """Whether the split's items are quantised data with noise added, of which there can be several draws."""
+        return self.levels is not None and split != "teacher-samples"
+
     def check_split(self, split: str) -> None:
         """Raise ValueError, naming the valid ones, where the task has no such split."""
         if split not in self.splits:

@@ -37,12 +37,15 @@ def train_model(
         The checkpoint's path.
 
     Raises:
-        ValueError: unknown task or model, a checkpoint it builds on is missing, or `ship` without a source tree.
+        ValueError: unknown task or model, an option without effect, a checkpoint it builds on is missing, or `ship`
+            without a source tree.
     """
     from flowlik_models.training.feature_classifier import train_features
     from flowlik_models.training.trainer import train
 
     found = get_task(task)
+    if model == "features" and accumulate is not None:
+        raise ValueError("--accumulate has no effect on features, whose batches are small")
     shipped = None
     if ship:
         shipped = need_source_root("--ship") / "models" / "flowlik_models" / "checkpoints" / task
