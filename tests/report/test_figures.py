@@ -122,13 +122,42 @@ def test_rows_without_numbers_and_torn_items_draw_what_they_can(tmp_path: Path) 
 
 
 def test_figures_that_the_records_no_longer_support_are_removed(tmp_path: Path) -> None:
+    write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6, bpd_mae=0.1)])
+    assert {path.stem for path in draw_all(tmp_path)} == {"gmm-2d--bpd", "gmm-2d--error"}
+    (tmp_path / "records.jsonl").unlink()
     write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
-    (tmp_path / "figures").mkdir()
-    for name in ("gmm-2d--scatter--test.png", "overview.pdf", "mine.png"):
-        (tmp_path / "figures" / name).write_bytes(b"")
     draw_all(tmp_path)
     left = {p.name for p in (tmp_path / "figures").iterdir()}
-    assert left == {"gmm-2d--bpd.png", "gmm-2d--bpd.pdf", "mine.png"}
+    assert left == {"gmm-2d--bpd.png", "gmm-2d--bpd.pdf", ".drawn.json"}
+    (tmp_path / "records.jsonl").unlink()
+    write_rows(tmp_path, [])
+    assert draw_all(tmp_path) == []
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {".drawn.json"}
+
+
+@pytest.mark.parametrize("noted", [None, b"[1", b"[]", b'{"../mine.png": 3, "../notes--error.png": "0"}'])
+def test_nothing_is_removed_that_was_not_drawn(tmp_path: Path, noted: bytes | None) -> None:
+    write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    if noted is not None:
+        (folder / ".drawn.json").write_bytes(noted)
+    own = {"notes--error.png", "gmm-2d--scatter--test.png", "overview.pdf", "scaling-mine.png", "mine.png"}
+    for name in own:
+        (folder / name).write_bytes(b"")
+    draw_all(tmp_path)
+    assert own < {p.name for p in folder.iterdir()}
+
+
+def test_a_figure_that_the_user_changed_stays(tmp_path: Path) -> None:
+    write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
+    picture, page = draw_all(tmp_path)
+    picture.write_bytes(b"mine")
+    (tmp_path / "records.jsonl").unlink()
+    write_rows(tmp_path, [])
+    draw_all(tmp_path)
+    assert picture.read_bytes() == b"mine"
+    assert not page.exists()
 
 
 def test_hostile_names_stay_in_the_folder_and_do_not_break_the_drawing(tmp_path: Path) -> None:

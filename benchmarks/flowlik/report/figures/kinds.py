@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from flowlik.report import frame as frames
 from flowlik.report import labels
+from flowlik.report.figures import drawn
 from flowlik.report.figures.likelihood.accuracy import bpd_against_nfe, error_against_cost
 from flowlik.report.figures.likelihood.few_steps import (
     error_of_few_steps,
@@ -243,8 +244,8 @@ SCALING: Final = "scaling"
 def draw_all(run_dir: Path) -> list[Path]:
     """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of the PNG and PDF.
 
-    An empty run gives an empty list. Figures of an earlier call that the records no longer
-    support are removed, so that the folder never shows two runs; files of other names are left alone.
+    An empty run gives an empty list. Figures of an earlier call that the records no longer support are removed, so
+    that the folder never shows two runs; files that were not drawn here stay (`flowlik.report.figures.drawn`).
     """
     records = frames.load(run_dir)
     folder = run_dir / "figures"
@@ -257,13 +258,7 @@ def draw_all(run_dir: Path) -> list[Path]:
             figure.savefig(png, dpi=PNG_DPI)
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
             paths += [png, pdf]
-    for path in [*folder.glob("*.png"), *folder.glob("*.pdf")]:
-        if path not in paths and (
-            path.stem == OVERVIEW
-            or path.stem.startswith(SCALING)
-            or any(f"--{kind}" in path.stem for kind in all_kinds())
-        ):
-            path.unlink()
+    drawn.keep_only(folder, paths)
     return paths
 
 
@@ -292,9 +287,9 @@ def _figures(records: pd.DataFrame, run_dir: Path) -> Iterator[tuple[str, Figure
                 frame = of_task if split is None else of_task[of_task["split"] == split]
                 tail = f"--{labels.slug(split)}" if split is not None and len(parts) > 1 else ""
                 for machine, part in _by_machine(frame) if what.timed else [("", frame)]:
-                    drawn = what.draw(part, run_dir)
-                    if drawn is not None:
-                        yield f"{labels.slug(str(task))}--{kind}{tail}{machine}", drawn
+                    figure = what.draw(part, run_dir)
+                    if figure is not None:
+                        yield f"{labels.slug(str(task))}--{kind}{tail}{machine}", figure
 
 
 def _by_machine(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
