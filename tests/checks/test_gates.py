@@ -78,11 +78,9 @@ def test_a_gate_may_look_at_the_difference_to_another_cell(tmp_path: Path) -> No
 
 
 def test_gates_of_one_cell_share_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowlik.running import run
-
     runs = []
-    real = run.run_cell
-    monkeypatch.setattr(run, "run_cell", lambda cell: runs.append(cell) or real(cell))
+    real = gates.run_cell
+    monkeypatch.setattr(gates, "run_cell", lambda cell: runs.append(cell) or real(cell))
     gates._row.cache_clear()
     list(gates.run_gates(load(tmp_path, GATE, GATE | {"id": "other", "column": "bpd_mae"})))
     assert len(runs) == 1

@@ -19,6 +19,7 @@ from flowlik.records.merging import merge_runs
 from flowlik.records.reading import read_rows
 from flowlik.records.writing import read_arrays, write_arrays
 from flowlik.running.run import run_cells
+from flowlik.tasks import task as tasks
 from flowlik_estimators import parse_spec
 
 
@@ -75,10 +76,8 @@ def test_a_number_that_was_changed_does_not_come_again(tmp_path: Path) -> None:
 
 
 def test_another_model_is_another_cell_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowlik_models import zoo
-
     row, _ = some_run(tmp_path)
-    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "another")
+    monkeypatch.setattr(tasks, "model_hash", lambda task, model: "another")
     from flowlik.evaluation.models import load
 
     load.cache_clear()

@@ -24,10 +24,10 @@ from flowlik.references import pooled as pooled_references
 from flowlik.references.fixed_rk4 import converged_log_prob, times_of, weights_of
 from flowlik.references.pooled_probes import Plan, pilot, pooled_log_prob
 from flowlik.tasks import stored_references
+from flowlik.tasks import task as tasks
 from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task, registry
 from flowlik.tasks.task import Items, Reference, Task
-from flowlik_models import zoo
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.images.errors import DataError
 from flowlik_models.numerics.cosine_transform import cosines
@@ -221,7 +221,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> _MadeUp:
         reference_model="teacher",
     )
     monkeypatch.setitem(registry(), task.id, task)
-    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "made-up")
+    for module in (stored_references, tasks):
+        monkeypatch.setattr(module, "model_hash", lambda task, model: "made-up")
     monkeypatch.setattr(pooled_references, "CHUNK", 4)
     monkeypatch.setattr(pooled_references, "STEPS", 48)
     monkeypatch.setattr(pooled_references, "HALVED", 96)

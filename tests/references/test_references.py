@@ -17,7 +17,6 @@ from flowlik.tasks import stored_references
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError, tensor_hash
-from flowlik_models import zoo
 from flowlik_models.closed_forms.catalogue import closed_form
 
 
@@ -77,7 +76,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (folder / "digits.json").write_text(json.dumps(card))
     monkeypatch.setattr(stored_references, "results_dir", lambda: tmp_path)
-    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "now")
+    monkeypatch.setattr(stored_references, "model_hash", lambda task, model: "now")
     stored_references.read_stored.cache_clear()
     yield folder
     stored_references.read_stored.cache_clear()
@@ -96,14 +95,14 @@ def test_stored_values_come_with_their_items_and_nothing_for_the_others(stored: 
 
 
 def test_a_reference_of_another_teacher_is_not_used(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "later")
+    monkeypatch.setattr(stored_references, "model_hash", lambda task, model: "later")
     task = get_task("digits")
     with pytest.raises(UnavailableError, match="flowlik reference digits --ship"):
         task.reference("test", task.items("test", 4), 1.0)
 
 
 def test_samples_of_another_teacher_are_not_used(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "later")
+    monkeypatch.setattr(stored_references, "model_hash", lambda task, model: "later")
     with pytest.raises(UnavailableError, match="is of model now, not later"):
         get_task("digits").items("teacher-samples", 2)
 
@@ -116,7 +115,7 @@ def test_a_reference_beside_the_users_own_checkpoints_goes_before_the_shipped_on
     assert stored_references.stored("digits").file.parent == stored
     shutil.copytree(stored, own / "references")
     assert stored_references.stored("digits").file.parent == own / "references"
-    monkeypatch.setattr(zoo, "model_hash", lambda task, model: "later")
+    monkeypatch.setattr(stored_references, "model_hash", lambda task, model: "later")
     task = get_task("digits")
     with pytest.raises(UnavailableError, match=f"flowlik reference digits --checkpoints {own}"):
         task.reference("test", task.items("test", 4), 1.0)

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowlik.evaluation.models import load
+from flowlik_estimators import available, get, parse_spec
+from flowlik_estimators.counting import METHODS
+
 TASKS = ("gaussian-2d", "gmm-2d", "thin-2d")
 POINTS = 6
 TOLERANCE = 0.05  # nats between a batch and its halves: an adaptive solver has one step size a batch
@@ -50,8 +54,6 @@ class Watched:
     """A model that counts for itself how many rows it was asked for, and notes who asks for the answer."""
 
     def __init__(self, model: Any) -> None:
-        from flowlik_estimators.counting import METHODS
-
         self._inner = model
         self.event_shape = model.event_shape
         self.rows = 0
@@ -113,8 +115,6 @@ class Misshapen(Watched):
 
 def contract_verdicts(names: tuple[str, ...] | None = None) -> Iterator[ContractVerdict]:
     """Every rule on every registered estimator (or on those named)."""
-    from flowlik_estimators import available, get
-
     for name in names or tuple(available()):
         try:
             estimator = get(name)
@@ -158,8 +158,6 @@ def _points(estimator: Any) -> tuple[Any, Tensor]:
 
 def _closed_form(task: str) -> Any:
     """A task's closed form with the moments that its models carry."""
-    from flowlik.evaluation.models import load
-
     return load(task, "closed-form", "cpu", "float64")[0]
 
 
@@ -168,8 +166,6 @@ def _estimate(estimator: Any, model: Any, x: Tensor, items: Tensor | None = None
 
 
 def _label_names_it(estimator: Any) -> None:
-    from flowlik_estimators import parse_spec
-
     again = parse_spec(estimator.label)
     _need(again == [estimator], f"label {estimator.label!r} does not give the same estimator back")
     _need(bool(estimator.family), "family is empty")

@@ -28,6 +28,7 @@ from flowlik.measures.registry import own_columns
 from flowlik.planning.suites import expand, options_of
 from flowlik.records.columns import BY_NAME, Column, named
 from flowlik.records.paths import results_dir
+from flowlik.running.run import run_cell
 from flowlik_models.files import write_atomically
 from flowlik_models.names import unknown
 
@@ -134,8 +135,6 @@ def _cell(entry: dict[str, Any]) -> Cell:
 
 @lru_cache(maxsize=256)
 def _row(cell: Cell) -> dict[str, Any]:
-    from flowlik.running.run import run_cell
-
     return run_cell(cell)[0]
 
 

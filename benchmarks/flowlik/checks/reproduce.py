@@ -18,10 +18,14 @@ import numpy as np
 
 from flowlik.cells import Cell, Options
 from flowlik.evaluation.row import Arrays, Row
+from flowlik.planning.suites import options_of, parse
 from flowlik.records.columns import COUNTED
+from flowlik.records.environment import describe
+from flowlik.records.journal import read
 from flowlik.records.reading import read_rows
 from flowlik.records.writing import read_arrays
 from flowlik.running.run import run_cell
+from flowlik.tasks.registry import get_task
 
 ROUNDING = {"float32": 1e-4, "float64": 1e-9}
 """Relative differences of log-densities that rounding alone makes on another machine."""
@@ -79,8 +83,6 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def _environment(folder: Path, env_id: str | None) -> Mapping[str, Any]:
-    from flowlik.records.journal import read
-
     try:
         rows, _ = read(folder / "environments.jsonl")
     except FileNotFoundError:
@@ -94,9 +96,6 @@ def cell_of(row: Row) -> Cell:
     Raises:
         ValueError: the record lacks its options or names what is not there.
     """
-    from flowlik.planning.suites import options_of, parse
-    from flowlik.tasks.registry import get_task
-
     known = row["extra"].get("options") if isinstance(row["extra"], dict) else None
     names = {field.name for field in fields(Options)}
     if not isinstance(known, dict) or not names <= set(known):
@@ -149,8 +148,6 @@ def _apart(old: float | None, new: float | None) -> float:
 
 def _changes(found: Found, row: Row) -> list[str]:
     """What is not as it was when the record was made."""
-    from flowlik.records.environment import describe
-
     old = found.row
     lines = [
         f"{name.removesuffix('_hash')} hash {old[name]} -> {row[name]}"

@@ -25,100 +25,133 @@ from flowlik.commands.options import (
     use_inception,
 )
 from flowlik.commands.progress import with_progress
-from flowlik.commands.units import parse_duration, parse_seeds
-from flowlik.planning.selection import plan_cells, with_run_options
+from flowlik.commands.units import parse_duration, parse_memory, parse_seeds
 
 if TYPE_CHECKING:
     from flowlik.cells import Cell
     from flowlik.running.executor import Executor, Setup
 
 
+SuiteArgument = Annotated[str | None, typer.Argument(help="Name of a suite or a TOML file.")]
+EstimatorsOption = Annotated[
+    list[str] | None,
+    typer.Option("-e", "--estimator", help="Estimators instead of the suite's: 'f2d2[steps=1|2|4|8]'."),
+]
+TasksOption = Annotated[list[str] | None, typer.Option("-t", "--task", help="Only these tasks.")]
+ModelsOption = Annotated[list[str] | None, typer.Option("-m", "--model", help="Only these models.")]
+SeedsOption = Annotated[str | None, typer.Option(help="Seeds of the estimators: 0-4 or 0,3,7.")]
+LimitOption = Annotated[int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Skip cells that DIR has already.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")]
+ExecutorOption = Annotated[str, typer.Option(help="Where cells are run: serial or ray.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster; without it one is made on this machine.")
+]
+CoresOption = Annotated[int | None, typer.Option(help="Processor cores a cell gets (Ray: 1).", min=1)]
+TimeoutOption = Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")]
+MemoryOption = Annotated[str | None, typer.Option(help="Most a cell's process may hold: 8G, 500M.")]
+CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the networks (torch.compile).")]
+BatchSizeOption = Annotated[
+    str | None, typer.Option(help="Items a batch instead of the suite's: a number, or auto.")
+]
+ReportOption = Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")]
+TrainOption = Annotated[
+    bool, typer.Option("--train", help="Train models of the suite that are not there, into --checkpoints.")
+]
+
+
 def run(
-    suite: Annotated[str | None, typer.Argument(help="Name of a suite or a TOML file.")] = None,
-    estimators: Annotated[
-        list[str] | None,
-        typer.Option("-e", "--estimator", help="Estimators instead of the suite's: 'f2d2[steps=1|2|4|8]'."),
-    ] = None,
-    tasks: Annotated[list[str] | None, typer.Option("-t", "--task", help="Only these tasks.")] = None,
-    models: Annotated[list[str] | None, typer.Option("-m", "--model", help="Only these models.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of the estimators: 0-4 or 0,3,7.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)
-    ] = None,
+    suite: SuiteArgument = None,
+    estimators: EstimatorsOption = None,
+    tasks: TasksOption = None,
+    models: ModelsOption = None,
+    seeds: SeedsOption = None,
+    limit: LimitOption = None,
     device: DeviceOption = "auto",
     out: OutOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip cells that DIR has already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the cells.")] = False,
-    executor: Annotated[str, typer.Option(help="Where cells are run: serial or ray.")] = "serial",
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; without it one is made on this machine.")
-    ] = None,
-    cores: Annotated[int | None, typer.Option(help="Processor cores a cell gets (Ray: 1).", min=1)] = None,
-    timeout: Annotated[str | None, typer.Option(help="Longest a cell may take: 90s, 30m, 2h.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Most a cell's process may hold: 8G, 500M.")] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the networks (torch.compile).")
-    ] = False,
-    batch_size: Annotated[
-        str | None, typer.Option(help="Items a batch instead of the suite's: a number, or auto.")
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Draw figures, tables and report at the end.")] = True,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    executor: ExecutorOption = "serial",
+    address: AddressOption = None,
+    cores: CoresOption = None,
+    timeout: TimeoutOption = None,
+    memory: MemoryOption = None,
+    compile_: CompileOption = False,
+    batch_size: BatchSizeOption = None,
+    report: ReportOption = True,
     checkpoints: CheckpointsOption = None,
-    train_first: Annotated[
-        bool,
-        typer.Option("--train", help="Train models of the suite that are not there, into --checkpoints."),
-    ] = False,
+    train_first: TrainOption = False,
     data_dir: DataOption = None,
     inception: InceptionOption = None,
 ) -> None:
     """Run a suite (default: quick) and draw its figures, tables and report."""
-    from flowlik.commands.interruption import command_line, interruptible
-    from flowlik.commands.units import parse_memory
+    from flowlik.commands.interruption import interruptible
 
     with bad_usage(), interruptible() as stopped:
-        from flowlik.records.journal import PARTIAL_RESULTS
-        from flowlik.running.executor import Setup, new_run_id
         from flowlik.running.registry import is_follower, make_executor
 
-        if resume and out is None:
-            raise ValueError("--resume goes on with an earlier run: name its folder by --out")
+        setup, folder = set_up(out, resume, timeout, memory, cores)
         own = own_models(checkpoints, train_first)
         use_data(data_dir)
         use_inception(inception)
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
-        run_id = new_run_id()
-        folder = out or Path("runs") / run_id
-        setup = Setup(
-            run_id=run_id,
-            argv=command_line(),
-            timeout=None if timeout is None else parse_duration(timeout),
-            memory=None if memory is None else parse_memory(memory),
-            cores=cores,
-            partial_results=folder / PARTIAL_RESULTS,
-        )
         where = make_executor(executor, setup, address)
         if is_follower():
-            if not dry_run:
-                where.start()
-            return
+            return follow(where, dry_run)
         try:
             if not dry_run:
                 where.start()  # its libraries load while the cells are planned
+            from flowlik.planning.selection import plan_cells, with_run_options
+
+            chosen = pick_device(device)
             cells = plan_cells(
-                suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=pick_device(device)
+                suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=chosen
             )
             cells = with_run_options(cells, compile_, batch_size)
             if dry_run:
                 typer.echo("\n".join([*(cell.title for cell in cells), f"{len(cells)} cells"]))
                 return
             if train_first and own is not None:
-                train_missing(cells, own, pick_device(device))
+                train_missing(cells, own, chosen)
             stopped.folder = run_folder(folder, resume)
             failed = run_plan(cells, folder, suite or "quick", setup, where, resume=resume)
         finally:
             where.stop()
         drawn = draw(folder) if report else True
     raise typer.Exit(1 if failed or not drawn else 0)
+
+
+def set_up(
+    out: Path | None, resume: bool, timeout: str | None, memory: str | None, cores: int | None
+) -> tuple[Setup, Path]:
+    """What every worker of a run is told, and the run's folder.
+
+    Raises:
+        ValueError: a run to go on with that has no name, or a duration or a size that is none.
+    """
+    from flowlik.commands.interruption import command_line
+    from flowlik.records.journal import PARTIAL_RESULTS
+    from flowlik.running.executor import Setup, new_run_id
+
+    if resume and out is None:
+        raise ValueError("--resume goes on with an earlier run: name its folder by --out")
+    run_id = new_run_id()
+    folder = out or Path("runs") / run_id
+    setup = Setup(
+        run_id=run_id,
+        argv=command_line(),
+        timeout=None if timeout is None else parse_duration(timeout),
+        memory=None if memory is None else parse_memory(memory),
+        cores=cores,
+        partial_results=folder / PARTIAL_RESULTS,
+    )
+    return setup, folder
+
+
+def follow(executor: Executor, dry_run: bool) -> None:
+    """Compute this process's share of the first process's run, until that one is through."""
+    if not dry_run:
+        executor.start()
 
 
 def own_models(checkpoints: Path | None, train_first: bool) -> Path | None:

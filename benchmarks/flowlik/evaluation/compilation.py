@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import nn
 
 from flowlik_estimators.counting import inner_networks
@@ -34,8 +35,6 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
     One evaluation with two vector-Jacobian products is tried, as estimators take them. Compiled methods have no
     forward-mode and no second derivatives. Evaluations are counted outside of them, so counts do not change.
     """
-    import torch._functorch.config as functorch_config
-
     abilities = {CAPABILITIES[each].attributes[0]: each for each in COMPILED if can(model, each)}
     names = list(abilities)
     if inner_networks(model):

@@ -29,6 +29,7 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Items, Reference, Task
+from flowlik_estimators.grids import time_grid
 from flowlik_models.interfaces import can
 
 BROAD = 1.1  # standard deviations of the proposal's Gaussian third, in those of the data
@@ -141,7 +142,6 @@ def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
     step = _map_step(model)
     if estimator.family not in ("flow-map", "joint-flow-map") or not isinstance(steps, int) or step is None:
         return None
-    from flowlik_estimators.grids import time_grid
 
     grid = estimator.params().get("grid", "uniform")
     times = [float(t) for t in time_grid(grid, steps, float(estimator.data_end(model)), 0.0)]

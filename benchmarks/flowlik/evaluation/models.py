@@ -10,6 +10,7 @@ import torch
 
 from flowlik.evaluation import compilation
 from flowlik.tasks.registry import get_task
+from flowlik_models.moments.moments import attach
 
 
 @lru_cache(maxsize=2)
@@ -19,8 +20,6 @@ def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     Raises:
         UnavailableError: its checkpoint is not there. ValueError: it cannot be read.
     """
-    from flowlik_models.moments.moments import attach
-
     found = get_task(task)
     loaded, weights = found.load_model(model, device)
     # Networks hold float32 parameters; closed forms hold float64 ones and compute in x's dtype.

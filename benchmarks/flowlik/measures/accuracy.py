@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
+from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from flowlik.measures.arrays import Array
 from flowlik.measures.bootstrap import bootstrap_intervals
@@ -38,8 +41,6 @@ def spearman(estimate: Array, truth: Array) -> float:
     >>> round(spearman(np.array([1.0, 2.0, 4.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])), 3)
     0.8
     """
-    from scipy.stats import rankdata
-
     known = np.isfinite(estimate) & np.isfinite(truth)
     estimate, truth = estimate[known], truth[known]
     if len(truth) < 3 or is_constant(truth) or np.ptp(estimate) == 0:
@@ -65,13 +66,11 @@ def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: Array | fl
     >>> coverage95(estimate, truth, np.ones(4), math.inf)
     0.75
     """
-    from scipy.stats import t
-
     degrees = np.broadcast_to(np.asarray(degrees, dtype=np.float64), stderr.shape)
     known = np.isfinite(estimate) & np.isfinite(truth) & np.isfinite(stderr) & (degrees > 0)
     if not known.any():
         return math.nan
-    width = t.ppf(0.975, degrees[known])
+    width = student.ppf(0.975, degrees[known])
     return float(np.mean(np.abs(estimate - truth)[known] <= width * stderr[known]))
 
 
@@ -81,8 +80,6 @@ def mass(log_density: Array, cell_area: float) -> float:
     >>> round(mass(np.log(np.full((10, 10), 0.25)), cell_area=0.04), 6)
     1.0
     """
-    from scipy.special import logsumexp
-
     known = log_density[~np.isnan(log_density)]
     if known.size == 0:
         return math.nan

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from flowlik.cells import Cell
+from flowlik.cells import Cell, Options
+from flowlik.evaluation.batching.batch_size import AUTO
+from flowlik.evaluation.models import load
+from flowlik.planning import suites
+from flowlik.tasks.registry import get_task
+from flowlik.tasks.task import UnavailableError
+from flowlik_models.names import unknown
 
 
 def plan_cells(
@@ -28,10 +33,6 @@ def plan_cells(
     Raises:
         ValueError: an unknown name, or nothing left to run.
     """
-    from flowlik.cells import Options
-    from flowlik.planning import suites
-    from flowlik.tasks.registry import get_task
-
     for name in tasks or ():
         get_task(name)
     overrides = {"seeds": seeds} if seeds else {}
@@ -60,8 +61,6 @@ def plan_cells(
 
 
 def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
-    from flowlik.tasks.registry import get_task
-
     if without := [name for name in tasks or () if not get_task(name).models]:
         return f"no model of {', '.join(without)} is there yet; control rows run without: -e control-gaussian"
     return f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
@@ -69,9 +68,6 @@ def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
 
 def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
     """Raise ValueError where a name or a pattern fits a model of none of these tasks."""
-    from flowlik.tasks.registry import get_task
-    from flowlik_models.names import unknown
-
     valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
     for model in models:
         if not fnmatch.filter(valid, model):
@@ -86,8 +82,6 @@ def limited(cell: Cell, limit: int) -> Cell:
 
 def supported(cells: Sequence[Cell]) -> list[Cell]:
     """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
-    from flowlik.evaluation.models import load
-    from flowlik.tasks.task import UnavailableError
 
     def fits(cell: Cell) -> bool:
         try:
@@ -109,8 +103,6 @@ def with_run_options(cells: list[Cell], compile_: bool, batch_size: str | None) 
     Raises:
         ValueError: a batch size that is neither a number above 0 nor auto.
     """
-    from flowlik.evaluation.batching.batch_size import AUTO
-
     changes: dict[str, Any] = {"compile": True} if compile_ else {}
     if batch_size is not None:
         if batch_size != AUTO and not (batch_size.isdecimal() and int(batch_size) > 0):

@@ -32,6 +32,7 @@ from flowlik.evaluation.batching.batch_size import AUTO
 from flowlik.evaluation.uses import USES
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Task
+from flowlik_estimators import parse_spec
 from flowlik_models.names import unknown
 from flowlik_models.plugins import load_plugins
 
@@ -245,7 +246,6 @@ def parse(spec: str) -> list[Any]:
     """The estimators of one specification; the name of a control stands for itself."""
     if spec in CONTROLS:
         return [spec]
-    from flowlik_estimators import parse_spec
 
     return list(parse_spec(spec))
 

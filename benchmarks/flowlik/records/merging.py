@@ -12,7 +12,7 @@ from typing import Any
 from flowlik.records import journal
 from flowlik.records.columns import FINISHED, SCHEMA_VERSION
 from flowlik.records.reading import read_rows, records_file, run_note
-from flowlik.records.writing import read_arrays, utc_now
+from flowlik.records.writing import read_arrays, to_line, utc_now
 from flowlik_models.files import write_atomically
 
 MIXED = "merged runs"
@@ -123,6 +123,4 @@ def _environments(folders: Sequence[Path]) -> Iterable[dict[str, Any]]:
 
 
 def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    from flowlik.records.writing import to_line
-
     write_atomically(file, b"".join(map(to_line, rows)))

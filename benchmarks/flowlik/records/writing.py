@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,8 +59,6 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Write named arrays as a compressed npz, whole or not at all."""
-    import io
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
@@ -70,8 +70,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         ValueError: the file is missing, truncated or no npz; the message names it.
     """
-    import zipfile
-
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}

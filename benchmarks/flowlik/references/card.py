@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowlik.records.environment import commit, versions
 from flowlik.records.writing import read_arrays, to_plain, utc_now, write_arrays
+from flowlik_estimators import get
 from flowlik_models.files import write_atomically
 
 Say = Callable[[str], None]
@@ -28,8 +30,6 @@ def check(name: str, value: float, limit: float) -> dict[str, Any]:
 
 def write_card(file: Path, card: dict[str, Any]) -> Path:
     """Write a card and return its path; ValueError where a check of it failed."""
-    from flowlik.records.environment import commit, versions
-
     card |= {"created_utc": utc_now(), "commit": commit()[0], "versions": versions()}
     write_atomically(file, json.dumps(to_plain(card), indent=2).encode() + b"\n")
     failed = [check["name"] for check in card["checks"] if not check["passed"]]
@@ -44,8 +44,6 @@ def teacher_samples(model: Any, n: int, parts: Path, progress: Say) -> Tensor:
     Raises:
         ValueError: a draw is not finite.
     """
-    from flowlik_estimators import get
-
     estimator = get("ode", solver="dopri5", rtol=1e-6, atol=1e-6)
     found = []
     for ids in torch.split(torch.arange(n), SAMPLES_BATCH):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowlik.evaluation.models import load
 from flowlik.measures import accuracy
 from flowlik.measures.arrays import Array
 from flowlik.records.writing import read_arrays, write_arrays
@@ -28,6 +29,7 @@ from flowlik.references.card import (
 from flowlik.references.fixed_rk4 import NEAR_DATA, converged_log_prob
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, tensor_hash
+from flowlik_estimators import get
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
 
 ITEMS = 256
@@ -39,8 +41,6 @@ TEACHER_SAMPLES = 1000
 
 
 def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> Path:
-    from flowlik.evaluation.models import load
-
     model, model_hash = load(task.id, task.reference_model, device, "float32")
     parts = folder / f"{task.id}-{model_hash}-parts"
     end = 1.0 - float(getattr(model, "eps", 0.0))
@@ -103,8 +103,6 @@ def _judged(
 
 
 def _adaptive(model: Any, x: Tensor, device: str) -> Array:
-    from flowlik_estimators import get
-
     out = get("ode", solver="dopri5", rtol=1e-5, atol=1e-5).log_prob(model, x.to(device))
     return np.asarray(out.log_prob.cpu().numpy())
 

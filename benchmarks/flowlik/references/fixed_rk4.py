@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
@@ -37,8 +38,6 @@ def times_of(steps: int, end: float) -> tuple[Array, Array, Array]:
 @lru_cache(maxsize=8)
 def weights_of(steps: int, end: float) -> Array:
     """Weights (steps + 1,) of the nodes: sum_k w_k f(t_k) is the spline's integral of f over t in [0, end]."""
-    from scipy.interpolate import CubicSpline
-
     r, _, slope = times_of(steps, end)
     # r falls from data to noise; the spline wants it rising, and then gives the integral from noise to data.
     once = CubicSpline(r[::-1], np.eye(steps + 1)[::-1], axis=0).integrate(r[-1], r[0])
@@ -77,8 +76,6 @@ def converged_log_prob(model: Any, x: Tensor, steps: int, end: float = 1.0) -> A
 
 def log_prob_columns(model: Any, x: Tensor, steps: int, end: float, divergence: Divergence) -> Array:
     """The same with any rule for the divergence, a value for each of its columns, (batch, columns) nats."""
-    from scipy.interpolate import CubicSpline
-
     r, _, slope = times_of(steps, end)
     divergences = []
     for time, y in states(model, x, steps, end):

@@ -16,6 +16,7 @@ from flowlik.records.paths import need_source_root
 from flowlik.references.card import Say
 from flowlik.references.closed_form import _summarise_closed_form
 from flowlik.references.exact import ITEMS, _converge
+from flowlik.references.pooled import converge
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.stored_references import FOLDER, read_stored
 
@@ -47,8 +48,6 @@ def make_reference(
         ValueError: unknown task, an error or a limit that has no effect, or a check that failed. UnavailableError: the
             teacher is not there.
     """
-    from flowlik.references.pooled import converge
-
     found = get_task(task)
     if found.reference_model == "closed-form":
         for option, value in (("--stderr", stderr), ("--limit", limit)):

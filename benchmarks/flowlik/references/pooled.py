@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowlik.evaluation.models import load
 from flowlik.measures import accuracy
 from flowlik.measures.arrays import Array
 from flowlik.records.writing import read_arrays, write_arrays
@@ -28,7 +29,11 @@ from flowlik.references.fixed_rk4 import NEAR_DATA, log_prob_columns
 from flowlik.references.pooled_probes import Plan, Pooled, pilot, pooled_log_prob
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, seed_of, tensor_hash
+from flowlik_estimators import get
+from flowlik_estimators.divergence.products import hutchinson
+from flowlik_models import random
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
+from flowlik_models.numerics.streams import PROBE_STREAM
 
 ITEMS = 500
 STEPS, HALVED = 96, 192
@@ -75,8 +80,6 @@ def converge(
     Raises:
         ValueError: an error that is not above 0, or a check that failed. UnavailableError: no teacher, or no data.
     """
-    from flowlik.evaluation.models import load
-
     n, target_stderr = ITEMS if n is None else n, STDERR if target_stderr is None else target_stderr
     if not target_stderr > 0:
         raise ValueError(f"--stderr {target_stderr}: expected bits/dim above 0")
@@ -197,11 +200,6 @@ def _judged(
 def _with_one_set_of_probes(teacher: _Teacher, x: Tensor) -> tuple[Array, Array, Array]:
     """log p of x with probes that are kept along the path: by the rule in `STEPS` and `HALVED` steps, (batch, probes)
     each, and by an adaptive solver, (batch,)."""
-    from flowlik_estimators import get
-    from flowlik_estimators.divergence.products import hutchinson
-    from flowlik_models import random
-    from flowlik_models.numerics.streams import PROBE_STREAM
-
     generator = torch.Generator().manual_seed(SAMPLES_SEED)
     key, ids = random.draw_key(torch.Generator().manual_seed(SAMPLES_SEED)), torch.arange(len(x))
     shape = (JUDGED_PROBES, *x.shape[1:])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flowlik.measures.bootstrap import bootstrap_intervals
 from flowlik.measures.registry import own_columns
 from flowlik.records.columns import SAME_CELL, TABLE, Column
+from flowlik.records.reading import read_records
 from flowlik.report import frame as frames
 from flowlik.report import items, numbers
 from flowlik.report.labels import as_dicts
@@ -122,8 +123,6 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _cells(run_dir: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    from flowlik.records.reading import read_records
-
     found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in as_dicts(frames.prepare(read_records(run_dir))):
         found.setdefault(tuple(row[name] for name in KEYS), []).append(row)

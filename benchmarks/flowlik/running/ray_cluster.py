@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flowlik.records.environment import usable_cpus
 from flowlik.running.executor import ClaimCell, Result, Setup
 from flowlik.running.retries import (
     Job,
@@ -103,8 +104,6 @@ class RayExecutor:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a crowded machine takes its time
         import ray
-
-        from flowlik.records.environment import usable_cpus
 
         if ray.is_initialized():  # a program that has a cluster keeps it
             return

@@ -6,7 +6,7 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid, square_grid
 from flowlik.tasks.points import Points, chunks, whole
 from flowlik.tasks.task import Evaluate, Items, Reference, Task, digest, seed_of
-
-if TYPE_CHECKING:
-    from flowlik_models.interfaces import Moments
+from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form, constants_hash
+from flowlik_models.interfaces import Moments
 
 BLOCK = 4096  # points of a closed form are drawn in blocks, so the first n do not depend on n
 
@@ -35,8 +34,6 @@ class ClosedFormTask(Task):
     @cached_property
     def truth(self) -> Any:
         """The closed form, float64."""
-        from flowlik_models.closed_forms.catalogue import closed_form
-
         return closed_form(self.id)
 
     @property
@@ -51,8 +48,6 @@ class ClosedFormTask(Task):
 
     def load_model(self, model: str, device: str) -> tuple[Any, str]:
         """As every task's; a task of another package brings its closed form, named by its version and its data."""
-        from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS
-
         if model != "closed-form" or self.id in CLOSED_FORM_TASKS:
             return super().load_model(model, device)
         own = copy.deepcopy(self.truth).to(device).eval()
@@ -97,8 +92,6 @@ class ClosedFormTask(Task):
 
     def data_moments(self) -> Moments:
         """The closed form's own eigenvectors where it holds them: at 3072 dimensions finding them takes a minute."""
-        from flowlik_models.interfaces import Moments
-
         if not hasattr(self.truth, "eigenvectors"):
             return super().data_moments()
         truth = self.truth
@@ -107,8 +100,6 @@ class ClosedFormTask(Task):
 
     def data_hash(self, split: str) -> str:
         """Names the constants, the split and how its points are drawn."""
-        from flowlik_models.closed_forms.catalogue import constants_hash
-
         return digest(constants_hash(self.id), self.version, split, self.eps)
 
     def moments(self) -> tuple[Array, Array]:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from flowlik.measures.arrays import Array
 from flowlik.tasks.points import whole
+from flowlik.tasks.stored_references import stored_log_prob, stored_samples
 from flowlik.tasks.task import DRAW_STRIDE, Items, Reference, Task, digest, tensor_hash
+from flowlik_models.images.digits import data_hash, digits, mean_and_covariance
+from flowlik_models.images.pixels import dequantise
+from flowlik_models.random import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,6 @@ class DigitsTask(Task):
         """The first n images of a split as float32 points, `draws` dequantisations of each."""
         self.check_split(split)
         if split == "teacher-samples":
-            from flowlik.tasks.stored_references import stored_samples
-
             return stored_samples(self, n)
         images = self.images(split)[:n]
         x = torch.cat([self.dequantise(images, split, draw) for draw in range(draws)])
@@ -37,16 +39,11 @@ class DigitsTask(Task):
 
     def images(self, split: str) -> Tensor:
         """Grey levels 0..16 of a split, (n, 1, 8, 8) uint8."""
-        from flowlik_models.images.digits import digits
-
         levels: Tensor = digits(split)[0]
         return levels
 
     def dequantise(self, images: Tensor, split: str, draw: int) -> Tensor:
         """z = 2 (k + U)/17 - 1 with noise keyed by image and draw, float32."""
-        from flowlik_models.images.pixels import dequantise
-        from flowlik_models.random import uniform
-
         key = self.key + self.splits.index(split)
         ids = torch.arange(len(images))
         noise = uniform(key, ids, self.event_shape, stream=draw, dtype=torch.float64)
@@ -54,15 +51,12 @@ class DigitsTask(Task):
 
     def reference(self, split: str, items: Items, t: float) -> Reference:
         """The stored converged likelihoods of the teacher; NaN for images and draws that have none."""
-        from flowlik.tasks.stored_references import stored_log_prob
-
         return stored_log_prob(self, split, items, t)
 
     def data_hash(self, split: str) -> str:
         """Names the images and the dequantisation noise; for the teacher's samples, the samples."""
         if split == "teacher-samples":
             return tensor_hash(whole(self.items(split, 10**9).x))
-        from flowlik_models.images.digits import data_hash
 
         return digest(data_hash(self.id, split), self.version, self.key, split)
 
@@ -72,8 +66,6 @@ class DigitsTask(Task):
 
     def moments(self) -> tuple[Array, Array]:
         """Moments of the training images with the dequantisation noise added exactly."""
-        from flowlik_models.images.digits import mean_and_covariance
-
         mean, covariance = mean_and_covariance(self.images("train"), 17)
         return mean.numpy(), covariance.numpy()
 

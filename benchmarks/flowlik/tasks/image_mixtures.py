@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from flowlik.tasks.digits import DIGITS
 from flowlik.tasks.images import _dequantised, _on_stderr, _skipped_where_missing
 from flowlik.tasks.points import Points, chunks
 from flowlik.tasks.task import Items, Reference, Task, digest, seed_of
-
-if TYPE_CHECKING:
-    from flowlik_models.closed_forms.shared_basis import SharedBasisMixture
-    from flowlik_models.interfaces import Moments
+from flowlik_models.closed_forms.image_mixtures import IMAGES_OF, image_mixture, mixture_hash
+from flowlik_models.closed_forms.shared_basis import SharedBasisMixture
+from flowlik_models.images import open_images
+from flowlik_models.interfaces import Moments
+from flowlik_models.zoo import TASK_MODELS
 
 EXACT_ROWS = 256
 
@@ -40,8 +41,6 @@ class ImageMixtureTask(Task):
     @property
     def models(self) -> tuple[str, ...]:
         """The closed form alone."""
-        from flowlik_models.zoo import TASK_MODELS
-
         return ("closed-form", *TASK_MODELS.get(self.id, ()))
 
     @property
@@ -59,8 +58,6 @@ class ImageMixtureTask(Task):
         return split == "images"
 
     def _fitted(self) -> tuple[SharedBasisMixture, Moments]:
-        from flowlik_models.closed_forms.image_mixtures import image_mixture
-
         with _skipped_where_missing():
             return image_mixture(self.id, say=_on_stderr)
 
@@ -96,14 +93,10 @@ class ImageMixtureTask(Task):
         return seed_of(self.id, self.version, split, block)
 
     def _real(self, n: int, draws: int) -> Items:
-        from flowlik_models.closed_forms.image_mixtures import IMAGES_OF
-
         source = IMAGES_OF[self.id]
         if source == "digits":
             return DIGITS.items("test", n, draws)
         with _skipped_where_missing():
-            from flowlik_models.images import open_images
-
             images = open_images(source, "test")
         return _dequantised(images, min(n, len(images)), draws, self.key)
 
@@ -121,8 +114,6 @@ class ImageMixtureTask(Task):
 
     def data_hash(self, split: str) -> str:
         """Names the fit, the split and how its points are drawn."""
-        from flowlik_models.closed_forms.image_mixtures import mixture_hash
-
         with _skipped_where_missing():
             return digest(mixture_hash(self.id), self.version, self.key, split)
 

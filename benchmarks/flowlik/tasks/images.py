@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
 from flowlik.tasks.points import Points, whole
+from flowlik.tasks.stored_references import stored_log_prob, stored_samples
 from flowlik.tasks.task import DRAW_STRIDE, Items, Reference, Task, UnavailableError, digest, tensor_hash
-
-if TYPE_CHECKING:
-    from flowlik_models.images import ImageSet
-    from flowlik_models.interfaces import Moments
+from flowlik_models.images import ImageSet, MissingDataError, evaluation_order, open_images
+from flowlik_models.interfaces import Moments
+from flowlik_models.moments.images import image_moments
 
 TEACHER_SAMPLES = "teacher-samples"
 REAL_SAMPLES = 10_000
@@ -30,8 +30,6 @@ REAL_SAMPLES = 10_000
 
 @contextmanager
 def _skipped_where_missing() -> Iterator[None]:
-    from flowlik_models.images import MissingDataError
-
     try:
         yield
     except MissingDataError as error:
@@ -62,8 +60,6 @@ class ImageTask(Task):
 
     def images(self, split: str) -> ImageSet:
         """The images of a split, verified; UnavailableError where they are not there."""
-        from flowlik_models.images import open_images
-
         self.check_split(split)
         with _skipped_where_missing():
             return open_images(self.id, split)
@@ -78,7 +74,6 @@ class ImageTask(Task):
     def _teacher_samples(self, n: int) -> Items:
         self.check_split(TEACHER_SAMPLES)
         self._need_teacher()
-        from flowlik.tasks.stored_references import stored_samples
 
         return stored_samples(self, n)
 
@@ -92,7 +87,6 @@ class ImageTask(Task):
     def reference(self, split: str, items: Items, t: float) -> Reference:
         """The stored converged likelihoods of the teacher; UnavailableError where there is none."""
         self._need_teacher()
-        from flowlik.tasks.stored_references import stored_log_prob
 
         return stored_log_prob(self, split, items, t)
 
@@ -109,8 +103,6 @@ class ImageTask(Task):
 
     def data_moments(self) -> Moments:
         """Moments of all training images with the dequantisation noise added exactly."""
-        from flowlik_models.moments.images import image_moments
-
         with _skipped_where_missing():
             return image_moments(self.id, say=_on_stderr)
 
@@ -122,8 +114,6 @@ class ImageTask(Task):
 
 @lru_cache(maxsize=4)
 def _order(n: int) -> Any:
-    from flowlik_models.images import evaluation_order
-
     return evaluation_order(n)
 
 

@@ -11,13 +11,14 @@ from flowlik.tasks.digits import DIGITS
 from flowlik.tasks.image_mixtures import ImageMixtureTask
 from flowlik.tasks.images import TEACHER_SAMPLES, ImageTask
 from flowlik.tasks.task import Task
+from flowlik_models.closed_forms.catalogue import SCALING_DIMS
+from flowlik_models.moments.training_images import IMAGE_SHAPES
 from flowlik_models.names import unknown as unknown
 from flowlik_models.plugins import load_plugins
 
 
 def image_tasks() -> tuple[Task, ...]:
     """The built-in tasks on images; those that have recipes for a teacher have its samples as a split."""
-    from flowlik_models.moments.training_images import IMAGE_SHAPES
 
     def real(name: str, shape: tuple[int, int, int], text: str) -> ImageTask:
         splits = ("test", "train", TEACHER_SAMPLES) if name in IMAGE_SHAPES else ("test", "train")
@@ -57,8 +58,6 @@ MEASURED = {
 
 
 def _builtin() -> dict[str, Task]:
-    from flowlik_models.closed_forms.catalogue import SCALING_DIMS
-
     def mixture(
         name: str, dim: int, text: str, window: tuple[float, float, int] | None = None
     ) -> ClosedFormTask:

@@ -17,7 +17,7 @@ from flowlik.records.paths import results_dir
 from flowlik.records.writing import read_arrays
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Items, Reference, Task, UnavailableError, tensor_hash
-from flowlik_models.zoo import CHECKPOINTS_VARIABLE
+from flowlik_models.zoo import CHECKPOINTS_VARIABLE, model_hash
 
 FOLDER = "references"
 """In `results/`, and in a user's own folder of checkpoints."""
@@ -69,8 +69,6 @@ def read_stored(file: Path) -> Stored:
 
 def _of_present_model(task: Task) -> Stored:
     """The stored reference; UnavailableError where it is another model's."""
-    from flowlik_models.zoo import model_hash
-
     found = stored(task.id)
     present = model_hash(task.id, task.reference_model)
     if found.card["model_hash"] != present:

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,11 @@ from torch import Tensor
 from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid
 from flowlik.tasks.points import Points
+from flowlik_models.interfaces import Moments
+from flowlik_models.moments.moments import from_covariance
 from flowlik_models.names import unknown as unknown
 from flowlik_models.numerics.streams import DRAW_STRIDE as DRAW_STRIDE
-
-if TYPE_CHECKING:
-    from flowlik_models.interfaces import Moments
+from flowlik_models.zoo import CLOSED_FORM, TASK_MODELS, check_names, checkpoint_path, load_model, model_hash
 
 Evaluate = Callable[[Tensor], Array]
 
@@ -85,8 +85,6 @@ class Task(ABC):
     @property
     def models(self) -> tuple[str, ...]:
         """Ids of the models that are judged on this task."""
-        from flowlik_models.zoo import TASK_MODELS
-
         return tuple(TASK_MODELS.get(self.id, ()))
 
     @property
@@ -122,8 +120,6 @@ class Task(ABC):
 
     def data_moments(self) -> Moments:
         """Moments of the data themselves, at t = 1, as models carry them for whitening and control variates."""
-        from flowlik_models.moments.moments import from_covariance
-
         t = 1.0 - self.eps
         mean, covariance = self.moments()
         covariance = (covariance - (1 - t) ** 2 * np.eye(self.dim)) / t**2
@@ -138,8 +134,6 @@ class Task(ABC):
         Raises:
             UnavailableError: its checkpoint is not there. ValueError: unknown model, or it cannot be read.
         """
-        from flowlik_models.zoo import CLOSED_FORM, check_names, checkpoint_path, load_model, model_hash
-
         check_names(self.id, model)
         if model != CLOSED_FORM and not checkpoint_path(self.id, model).is_file():
             cure = f"make it with `flowlik train {self.id} {model}` and run with `--checkpoints runs/train`"
@@ -149,8 +143,6 @@ class Task(ABC):
     def has_model(self, model: str) -> bool:
         """Whether the model can be loaded: the task's own and closed forms always, others where their checkpoint is.
         Goes with `load_model`."""
-        from flowlik_models.zoo import CLOSED_FORM, TASK_MODELS, checkpoint_path
-
         own = model in self.models and model not in TASK_MODELS.get(self.id, ())
         return own or model == CLOSED_FORM or checkpoint_path(self.id, model).is_file()
 

@@ -11,9 +11,15 @@ import numpy as np
 import torch
 
 from flowlik.cells import Cell, Options
+from flowlik.evaluation.batching.batches import evaluate
+from flowlik.evaluation.density import cycle_error
 from flowlik.measures import accuracy as measures
+from flowlik.measures.energy_distance import energy_distance
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, UnavailableError
+from flowlik_estimators import get
+from flowlik_models.closed_forms.catalogue import closed_form
+from flowlik_models.closed_forms.coupling import TurnedPairs
 from flowlik_models.interfaces import can
 
 STEPS = (1, 2, 4, 8)
@@ -30,8 +36,6 @@ WATCHED_ITEMS = 256  # while training goes on
 
 def likelihood_error(task: Task, network: Any, device: str) -> float | None:
     """Mean |error| of the one-step likelihood in bits/dim on a part of the test items; None for a model without one."""
-    from flowlik_estimators import get
-
     if can(network, "joint flow map"):
         estimator = get("f2d2", steps=1)
     elif getattr(network, "frozen_density", False):
@@ -51,8 +55,6 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     Hutchinson's trace, a generator of x_1 given x_0 by its density on the pairs it is trained for and by their energy
     distance.
     """
-    from flowlik_estimators import get
-
     if can(network, "joint flow map"):
         estimators = [get("f2d2", steps=steps) for steps in STEPS]
     elif can(network, "policy flow"):
@@ -83,8 +85,6 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
 
 def _of_generator(task: Task, network: Any) -> list[Any]:
     """Routes of a one-step generator that are quick enough for a card: those in the plane."""
-    from flowlik_estimators import get
-
     if task.dim > FEW_DIMENSIONS:
         return []
     routes = ("invert", "fake-flow") if network.fake_is_flow else ("invert",)
@@ -97,11 +97,6 @@ def _of_pairs(task: Task, network: Any, device: str) -> dict[str, float]:
 
     That of fresh true pairs stands beside it: what the same number of draws gives where nothing is wrong.
     """
-    from flowlik.measures.energy_distance import energy_distance
-    from flowlik_estimators import get
-    from flowlik_models.closed_forms.catalogue import closed_form
-    from flowlik_models.closed_forms.coupling import TurnedPairs
-
     coupling = TurnedPairs(closed_form(task.id))  # type: ignore[arg-type]
     draws = torch.Generator().manual_seed(0)
 
@@ -146,8 +141,6 @@ def _rounded(row: dict[str, Any]) -> dict[str, float]:
 def _judged(
     task: Task, network: Any, estimator: Any, split: str, device: str, items: int = JUDGED_ITEMS
 ) -> dict[str, float]:
-    from flowlik.evaluation.batching.batches import evaluate
-
     if task.dim > SMALL:
         items = min(items, JUDGED_IMAGES)
     cell = Cell(
@@ -173,9 +166,6 @@ def _judged(
 
 
 def _cycle(task: Task, network: Any, steps: int, device: str) -> float:
-    from flowlik.evaluation.density import cycle_error
-    from flowlik_estimators import get
-
     x = whole(task.items("test", JUDGED_ITEMS).x).to(device=device, dtype=torch.float32)
     error = cycle_error(get("meanflow", steps=steps), network, x)
     return float("nan") if error is None else float(f"{error:.4g}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from flowlik.running.registry import is_follower
-
-if TYPE_CHECKING:
-    from flowlik_models.training.trainer import Progress
+from flowlik_models.training.trainer import Progress
 
 PLAIN_LINE_EVERY = 30.0  # seconds
 
@@ -17,10 +18,6 @@ PLAIN_LINE_EVERY = 30.0  # seconds
 @contextmanager
 def progress_of(title: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on a terminal, a plain line every half minute otherwise."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     console = Console()
     if is_follower():
         yield lambda _: None

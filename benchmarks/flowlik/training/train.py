@@ -15,6 +15,8 @@ from flowlik.running.registry import is_follower
 from flowlik.tasks.registry import get_task
 from flowlik.training.card import accuracy, likelihood_error
 from flowlik.training.progress import progress_of
+from flowlik_models.training.feature_classifier import train_features
+from flowlik_models.training.trainer import train
 
 
 def train_model(
@@ -40,9 +42,6 @@ def train_model(
         ValueError: unknown task or model, an option without effect, a checkpoint it builds on is missing, or `ship`
             without a source tree.
     """
-    from flowlik_models.training.feature_classifier import train_features
-    from flowlik_models.training.trainer import train
-
     found = get_task(task)
     if model == "features" and accumulate is not None:
         raise ValueError("--accumulate has no effect on features, whose batches are small")

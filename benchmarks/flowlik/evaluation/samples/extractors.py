@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from flowlik.tasks.task import Task
+from flowlik_models.features.classifier import load_extractor
+from flowlik_models.features.inception import NAME, load_inception, named_weights
 
 
 def standard_extractor(task: Task) -> str:
     """The name of the standard Inception where it judges the task's samples: images of 8 bits, and a weights file that
     was named (`flowlik_models.features.inception.VARIABLE`); else empty."""
-    from flowlik_models.features.inception import NAME, named_weights
-
     return NAME if task.eight_bit_images and named_weights() is not None else ""
 
 
@@ -21,9 +21,6 @@ def extractor_of(task: Task) -> Any | None:
     Raises:
         CheckpointError: its file is missing, truncated or of another network.
     """
-    from flowlik_models.features.classifier import load_extractor
-    from flowlik_models.features.inception import load_inception, named_weights
-
     if standard_extractor(task) and (path := named_weights()) is not None:
         return load_inception(path)
     return load_extractor(task.id)

@@ -26,6 +26,7 @@ from flowlik.measures.frechet import PARTS, features_of, frechet
 from flowlik.measures.precision_recall import NEIGHBOURS, kernel_distance, precision_recall
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task
+from flowlik_estimators import parse_spec
 from flowlik_models.closed_forms.mixture import GaussianMixture
 
 SCORED = 128
@@ -139,8 +140,6 @@ def _scored(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> dict[st
 
 def converged(model: Any, x: Tensor, spec: str = SCORE) -> Array:
     """log p of x (n, *event) under a field, (n,) nats, by a solve that is converged up to its probes' noise."""
-    from flowlik_estimators import parse_spec
-
     (estimator,) = parse_spec(spec)
     parts = [
         estimator.log_prob(model, part, items=torch.arange(len(part)) + k * len(part)).log_prob

@@ -17,25 +17,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 from flowlik.evaluation.batching.batches import evaluate
+from flowlik.evaluation.models import load
+from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
 from flowlik.measures.bootstrap import resample_counts
 from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
+from flowlik_estimators import parse_spec
 from flowlik_models import random
 from flowlik_models.closed_forms.mixture import GaussianMixture
 from flowlik_models.interfaces import can
-
-if TYPE_CHECKING:
-    from flowlik.evaluation.prepare import Prepared
 
 MODELS = 10
 ITEMS, ITEMS_WIDE = 256, 32
@@ -106,8 +107,6 @@ def _known(
     task: str, model: str, device: str, dtype: str, split: str, n: int, end: float
 ) -> dict[str, tuple[list[Variant], Array]]:
     """The variants of a model and their exact log-densities, (models, n), kept for the cells that follow."""
-    from flowlik.evaluation.models import load
-
     x = whole(get_task(task).items(split, n).x).to(device=device, dtype=getattr(torch, dtype))
     found = {}
     for family, variants in families(load(task, model, device, dtype)[0]).items():
@@ -118,8 +117,6 @@ def _known(
 
 def ranked(estimated: Array, exact: Array) -> dict[str, float]:
     """Agreement of two tables of bits/dim (models, items) on the order of the models' means."""
-    from scipy.stats import kendalltau, spearmanr
-
     guess, truth = estimated.mean(1), exact.mean(1)
     draws = resample_counts(exact.shape[1], RESAMPLES)
     taus = [
@@ -191,8 +188,6 @@ def _rounded(model: nn.Module, index: int, level: float) -> nn.Module:
 
 def exact_log_prob(model: Any, x: Tensor, end: float) -> Array:
     """log p_end of x (n, *event) under the model's own field, (n,) nats: closed form, or a converged solve."""
-    from flowlik_estimators import parse_spec
-
     if can(model, "log-density"):
         with torch.no_grad():
             return np.asarray(model.log_prob(x.double(), end).cpu().numpy(), dtype=np.float64)

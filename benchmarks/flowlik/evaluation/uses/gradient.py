@@ -9,19 +9,18 @@ at the head alone.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flowlik.evaluation.batching.batches import on_device
+from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.arrays import Array
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import UnavailableError
-
-if TYPE_CHECKING:
-    from flowlik.evaluation.prepare import Prepared
+from flowlik_estimators import parse_spec
 
 ITEMS = 256
 WEIGHT_ITEMS = 64
@@ -84,8 +83,6 @@ def compared(found: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 def _in_weights(estimator: Any, model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
-    from flowlik_estimators import parse_spec
-
     (reference,) = parse_spec(EXACT)
     exact = weight_gradient(reference, model, x, seed)
     measured = compared(weight_gradient(estimator, model, x, seed)[None], exact[None])

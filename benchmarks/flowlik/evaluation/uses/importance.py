@@ -12,19 +12,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from flowlik.evaluation.batching.batches import DivergedError, evaluate, sample_with_log_prob
+from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.arrays import Array
 from flowlik.tasks.task import UnavailableError
 from flowlik_models.closed_forms.mixture import GaussianMixture
-
-if TYPE_CHECKING:
-    from flowlik.evaluation.prepare import Prepared
 
 POINTS = 2000
 PROBABILITIES = (1e-3, 1e-4)
@@ -178,8 +177,6 @@ def _log_tail(truth: GaussianMixture, event: Event) -> float:
 
 
 def _level(truth: GaussianMixture, axis: Tensor, probability: float) -> float:
-    from scipy.optimize import brentq
-
     centre, width = _along(truth, axis)
     high = float((centre + 40 * width).max())
     return float(

@@ -8,20 +8,20 @@ reduced to the digits' size by the digits' own procedure (sums over 4 x 4 blocks
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from flowlik.evaluation.batching.batches import evaluate
+from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.arrays import Array
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.task import UnavailableError
+from flowlik_models.images import MissingDataError, evaluation_order, open_images
 from flowlik_models.random import uniform
-
-if TYPE_CHECKING:
-    from flowlik.evaluation.prepare import Prepared
 
 _KEY = 4_711
 SHIFT = 2
@@ -64,8 +64,6 @@ def auroc(inside: Array, outside: Array) -> tuple[float, float, float]:
 
     Values that are not finite count as the lowest score: an estimator that gives up on a point calls it foreign.
     """
-    from scipy.stats import rankdata
-
     inside, outside = (np.where(np.isfinite(s), s, -np.inf) for s in (inside, outside))
     m, n = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]))
@@ -115,8 +113,6 @@ _SYNTHETIC: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _pixels(name: str, n: int) -> Tensor:
     """The first n test images of a data set in the suite's order, (n, 1, 28, 28) uint8."""
-    from flowlik_models.images import MissingDataError, evaluation_order, open_images
-
     try:
         images = open_images(name, "test")
     except MissingDataError as error:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.accuracy import mass
 from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import square_grid
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, UnavailableError
-
-if TYPE_CHECKING:
-    from flowlik.evaluation.prepare import Prepared
+from flowlik_estimators import get
 
 SAMPLES = 1000
 FLOW_ITEMS = 256
@@ -52,8 +51,6 @@ def routes_of_a_generator(prepared: Prepared) -> tuple[dict[str, Any], dict[str,
 
 
 def _against_samples(estimator: Any, model: Any) -> dict[str, float]:
-    from flowlik_estimators import get
-
     drawn = get("generator", route="own-samples").sample(model, SAMPLES, dtype=torch.float64)
     assert drawn.log_prob is not None
     found = estimator.log_prob(model, drawn.x)
@@ -83,8 +80,6 @@ def _mass(estimator: Any, model: Any, task: Task, device: str) -> float | None:
 
 
 def _against_flow(prepared: Prepared, model: Any) -> dict[str, float]:
-    from flowlik_estimators import get
-
     items = prepared.items
     assert items is not None
     flow = get("generator", route="fake-flow")

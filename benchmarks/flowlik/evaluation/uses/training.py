@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flowlik.evaluation.batching.batches import evaluate_plain
+from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
 from flowlik.tasks.points import whole
-
-if TYPE_CHECKING:
-    from flowlik.evaluation.prepare import Prepared
+from flowlik_models.checkpoints import fill, read_checkpoint
+from flowlik_models.zoo import snapshots
 
 ITEMS = 128
 
@@ -30,9 +30,6 @@ def training_curve(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Array]
     standard error `bpd_se`; `gain`, by how much the mean fell since the snapshot before (None for the first), and
     its standard error `gain_se` over the same items. Empty where no snapshot lies beside the checkpoint.
     """
-    from flowlik_models.checkpoints import fill, read_checkpoint
-    from flowlik_models.zoo import snapshots
-
     cell, task, items = prepared.cell, prepared.task, prepared.items
     assert items is not None
     kept = snapshots(cell.task, cell.model)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers, samples
+from flowlik.report.figures.kinds import all_kinds
 
 PIXEL: Final = 0.78
 """CSS pixels a pixel of a figure is shown at, at most."""
@@ -31,8 +32,6 @@ class Picture:
 
 
 def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture]:
-    from flowlik.report.figures.kinds import all_kinds
-
     for kind, what in all_kinds().items():
         for split in [None, *labels.splits(frame)] if what.by_split else [None]:
             for machine in ["", *frames.machines(frame)] if what.timed else [""]:

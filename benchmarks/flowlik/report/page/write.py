@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from flowlik.records.reading import run_note
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
+from flowlik.report.figures.kinds import draw_all
 from flowlik.report.frame import by_task_and_split
 from flowlik.report.page import glossary
 from flowlik.report.page.pictures import Picture, _overview, _pictures, _scaling
@@ -27,6 +28,7 @@ from flowlik.report.tables.accuracy import MASS_WITHIN, by_steps, in_detail
 from flowlik.report.tables.published import with_published
 from flowlik.report.tables.run import use_tables
 from flowlik.report.tables.table import Table
+from flowlik.tasks.registry import get_task
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,6 @@ def write_report(run_dir: Path) -> Path:
     """
     records = frames.load(run_dir)
     if len(records) and not any((run_dir / "figures").glob("*.png")):
-        from flowlik.report.figures.kinds import draw_all
-
         draw_all(run_dir)
     usable = frames.averaged(frames.usable(records))
     template = Environment(
@@ -158,8 +158,6 @@ def _section(run_dir: Path, task: str, usable: pd.DataFrame) -> Section:
 
 
 def _about(task: str) -> str:
-    from flowlik.tasks.registry import get_task
-
     try:
         return get_task(task).description
     except ValueError:

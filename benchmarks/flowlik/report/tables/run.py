@@ -20,6 +20,7 @@ from flowlik.report import frame as frames
 from flowlik.report import labels
 from flowlik.report.tables.accuracy import by_steps, in_detail
 from flowlik.report.tables.formats import FORMATS, _latex, _markdown, _nothing
+from flowlik.report.tables.published import with_published
 from flowlik.report.tables.samples import _one_evaluation, _samples
 from flowlik.report.tables.table import Table
 from flowlik.report.tables.uses import _comparison, _gradient, _importance, _outliers, _routes, _training
@@ -42,8 +43,6 @@ def csv_columns() -> tuple[str, ...]:
 def tables(records: pd.DataFrame) -> list[Table]:
     """Per task and split the published shape, the detailed one, that beside published values and those of samples and
     uses, where there are any."""
-    from flowlik.report.tables.published import with_published
-
     usable = frames.averaged(frames.usable(frames.prepare(records)))
     found: list[Table] = []
     for _, _, frame in frames.by_task_and_split(usable):

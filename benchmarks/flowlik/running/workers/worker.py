@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 
 import scipy.stats  # noqa: F401 - loaded, like the next, before the first cell's time begins
+import torch
 
 import flowlik_estimators  # noqa: F401
 from flowlik.cells import Cell
@@ -62,6 +63,4 @@ class Worker:
 
 def settle_numerics() -> None:
     """float32 means float32, on every device."""
-    import torch
-
     torch.backends.cudnn.allow_tf32 = False
