@@ -50,7 +50,7 @@ def same(a: Evaluation, b: Evaluation) -> None:
 
 
 @pytest.mark.parametrize("estimator", [PROBES, MAP])
-def test_pieces_give_the_answer_of_one_go_and_are_read_as_they_were_written(
+def test_partial_results_give_the_answer_of_one_go_and_are_read_as_they_were_written(
     estimator: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = cell(estimator)

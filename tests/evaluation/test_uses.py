@@ -99,10 +99,10 @@ def test_auroc_of_sets_apart_equal_and_broken() -> None:
     assert outliers.auroc(values, np.full(50, np.nan))[0] == 1.0
 
 
-def test_foreign_images_are_what_they_say() -> None:
+def test_out_of_distribution_images_are_what_they_say() -> None:
     levels = get_task("digits").images("test")[:20]  # type: ignore[attr-defined]
     inverted, shuffled, noise, shifted = (
-        outliers.foreign(name, levels) for name in ("inverted", "shuffled", "noise", "shifted")
+        outliers.out_of_distribution(name, levels) for name in ("inverted", "shuffled", "noise", "shifted")
     )
     assert torch.equal(16 - inverted, levels)
     assert torch.equal(shuffled.flatten(1).sort(1).values, levels.flatten(1).sort(1).values)
@@ -122,9 +122,9 @@ def test_images_from_files_are_reduced_as_the_digits_were(
     levels = get_task("digits").images("test")[:3]  # type: ignore[attr-defined]
     monkeypatch.setenv("FLOWLIK_DATA", str(tmp_path))
     with pytest.raises(UnavailableError, match="flowlik data get fashion-mnist"):
-        outliers.foreign("fashion-mnist", levels)
+        outliers.out_of_distribution("fashion-mnist", levels)
     monkeypatch.setitem(CATALOG, "fashion-mnist", image_files.write_idx(tmp_path))
-    found = outliers.foreign("fashion-mnist", levels)
+    found = outliers.out_of_distribution("fashion-mnist", levels)
     assert found.shape == (3, 1, 8, 8)
     assert 0 < int(found.max()) <= 16
 

@@ -230,7 +230,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> _MadeUp:
     return task
 
 
-def test_the_command_makes_a_reference_in_pieces_that_a_run_can_use(
+def test_the_command_makes_a_reference_in_parts_that_a_run_can_use(
     made_up: _MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [

@@ -214,8 +214,8 @@ def _cost_is_honest(estimator: Any) -> None:
     model, x = _points(estimator)
     watched = Watched(model)
     cost = _estimate(estimator, watched, x).cost
-    told = float(torch.as_tensor(cost.forwards + cost.policy_calls, dtype=torch.float64).mean()) * POINTS
-    _need(told >= watched.rows - 0.5, f"{watched.rows} rows were evaluated and {told:g} counted")
+    counted = float(torch.as_tensor(cost.forwards + cost.policy_calls, dtype=torch.float64).mean()) * POINTS
+    _need(counted >= watched.rows - 0.5, f"{watched.rows} rows were evaluated and {counted:g} counted")
     _need(not watched.asked_for_the_answer, "it asks the model for its log_prob or sample")
 
 

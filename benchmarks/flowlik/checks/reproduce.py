@@ -179,7 +179,7 @@ def _largest_difference(found: Found, arrays: Arrays) -> float | None:
     return float(apart.max(initial=0.0))
 
 
-def told(found: Found) -> str:
+def described(found: Found) -> str:
     """Where a record comes from, in lines for people."""
     row, environment = found.row, found.environment
     dirty = " with changes" if environment.get("dirty") else ""

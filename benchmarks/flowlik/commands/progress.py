@@ -42,12 +42,12 @@ def one_line(outcome: Outcome) -> str:
     head = f"{row['status']:<8} {outcome.cell.title}"
     if row["status"] != "ok":
         return f"{head}: {row['reason']}"
-    told = (
+    notes = (
         [f"batch {row['extra']['batch_size_used']}: out of memory"]
         if "batch_size_used" in row["extra"]
         else []
     )
-    told += ["tried again: a worker was lost"] if "workers_lost" in row["extra"] else []
+    notes += ["tried again: a worker was lost"] if "workers_lost" in row["extra"] else []
     shown = (
         ("bpd", "bpd"),
         ("bpd_mae", "|error|"),
@@ -56,4 +56,4 @@ def one_line(outcome: Outcome) -> str:
         ("frechet", "frechet"),
     )
     values = [f"{label} {row[name]:.4g}" for name, label in shown if row[name] is not None]
-    return "  ".join([head, *values, f"{outcome.seconds:.1f}s", *told])
+    return "  ".join([head, *values, f"{outcome.seconds:.1f}s", *notes])

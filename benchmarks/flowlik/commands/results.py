@@ -74,7 +74,7 @@ def reproduce(
 
         folders = reproduction.run_folders(Path("runs")) if folder is None else [folder]
         found = reproduction.find(cell_id, folders)
-        typer.echo(reproduction.told(found))
+        typer.echo(reproduction.described(found))
         done = reproduction.reproduce(found)
     for line in done.lines:
         typer.echo(line)

@@ -19,10 +19,10 @@ from torch import Tensor
 from flowlik.cells import Cell
 from flowlik.evaluation.batching.batches import (
     DivergedError,
-    beside,
     evaluate,
     evaluate_plain,
     sample_with_log_prob,
+    with_bounded_evaluations,
 )
 from flowlik.measures import accuracy
 from flowlik.measures.arrays import Array
@@ -43,7 +43,7 @@ def grid_density(
     """Evaluate the task's grid: `mass` goes into the row, the picture and its axes are returned."""
     shape = (len(grid.y), len(grid.x))
     try:
-        values = evaluate_plain(beside(cell, row), model, grid.points)
+        values = evaluate_plain(with_bounded_evaluations(cell, row), model, grid.points)
     except DivergedError as error:
         row["extra"]["density"] = f"none: {error}"
         return {}
@@ -93,7 +93,7 @@ def importance_mass(
     broad = mean + noise * BROAD * np.sqrt(values) @ vectors.T
     points = torch.from_numpy(broad).reshape(-1, *task.event_shape)
     try:
-        elsewhere = evaluate_plain(beside(cell, row), model, points)
+        elsewhere = evaluate_plain(with_bounded_evaluations(cell, row), model, points)
     except DivergedError as error:
         row["extra"]["density"] = f"none: {error}"
         return

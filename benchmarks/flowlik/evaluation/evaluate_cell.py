@@ -1,4 +1,4 @@
-"""Filling: one prepared cell becomes a row and the arrays that lie beside it.
+"""Evaluation of one cell: prepared, it becomes a row and the arrays beside it.
 
 Whatever happens inside a cell becomes its row's status and reason: ok, skipped (something is not there, and how to get
 it), refused (the estimator does not fit the model), timeout, oom (even one item at a time), diverged, error.
@@ -21,16 +21,16 @@ from flowlik.evaluation.batching.batches import (
     DivergedError,
     Evaluation,
     RefusedError,
-    beside,
     evaluate,
     evaluate_plain,
     on_device,
     sample,
+    with_bounded_evaluations,
 )
 from flowlik.evaluation.controls import control_log_prob
 from flowlik.evaluation.models import load
-from flowlik.evaluation.prepare import Prepared, status_of
-from flowlik.evaluation.row import Arrays, Row, _fill_cost, _item_arrays
+from flowlik.evaluation.prepare import Prepared, status_of_error
+from flowlik.evaluation.row import Arrays, Row, _add_cost, _item_arrays
 from flowlik.evaluation.samples import quality
 from flowlik.measures import accuracy, registry
 from flowlik.measures.arrays import Array
@@ -42,18 +42,18 @@ SHOWN_SAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What computes a cell's points and samples: this process, or several that share the items."""
+class Backend:
+    """What computes the log-densities and samples of a cell: this process, or several that share the items."""
 
     evaluate: Callable[[Cell, Any, Tensor | Points, Tensor], Evaluation] = evaluate
     sample: Callable[[Cell, Any, int], tuple[Tensor, dict[str, Array]]] = sample
 
 
-HERE = Engine()
+THIS_PROCESS = Backend()
 
 
 def run_prepared(
-    prepared: Prepared, *, batch_size: int | None = None, engine: Engine = HERE
+    prepared: Prepared, *, batch_size: int | None = None, backend: Backend = THIS_PROCESS
 ) -> tuple[Row, Arrays]:
     """The measured columns of one cell and the arrays that lie beside it; never raises for what the cell does.
 
@@ -65,13 +65,15 @@ def run_prepared(
         return row, arrays
     try:
         if prepared.cell.is_control:
-            _fill_control(prepared, row, arrays)
+            _evaluate_control(prepared, row, arrays)
         elif not prepared.cell.options.likelihood:
-            _fill_samples_alone(_at(prepared, batch_size), row, arrays, engine)
+            _evaluate_samples_alone(_at(prepared, batch_size), row, arrays, backend)
         else:
-            _fill(_at(prepared, batch_size), row, arrays, engine, asked=prepared.cell.options.batch_size)
+            _evaluate_estimator(
+                _at(prepared, batch_size), row, arrays, backend, asked=prepared.cell.options.batch_size
+            )
     except Exception as error:
-        row["status"], row["reason"] = status_of(error)
+        row["status"], row["reason"] = status_of_error(error)
     return row, arrays
 
 
@@ -82,22 +84,24 @@ def _at(prepared: Prepared, batch_size: int | None) -> Prepared:
     return replace(prepared, cell=prepared.cell.with_options(batch_size=batch_size))
 
 
-def _fill_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
+def _evaluate_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     cell, items, reference = prepared.cell, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
     log_prob = control_log_prob(cell.estimator, prepared.task, items, reference)
     row |= {"eps": prepared.task.eps} | dict.fromkeys(COUNTED, 0.0)
     valid = np.isfinite(log_prob)
-    _fill_accuracy(prepared, row, log_prob, valid, None)
+    _add_accuracy(prepared, row, log_prob, valid, None)
     arrays |= _item_arrays(log_prob, reference.log_prob, valid, None)
 
 
-def _fill(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine, *, asked: int | str) -> None:
+def _evaluate_estimator(
+    prepared: Prepared, row: Row, arrays: Arrays, backend: Backend, *, asked: int | str
+) -> None:
     cell, items, reference = prepared.cell, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
-    out = engine.evaluate(cell, prepared.model, items.x, items.ids)
+    out = backend.evaluate(cell, prepared.model, items.x, items.ids)
     halved = None
     if isinstance(asked, str):
         row["batch_size"], row["extra"]["batch_size_asked"] = out.batch_size, asked
@@ -107,12 +111,12 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine, *, asked
     if prepared.not_compiled:
         row["extra"]["not_compiled"] = prepared.not_compiled
     row["eps"] = 1.0 - float(cell.estimator.data_end(prepared.model))
-    _fill_cost(row, out.cost)
+    _add_cost(row, out.cost)
     shape = (items.draws, items.n)
     log_prob, valid = out.log_prob.reshape(shape), out.valid.reshape(shape)
     stderr = None if out.stderr is None else out.stderr.reshape(shape)
     degrees = out.extra["dof"].reshape(shape) if "dof" in out.extra else None
-    _fill_accuracy(prepared, row, log_prob, valid, stderr, degrees)
+    _add_accuracy(prepared, row, log_prob, valid, stderr, degrees)
     arrays |= _item_arrays(log_prob, reference.log_prob, valid, stderr)
     for name, values in out.extra.items():
         arrays[f"extra_{name}"] = values
@@ -121,18 +125,18 @@ def _fill(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine, *, asked
     if not (valid & np.isfinite(log_prob)).any():
         raise DivergedError(out.reason or "no item got a finite value")
     row["reason"] = "; ".join(filter(None, (reference.note, out.reason, halved))) or None
-    _fill_own(prepared, row, log_prob, valid)
-    _fill_whole_density(prepared, row, arrays, log_prob)
+    _add_own_measures(prepared, row, log_prob, valid)
+    _add_density(prepared, row, arrays, log_prob)
     if cell.options.samples:
-        _fill_samples(prepared, row, arrays, engine)
+        _add_samples(prepared, row, arrays, backend)
     for name in cell.options.uses:
         row["extra"][name], of_use = uses.USES[name](prepared)
         arrays |= {f"{name}_{key}": values for key, values in of_use.items()}
     if cell.options.rounds:
-        _fill_timing(prepared, row)
+        _add_timing(prepared, row)
 
 
-def _fill_whole_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) -> None:
+def _add_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) -> None:
     cell, task, model = prepared.cell, prepared.task, prepared.model
     items, reference = prepared.items, prepared.reference
     assert items is not None
@@ -149,7 +153,7 @@ def _fill_whole_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: 
         row["cycle_error"] = cycle
 
 
-def _fill_accuracy(
+def _add_accuracy(
     prepared: Prepared,
     row: Row,
     log_prob: Array,
@@ -171,13 +175,13 @@ def _fill_accuracy(
     row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
 
 
-def _fill_own(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.bool_]) -> None:
+def _add_own_measures(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.bool_]) -> None:
     cell, task, items, reference = prepared.cell, prepared.task, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
     difference = np.where(valid, log_prob - reference.log_prob, np.nan)[0]
     errors = -difference / (task.dim * np.log(2.0))
-    far = beside(cell, row)
+    far = with_bounded_evaluations(cell, row)
     try:
         row["extra"] |= task.own_measures(
             items.x[: items.n], errors, lambda x: evaluate_plain(far, prepared.model, x)
@@ -186,10 +190,10 @@ def _fill_own(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.b
         row["extra"]["own_measures"] = f"none: {error}"
 
 
-def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) -> None:
+def _add_samples(prepared: Prepared, row: Row, arrays: Arrays, backend: Backend) -> None:
     """Draw samples and judge them; why there are none is noted beside."""
     try:
-        x, _ = _sampled(prepared, row, arrays, engine)
+        x, _ = _sampled(prepared, row, arrays, backend)
     except (RefusedError, DivergedError) as error:
         row["extra"]["samples"] = f"none: {error}"
         return
@@ -198,17 +202,19 @@ def _fill_samples(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) 
     row["extra"] |= extra
 
 
-def _fill_samples_alone(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) -> None:
+def _evaluate_samples_alone(prepared: Prepared, row: Row, arrays: Arrays, backend: Backend) -> None:
     """Samples of a cell that is about nothing else: its cost is theirs, their likelihood that of the reference."""
-    x, cost = _sampled(prepared, row, arrays, engine)
-    _fill_cost(row, cost)
+    x, cost = _sampled(prepared, row, arrays, backend)
+    _add_cost(row, cost)
     columns, extra = quality.judge(prepared.task, x, lambda: _reference_model(prepared))
     row |= columns
     row["extra"] |= extra
 
 
-def _sampled(prepared: Prepared, row: Row, arrays: Arrays, engine: Engine) -> tuple[Tensor, dict[str, Array]]:
-    x, cost = engine.sample(prepared.cell, prepared.model, prepared.cell.options.samples)
+def _sampled(
+    prepared: Prepared, row: Row, arrays: Arrays, backend: Backend
+) -> tuple[Tensor, dict[str, Array]]:
+    x, cost = backend.sample(prepared.cell, prepared.model, prepared.cell.options.samples)
     arrays["samples"] = x[:SHOWN_SAMPLES].float().cpu().numpy()
     row["extra"]["sample_nfe"] = float(cost["forwards"].mean())
     return x, cost
@@ -219,7 +225,7 @@ def _reference_model(prepared: Prepared) -> Any:
     return load(cell.task, prepared.task.reference_model, cell.device, cell.options.dtype)[0]
 
 
-def _fill_timing(prepared: Prepared, row: Row) -> None:
+def _add_timing(prepared: Prepared, row: Row) -> None:
     cell, items = prepared.cell, prepared.items
     assert items is not None
     size = min(cell.options.timing_batch, items.n)

@@ -1,4 +1,4 @@
-"""Preparing: a cell with the model, items and reference it needs, or with why it cannot run."""
+"""Preparation of a cell: with the model, items and reference it needs, or with why it cannot run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def prepare(cell: Cell) -> Prepared:
         if cell.is_control and (reason := why_not(cell.estimator, items)):
             raise UnavailableError(reason)
     except Exception as error:
-        known["status"], known["reason"] = status_of(error)
+        known["status"], known["reason"] = status_of_error(error)
     reference = known.get("reference")
     identity = cell_id(
         cell,
@@ -100,7 +100,7 @@ def _is_another_field(task: Task, cell: Cell, model: Any) -> bool:
     return not any(can(model, ability) for ability in JUDGED_BY_TEACHER)
 
 
-def status_of(error: BaseException) -> tuple[str, str]:
+def status_of_error(error: BaseException) -> tuple[str, str]:
     """Status and one-line reason for an exception."""
     message = " ".join(str(error).split()) or type(error).__name__
     for kind, status in (

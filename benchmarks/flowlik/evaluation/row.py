@@ -63,7 +63,7 @@ def _item_arrays(log_prob: Array, ref: Array, valid: NDArray[np.bool_], stderr: 
     return arrays
 
 
-def _fill_cost(row: Row, cost: dict[str, Array]) -> None:
+def _add_cost(row: Row, cost: dict[str, Array]) -> None:
     work = sum(cost.values())
     row |= {
         "nfe_mean": float(cost["forwards"].mean()),

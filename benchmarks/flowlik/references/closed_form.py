@@ -30,9 +30,11 @@ def _summarise_closed_form(task: ClosedFormTask, folder: Path) -> Path:
         checks.append(check("|mass on the task's grid - 1|", abs(mass - 1.0), 1e-4))
     mean, covariance = task.moments()
     x = whole(items.x).flatten(1).numpy()
-    spread = np.sqrt(np.diag(covariance) / n)
+    standard_error = np.sqrt(np.diag(covariance) / n)
     checks.append(
-        check("largest |sample mean - mean| in standard errors", _largest(x.mean(0) - mean, spread), 5.0)
+        check(
+            "largest |sample mean - mean| in standard errors", _largest(x.mean(0) - mean, standard_error), 5.0
+        )
     )
     card = {
         "schema": SCHEMA,
@@ -51,5 +53,5 @@ def _summarise_closed_form(task: ClosedFormTask, folder: Path) -> Path:
     return write_card(folder / f"{task.id}.json", card)
 
 
-def _largest(difference: Array, spread: Array) -> float:
-    return float(np.max(np.abs(difference) / spread))
+def _largest(difference: Array, standard_error: Array) -> float:
+    return float(np.max(np.abs(difference) / standard_error))

@@ -53,10 +53,10 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
         halved = _in_chunks(model, x[:HALVED_ITEMS], HALVED, end, parts, split, device, progress)
         adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], device)
         arrays[f"{split}_log_prob"] = values
-        told, checks = _judged(task, split, x, values, halved, adaptive)
-        card["splits"][split] = told
+        summary, checks = _judged(task, split, x, values, halved, adaptive)
+        card["splits"][split] = summary
         card["checks"] += checks
-        progress(f"{split}: {told['bpd_mean']:.4f} bits/dim, error {told['error_bpd']:.2g}")
+        progress(f"{split}: {summary['bpd_mean']:.4f} bits/dim, error {summary['error_bpd']:.2g}")
     write_arrays(folder / f"{task.id}.npz", arrays)
     card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
     path = write_card(folder / f"{task.id}.json", card)
@@ -90,7 +90,7 @@ def _judged(
     distance = np.abs(halved - values[: len(halved)]) * scale
     gap = float(np.abs(adaptive - values[: len(adaptive)]).mean()) * scale
     levels = None if split == "teacher-samples" else task.levels
-    told = {
+    summary = {
         "n": len(x),
         "x_hash": tensor_hash(x),
         "bpd_mean": float(accuracy.bits_per_dim(values, task.dim, levels).mean()),
@@ -99,7 +99,7 @@ def _judged(
     }
     halving = f"{split}: mean distance of {STEPS} to {HALVED} steps, bits/dim"
     solving = f"{split}: mean distance to dopri5 at 1e-5, bits/dim"
-    return told, [check(halving, distance.mean(), HALVING_LIMIT), check(solving, gap, ADAPTIVE_LIMIT)]
+    return summary, [check(halving, distance.mean(), HALVING_LIMIT), check(solving, gap, ADAPTIVE_LIMIT)]
 
 
 def _adaptive(model: Any, x: Tensor, device: str) -> Array:

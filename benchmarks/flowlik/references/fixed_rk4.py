@@ -1,4 +1,4 @@
-"""The fixed rule behind converged likelihoods: RK4 in the variable r = log((t + 0.1)/(1 - t + 0.001)).
+"""The fixed-step solver behind converged likelihoods: RK4 in the variable r = log((t + 0.1)/(1 - t + 0.001)).
 
 The nodes are dense near the data, where a trained field is stiff; the divergence is taken at the nodes and integrated
 by the cubic spline through them, which is a weighted sum of its values (`weights_of`).

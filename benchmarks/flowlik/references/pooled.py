@@ -71,7 +71,7 @@ def converge(
 
     Args:
         task: a task whose reference is a trained field.
-        folder: where to write; finished pieces of an interrupted call are kept there and used.
+        folder: where to write; partial results of an interrupted call are stored there and used.
         device: where the teacher runs.
         n: items a split, default 500; so many draws of the teacher are kept, too.
         target_stderr: standard error of an item in bits/dim, default 0.005.
@@ -102,13 +102,15 @@ def converge(
     arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
     for split in task.splits:
         x = samples if split == "teacher-samples" else whole(task.items(split, n).x)
-        found = _pieces(teacher, x, split, plan)
+        found = _partial_results(teacher, x, split, plan)
         arrays[f"{split}_log_prob"] = found.log_prob.astype(np.float32)
         arrays[f"{split}_stderr"] = found.stderr.astype(np.float32)
-        told, checks = _judged(teacher, split, x, found)
-        card["splits"][split] = told
+        summary, checks = _judged(teacher, split, x, found)
+        card["splits"][split] = summary
         card["checks"] += checks
-        progress(f"{split}: {told['bpd_mean']:.4f} bits/dim, standard error {told['stderr_bpd_mean']:.2g}")
+        progress(
+            f"{split}: {summary['bpd_mean']:.4f} bits/dim, standard error {summary['stderr_bpd_mean']:.2g}"
+        )
     file = folder / f"{task.id}.npz"
     write_arrays(file, arrays)
     card["arrays_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -138,9 +140,9 @@ def _how(teacher: _Teacher, model_hash: str, plan: Plan, n: int) -> dict[str, An
     }
 
 
-def _pieces(teacher: _Teacher, x: Tensor, split: str, plan: Plan) -> Pooled:
-    """The values of all items; each piece is kept on disk, so that an interrupted call goes on."""
-    pieces: list[Pooled] = []
+def _partial_results(teacher: _Teacher, x: Tensor, split: str, plan: Plan) -> Pooled:
+    """The values of all items; each partial result is stored on disk, so that an interrupted call goes on."""
+    parts: list[Pooled] = []
     ids = torch.arange(len(x))
     for number, (chunk, items) in enumerate(zip(torch.split(x, CHUNK), torch.split(ids, CHUNK), strict=True)):
         file = teacher.parts / f"{split}-{number}-{tensor_hash(chunk)}.npz"
@@ -161,9 +163,9 @@ def _pieces(teacher: _Teacher, x: Tensor, split: str, plan: Plan) -> Pooled:
                 f"{split}: {min(len(x), (number + 1) * CHUNK)} of {len(x)} items, standard error at most "
                 f"{worst:.2g} bits/dim, {found.probes.mean():.0f} probes an item"
             )
-        pieces.append(Pooled(**read_arrays(file)))
+        parts.append(Pooled(**read_arrays(file)))
     names = ("log_prob", "stderr", "probes")
-    return Pooled(**{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names})
+    return Pooled(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def _judged(
@@ -176,7 +178,7 @@ def _judged(
     rule = float(np.abs((fine - coarse).mean(1)).mean()) / teacher.nats
     gap = float(np.abs(adaptive - coarse.mean(1)).mean()) / teacher.nats
     levels = None if split == "teacher-samples" else task.levels
-    told = {
+    summary = {
         "n": len(x),
         "x_hash": tensor_hash(x),
         "bpd_mean": float(accuracy.bits_per_dim(found.log_prob, task.dim, levels).mean()),
@@ -190,7 +192,7 @@ def _judged(
     halving = f"{split}: mean distance of {STEPS} to {HALVED} steps with {same}, bits/dim"
     solving = f"{split}: mean distance to dopri5 at 1e-5 with {same}, bits/dim"
     largest = f"{split}: largest standard error of an item, bits/dim"
-    return told, [
+    return summary, [
         cards.check(largest, float(stderr.max()), teacher.target_stderr),
         cards.check(halving, rule, cards.HALVING_LIMIT),
         cards.check(solving, gap, cards.ADAPTIVE_LIMIT),

@@ -65,7 +65,7 @@ SHOWN: Final = (
         *("faults", "gmm-64d--joint-maps", "What each fault of the released recipe costs"),
         published="faults--gmm-64d--joint-maps",
     ),
-    Shown("rules", "digits--rules", "Rules that need no training, on the digits teacher at equal forwards"),
+    Shown("rules", "digits--rules", "Solvers that need no training, on the digits teacher at equal forwards"),
     Shown("probes", "digits--probes", "Noise of the trace estimators on the digits teacher"),
     Shown("scaling", "scaling", "Cost against dimension, batch, probes and steps"),
     Shown(
@@ -84,8 +84,8 @@ SHOWN: Final = (
         "Digits of one evaluation, and the error of their likelihood",
     ),
     Shown("few-steps", "digits--real-data", "One-step digits distilled with and without real data"),
-    Shown("uses", "gmm-2d--comparison", "Ten models in order, by their estimated likelihoods"),
-    Shown("uses", "digits--outliers", "Foreign images told from digits"),
+    Shown("uses", "gmm-2d--comparison", "Ranking models by their estimated likelihoods"),
+    Shown("uses", "digits--outliers", "Out-of-distribution detection on digits"),
     Shown("uses", "gmm-2d--importance", "Rare events by importance sampling"),
     Shown("uses", "gmm-2d--gradient", "Gradients of the estimates, in points and in weights"),
     Shown(
@@ -149,14 +149,14 @@ def page(root: Path) -> str:
 def _section(picture: Path, shown: Shown | None, entry: Mapping[str, Any] | None) -> str:
     caption = shown.caption if shown else picture.stem
     if entry is None or entry["sha256"] != hashlib.sha256(picture.read_bytes()).hexdigest():
-        commands, told = ([f"flowlik run {shown.suite}"] if shown else []), "Run not recorded."
+        commands, provenance = ([f"flowlik run {shown.suite}"] if shown else []), "Run not recorded."
     else:
-        commands, told = entry["commands"], _told(entry)
+        commands, provenance = entry["commands"], _provenance(entry)
     block = "```\n" + "\n".join(commands) + "\n```\n\n" if commands else ""
-    return f"## {caption}\n\n![{caption}](../{FIGURES.as_posix()}/{picture.name})\n\n{block}{told}\n"
+    return f"## {caption}\n\n![{caption}](../{FIGURES.as_posix()}/{picture.name})\n\n{block}{provenance}\n"
 
 
-def _told(entry: Mapping[str, Any]) -> str:
+def _provenance(entry: Mapping[str, Any]) -> str:
     commits = ", ".join(f"`{commit[:10]}`" for commit in entry["commits"]) or "not known"
     changed = ", with changed files" if entry["changed"] else ""
     return f"Suite `{entry['suite']}`, finished on {entry['finished']}; commit {commits}{changed}."

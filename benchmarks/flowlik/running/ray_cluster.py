@@ -108,14 +108,14 @@ class RayExecutor:
         if ray.is_initialized():  # a program that has a cluster keeps it
             return
         local = {} if self._address else {"num_cpus": usable_cpus(), "include_dashboard": False}
-        told = {name: value for name, value in os.environ.items() if name.startswith("FLOWLIK_")}
-        told["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        variables = {name: value for name, value in os.environ.items() if name.startswith("FLOWLIK_")}
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         try:
             ray.init(
                 address=self._address or "local",
                 logging_level="ERROR",
                 log_to_driver=False,
-                runtime_env={"env_vars": told},
+                runtime_env={"env_vars": variables},
                 **local,
             )
         except Exception as error:  # of whatever kind: Ray raises bare ones

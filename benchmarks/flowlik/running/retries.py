@@ -97,9 +97,9 @@ def _marked(result: Result, job: Job) -> Result:
     result = replace(result, seconds=time.perf_counter() - job.begun)
     if result.row is None or not job.lost:
         return result
-    told = f"{job.lost} worker{'s' * (job.lost > 1)} lost over this cell, which was tried again"
+    note = f"{job.lost} worker{'s' * (job.lost > 1)} lost over this cell, which was tried again"
     row = result.row | {
-        "reason": "; ".join(filter(None, (result.row["reason"], told))),
+        "reason": "; ".join(filter(None, (result.row["reason"], note))),
         "extra": result.row["extra"] | {"workers_lost": job.lost},
     }
     return replace(result, row=row)

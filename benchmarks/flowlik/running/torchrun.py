@@ -20,12 +20,12 @@ from torch import Tensor
 from flowlik.cells import Cell
 from flowlik.evaluation.batching import batches
 from flowlik.evaluation.batching.batches import Evaluation
-from flowlik.evaluation.evaluate_cell import Engine
+from flowlik.evaluation.evaluate_cell import Backend
 from flowlik.evaluation.prepare import Prepared, prepare
 from flowlik.measures.arrays import Array
 from flowlik.running.executor import ClaimCell, Result, Setup
 from flowlik.running.retries import Job, PreparedCell, finished
-from flowlik.running.workers.worker import Worker, settle_numerics
+from flowlik.running.workers.worker import Worker, use_full_float32
 from flowlik.tasks.points import Points
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Sharded:
 
     def run(self, cells: Iterable[Cell], claim_cell: ClaimCell) -> Iterator[Result]:
         """As `Executor.run`, in order."""
-        worker = Worker(self._setup, Engine(evaluate=_led_evaluate, sample=_led_sample))
+        worker = Worker(self._setup, Backend(evaluate=_led_evaluate, sample=_led_sample))
         for cell in cells:
             cell_id, row = worker.prepare(cell)
             job = Job(cell=cell).asked(cell_id, claim_cell)
@@ -72,7 +72,7 @@ class Sharded:
 
 def _follow() -> None:
     """Compute this process's share of what the first process asks for, until it is through."""
-    settle_numerics()
+    use_full_float32()
     prepared = None
     while (asked := _tell(None)) is not None:
         what, cell = asked

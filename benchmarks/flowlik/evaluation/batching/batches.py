@@ -18,8 +18,8 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.points import Points, whole
 
 T = TypeVar("T")
-BESIDE_BATCH = 4096
-BESIDE_NFE = 4
+FAR_BATCH = 4096
+FAR_NFE = 4
 COSTS = ("forwards", "vjps", "jvps")
 
 
@@ -206,7 +206,7 @@ def on_device(cell: Cell, x: Tensor | Points) -> Tensor:
     return whole(x).to(device=cell.device, dtype=getattr(torch, cell.options.dtype))
 
 
-def beside(cell: Cell, row: dict[str, Any]) -> Cell:
+def with_bounded_evaluations(cell: Cell, row: dict[str, Any]) -> Cell:
     """The cell for points beside the items (grids, points off the support), in large batches.
 
     A field may be stiff where there is no data; an adaptive solver then gets four times the evaluations that the items
@@ -214,10 +214,10 @@ def beside(cell: Cell, row: dict[str, Any]) -> Cell:
     """
     estimator = cell.estimator
     if estimator.params().get("max_nfe") is not None:
-        bound = min(estimator.max_nfe, max(100, int(BESIDE_NFE * row["nfe_max"])))
+        bound = min(estimator.max_nfe, max(100, int(FAR_NFE * row["nfe_max"])))
         estimator = replace(estimator, max_nfe=bound)
     asked = cell.options.batch_size
-    batch_size = asked if isinstance(asked, str) else max(asked, BESIDE_BATCH)
+    batch_size = asked if isinstance(asked, str) else max(asked, FAR_BATCH)
     return replace(cell, estimator=estimator).with_options(batch_size=batch_size)
 
 

@@ -1,6 +1,6 @@
-"""A large cell in pieces: each is kept as soon as it is known, so that a run that was stopped goes on inside the cell.
+"""Partial results of a large cell, stored as soon as they are known: a run that was stopped goes on inside the cell.
 
-The pieces are whole batches, and randomness is keyed by item, so the answer is that of the cell in one go. They lie in
+Each holds whole batches, and randomness is keyed by item, so the answer is that of the cell in one go. They lie in
 the run's folder, below `pieces/<cell_id>`, until the cell's row is written.
 """
 
@@ -22,7 +22,7 @@ from flowlik.records.writing import read_arrays, write_arrays
 from flowlik.tasks.points import Points
 
 ITEMS = 500
-"""Items of a piece, rounded up to whole batches; a cell of no more is not cut."""
+"""Items of a partial result, rounded up to whole batches; a cell of no more has none."""
 
 Evaluate = Callable[[Cell, Any, Tensor | Points, Tensor], Evaluation]
 
@@ -39,11 +39,11 @@ def with_partial_results(folder: Path) -> Evaluate:
         for start in range(0, len(x), size):
             where = slice(start, min(len(x), start + size))
             file = folder / f"{where.start}-{where.stop}-by-{batch}.npz"
-            found = _kept(file)
+            found = _stored(file)
             if found is None:
                 found = evaluate(cell, model, x[where], ids[where])
-                _keep(file, found)
-                _tell(f"{cell.title}: {where.stop} of {len(x)} items")
+                _store(file, found)
+                _print_progress(f"{cell.title}: {where.stop} of {len(x)} items")
             parts.append(found)
             cell = cell.with_options(batch_size=found.batch_size)  # where memory had it halved
         return joined(parts)
@@ -51,13 +51,13 @@ def with_partial_results(folder: Path) -> Evaluate:
     return evaluated
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     if not sys.stderr.isatty():  # on a terminal it would run through the bar
         print(line, file=sys.stderr, flush=True)  # noqa: T201 - minutes of silence would look like a hang
 
 
-def _keep(file: Path, found: Evaluation) -> None:
-    """Write a piece; where the disk does not take it, the run goes on without."""
+def _store(file: Path, found: Evaluation) -> None:
+    """Write a partial result; where the disk does not take it, the run goes on without."""
     words = {"batch_size": found.batch_size, "reason": found.reason}
     arrays = {"log_prob": found.log_prob, "valid": found.valid, "words": np.array(json.dumps(words))}
     if found.stderr is not None:
@@ -68,8 +68,8 @@ def _keep(file: Path, found: Evaluation) -> None:
         write_arrays(file, arrays)
 
 
-def _kept(file: Path) -> Evaluation | None:
-    """A piece that an earlier run finished; None where there is none, or a damaged one."""
+def _stored(file: Path) -> Evaluation | None:
+    """A partial result that an earlier run finished; None where there is none, or a damaged one."""
     if not file.is_file():
         return None
     try:

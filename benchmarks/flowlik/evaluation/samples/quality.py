@@ -35,7 +35,7 @@ FEW_DIMENSIONS = 64
 """Up to so many, nearest neighbours in data space tell something."""
 
 SCORE = "whitened-ode[solver=rk4,steps=8,clock=stretched,trace=hutchinson]"
-"""32 evaluations in the stretched clock: on the digits the solve is within 0.001 bits/dim of the converged value."""
+"""32 evaluations in reparametrised time: on the digits the solve is within 0.001 bits/dim of the converged value."""
 
 
 def judge(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Does the estimator rank ten models as their exact likelihoods do?
+"""Ranking models: does the estimator rank ten models as their exact likelihoods do?
 
 The ten are variants of the cell's model, apart by less than the bias of a few Euler steps on it, so an estimator whose
 bias is not the same for all of them gets the order wrong. Two families:

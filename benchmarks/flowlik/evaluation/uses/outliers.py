@@ -1,6 +1,6 @@
-"""Does the estimator's likelihood tell the test images from foreign ones?
+"""Does the estimator's likelihood detect images that are out of distribution?
 
-Foreign sets of the digits, dequantised as the digits are: the test images moved by two pixels, with grey levels
+Out-of-distribution sets for the digits, dequantised as they are: the test images moved by two pixels, with grey levels
 inverted, with their pixels in another order (the same histogram), and levels drawn at random; MNIST and Fashion-MNIST
 reduced to the digits' size by the digits' own procedure (sums over 4 x 4 blocks), where their files are at hand.
 """
@@ -30,7 +30,7 @@ FILES = ("mnist", "fashion-mnist")
 
 
 def outlier_detection(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Array]]:
-    """AUROC of log p as a score, test images against each foreign set of the same size.
+    """AUROC of log p as a score, test images against each out-of-distribution set of the same size.
 
     Measures, per set: `auroc` with a 95 % interval (DeLong), `bpd` the set's mean bits/dim as the estimator sees it.
     A set whose file is missing has only a `reason`.
@@ -47,7 +47,7 @@ def outlier_detection(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Arr
     arrays = {"own": own}
     for name in (*SYNTHETIC, *FILES):
         try:
-            images = foreign(name, levels)
+            images = out_of_distribution(name, levels)
         except UnavailableError as error:
             measured[name] = {"reason": str(error)}
             continue
@@ -75,8 +75,8 @@ def auroc(inside: Array, outside: Array) -> tuple[float, float, float]:
     return value, max(value - spread, 0.0), min(value + spread, 1.0)
 
 
-def foreign(name: str, levels: Tensor) -> Tensor:
-    """A foreign set of as many images as `levels` (n, 1, 8, 8), grey levels 0..16, uint8.
+def out_of_distribution(name: str, levels: Tensor) -> Tensor:
+    """An out-of-distribution set of as many images as `levels` (n, 1, 8, 8), grey levels 0..16, uint8.
 
     Raises:
         UnavailableError: its file is not there; the line says where it is looked for.

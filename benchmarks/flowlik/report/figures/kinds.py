@@ -32,7 +32,7 @@ from flowlik.report.figures.likelihood.overview import error_overview
 from flowlik.report.figures.likelihood.probes import noise_of_probes
 from flowlik.report.figures.likelihood.scaling import cost_scaling
 from flowlik.report.figures.likelihood.scatter import estimated_against_reference
-from flowlik.report.figures.likelihood.solvers import error_of_rules
+from flowlik.report.figures.likelihood.solvers import error_of_solvers
 from flowlik.report.figures.samples.density_and_samples import density_maps, sample_grids
 from flowlik.report.figures.samples.frechet import frechet_against_steps
 from flowlik.report.figures.samples.guidance import self_guidance
@@ -108,9 +108,9 @@ KINDS: Final[dict[str, Kind]] = {
         "intervals.",
     ),
     "rules": Kind(
-        error_of_rules,
-        "Rules that need no training",
-        "Fixed-step rules at equal numbers of forwards, a panel per time grid: solid in moment-whitened coordinates, "
+        error_of_solvers,
+        "Solvers that need no training",
+        "Fixed-step solvers at equal numbers of forwards, a panel per time grid: solid in moment-whitened coordinates, "
         "dashed in plain ones, dotted with Richardson extrapolation. Down and to the left is better.",
     ),
     "probes": Kind(
@@ -161,17 +161,17 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "comparison": Kind(
         model_comparison,
-        "Ten models ranked by their likelihood",
+        "Ranking models by their likelihood",
         "Rank correlation (Kendall's tau) between estimated and exact mean likelihoods of ten models that differ by "
         "less than the bias of a few Euler steps: 1 is the exact order, 0 a random one. Bars: 95 % bootstrap intervals "
         "over the test points. A bias that is the same for all models does no harm here, one that differs does.",
     ),
     "outliers": Kind(
         outlier_detection,
-        "Foreign images",
-        "Probability that a test image gets a higher likelihood than a foreign one: 1 tells them apart, 0.5 is chance, "
-        "less means that the foreign ones look likelier. The estimator with the most evaluations is nearest to what "
-        "the model itself says. Bars: 95 % intervals.",
+        "Out-of-distribution detection",
+        "Probability that a test image gets a higher likelihood than one of another data set: 1 tells them apart, 0.5 "
+        "is chance, less means that the others look likelier. The estimator with the most evaluations is nearest to "
+        "what the model itself says. Bars: 95 % intervals.",
     ),
     "importance": Kind(
         rare_events,

@@ -1,4 +1,4 @@
-"""Looks shared by all figures: fonts and sizes, series, axes, legends and control lines."""
+"""Style shared by all figures: fonts and sizes, series, axes, legends and control lines."""
 
 from __future__ import annotations
 

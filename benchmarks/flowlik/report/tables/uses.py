@@ -88,9 +88,7 @@ def _comparison(frame: pd.DataFrame) -> Table | None:
         *("spread of the exact values", "bias", "spread of the bias"),
     )
     note = "Means over the items; regret, spreads and bias in bits/dim. Brackets: 95 % bootstrap intervals over items."
-    return Table(
-        _title(frame, "ten models ranked by their likelihood"), heads, tuple(found), names=3, note=note
-    )
+    return Table(_title(frame, "ranking models by their likelihood"), heads, tuple(found), names=3, note=note)
 
 
 def _outliers(frame: pd.DataFrame) -> Table | None:
@@ -106,11 +104,12 @@ def _outliers(frame: pd.DataFrame) -> Table | None:
             (*_head(row), *(_cell(o.get("auroc"), o.get("auroc_lo"), o.get("auroc_hi"), 2) for o in of))
         )
     missing = [rows[0]["extra"]["outliers"][name]["reason"] for name in sets if name not in measured]
-    note = "AUROC of log p, test images against each foreign set; brackets: 95 % intervals. " + " ".join(
-        f"{reason[0].upper()}{reason[1:]}." for reason in missing
+    note = (
+        "AUROC of log p, test images against each out-of-distribution set; brackets: 95 % intervals. "
+        + " ".join(f"{reason[0].upper()}{reason[1:]}." for reason in missing)
     )
     heads = ("method", "model", "NFE", *measured)
-    return Table(_title(frame, "foreign images"), heads, tuple(lines), note=note.strip())
+    return Table(_title(frame, "out-of-distribution detection"), heads, tuple(lines), note=note.strip())
 
 
 def _importance(frame: pd.DataFrame) -> Table | None:

@@ -11,7 +11,7 @@ import torch
 import flowlik_estimators  # noqa: F401
 from flowlik.cells import Cell
 from flowlik.evaluation.batching.partial_results import with_partial_results
-from flowlik.evaluation.evaluate_cell import HERE, Engine, run_prepared
+from flowlik.evaluation.evaluate_cell import THIS_PROCESS, Backend, run_prepared
 from flowlik.evaluation.prepare import Prepared, prepare
 from flowlik.evaluation.row import Arrays, Row, blank_row, merged
 from flowlik.records import environment
@@ -21,12 +21,12 @@ from flowlik.running.executor import Setup
 class Worker:
     """Takes a cell in two steps, so that its id is known before any work is done."""
 
-    def __init__(self, setup: Setup, engine: Engine = HERE) -> None:
-        settle_numerics()
+    def __init__(self, setup: Setup, backend: Backend = THIS_PROCESS) -> None:
+        use_full_float32()
         self.run_id = setup.run_id
         self.environment = environment.describe(setup.argv)
-        self._engine = engine
-        self._partial_results = setup.partial_results if engine is HERE else None
+        self._backend = backend
+        self._partial_results = setup.partial_results if backend is THIS_PROCESS else None
         self._prepared: Prepared | None = None
         self._row: Row | None = None
 
@@ -52,15 +52,15 @@ class Worker:
         """The prepared cell's row and arrays, computed in batches of `batch_size` where that is given."""
         assert self._prepared is not None
         assert self._row is not None
-        engine = self._engine
+        backend = self._backend
         if self._partial_results is not None:
-            engine = replace(
-                engine, evaluate=with_partial_results(self._partial_results / self._prepared.cell_id)
+            backend = replace(
+                backend, evaluate=with_partial_results(self._partial_results / self._prepared.cell_id)
             )
-        measured, arrays = run_prepared(self._prepared, batch_size=batch_size, engine=engine)
+        measured, arrays = run_prepared(self._prepared, batch_size=batch_size, backend=backend)
         return merged(self._row, measured), arrays
 
 
-def settle_numerics() -> None:
+def use_full_float32() -> None:
     """float32 means float32, on every device."""
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""Training-free rules side by side: solver x grid x coordinates at equal numbers of evaluations."""
+"""Training-free solvers side by side: solver x grid x coordinates at equal numbers of evaluations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOURS: Final = {
 }
 
 
-def error_of_rules(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
+def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Mean |error| of fixed-step rules against forwards: a column per grid, a row per model and split.
 
     Colour is the solver; whitened coordinates are solid, plain ones dashed, Richardson extrapolation dotted.

@@ -43,7 +43,7 @@ def model_comparison(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 def outlier_detection(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
-    """AUROC of the likelihood against each foreign set."""
+    """AUROC of the likelihood against each out-of-distribution set."""
     shown = frame[[bool(extra.get("outliers")) for extra in frame["extra"]]]
     sets = dict.fromkeys(name for extra in shown["extra"] for name in extra["outliers"])
     panels: list[Panel] = []
@@ -51,7 +51,7 @@ def outlier_detection(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         ends = [numbers.from_extra(shown, "outliers", name, f"auroc{end}") for end in ("", "_lo", "_hi")]
         if ends[0].notna().any():
             panels.append((f"{name} images", ends[0], ends[1], ends[2], 1.0))
-    return _drawn(shown, panels, "test images against foreign ones", "AUROC of log p", titles=True)
+    return _drawn(shown, panels, "test images against other data", "AUROC of log p", titles=True)
 
 
 def rare_events(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
