@@ -1,4 +1,4 @@
-"""What surrounds every call of an estimator: the points are checked, and the model is held still."""
+"""What surrounds every call of an estimator: the points are checked, and the parameters frozen."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
         )
     if x.ndim == 0 or (event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape)):
         event_shape = event_shape or ("...",)
-        wanted = ", ".join(["batch", *map(str, event_shape)])
-        raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")
+        expected = ", ".join(["batch", *map(str, event_shape)])
+        raise ValueError(f"x must have shape ({expected}), got {tuple(x.shape)}")
     if x.shape[0] == 0:
         raise ValueError("x is an empty batch")
     if not bool(torch.isfinite(x).all()):

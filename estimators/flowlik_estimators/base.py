@@ -269,8 +269,8 @@ class Estimator:
                 return float(value)
             if isinstance(kind, type) and type(value) is kind:
                 return value
-        wanted = " or ".join(_KIND_NAMES.get(kind, str(kind)) for kind in kinds)
-        raise ValueError(f"{self.name}: {option} must be {wanted}, got {value!r}")
+        expected = " or ".join(_KIND_NAMES.get(kind, str(kind)) for kind in kinds)
+        raise ValueError(f"{self.name}: {option} must be {expected}, got {value!r}")
 
     def _at_least_one(self, *options: str) -> None:
         for option in options:

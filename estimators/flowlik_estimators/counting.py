@@ -4,8 +4,8 @@
 `torch.autograd.Function`. That identity sees, in rows (batch rows times the sizes of the enclosing vmaps),
 
 - every call forwards,
-- every reverse product, because it sits at the inputs and all cotangents leave the network through it,
-- every forward-mode product, because all tangents enter the network through it,
+- every vector-Jacobian product, because it sits at the inputs and all cotangents leave the network through it,
+- every Jacobian-vector product, because all tangents enter the network through it,
 
 whether the derivatives are taken by a loop of `torch.autograd.grad`, by `is_grads_batched`, or by
 `torch.func`. A cost per sample is rows over batch. Methods of the wrapped model that call each other count
@@ -154,8 +154,8 @@ class _CountedPolicy:
         self._counts = counts
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._policy, name)
-        return self._counting(found) if name in POLICY_METHODS else found
+        value = getattr(self._policy, name)
+        return self._counting(value) if name in POLICY_METHODS else value
 
     def _counting(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(x: Tensor, t: Tensor) -> Any:

@@ -4,8 +4,8 @@ One network gives the average velocity u and the average divergence D between an
 data, ``t_0 = 1 > ... > t_N = 0``, give ``x <- x + (t_{k+1} - t_k) u``, ``log p = log N(x_N; 0, I) + sum_k
 (t_{k+1} - t_k) D_k``; with the times reversed the same steps draw a sample together with its log-density.
 
-Cost: ``steps`` forwards per sample, no products. Biased by the errors of the map and of the divergence head;
-it has no standard error of its own.
+Cost: ``steps`` forwards per sample, no vector-Jacobian products. Biased by the errors of the map and of the divergence
+head; it has no standard error of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class F2D2(Estimator):
         self._at_least_one("steps")
 
     def supports(self, model: object) -> str | None:
-        """Needs the average divergence beside the average velocity."""
+        """Needs the average divergence together with the average velocity."""
         return lacks(model, "joint flow map")
 
     def _log_prob(self, model: JointFlowMap, x: Tensor, run: Run) -> Estimate:

@@ -1,4 +1,4 @@
-r"""F2D2 with its divergence head corrected: unbiased along the learned path, with an error bar.
+r"""F2D2 with its divergence head corrected: unbiased along the learned path, with a standard error.
 
 Source: docs/math.md section 8. The head's average divergence D(x, t, r) of a joint flow map says what the
 integral of the divergence along the learned path ``X(r) = x + (r - t) u(x, t, r)`` has become at time r; its
@@ -13,8 +13,8 @@ whatever the head has learned. Hence, with r stratified on [t, s] and E[e e^T] =
 is unbiased for the mean of div v along the learned path: the head is a control variate. Independent
 replicates of the whole estimate give its standard error, with ``dof`` = replicates - 1 degrees of freedom.
 Their law is near normal, as Student's t needs, once a few random times enter each: with one step and one
-correction 95 % bars of 2, 4 and 8 replicates were measured to cover 88, 91 and 94 %, with four steps 94 %.
-The error of the path itself stays, and no bar covers it: `cycle_error` shows it.
+correction 95 % intervals of 2, 4 and 8 replicates were measured to cover 88, 91 and 94 %, with four steps 94 %.
+The error of the path itself stays, and no interval covers it: `cycle_error` shows it.
 
 Cost per sample: a step is 1 forward, and for each replicate and correction 2 forwards (head and field), 1 vjp
 (dD/dr, which is one number a sample) and one vjp a probe (hutchinson) or d (exact).
@@ -165,7 +165,8 @@ class F2D2Corrected(Traced):
 def _path_and_rate(model: Any, run: Run, x: Tensor, t: float, r: Tensor) -> tuple[Tensor, Tensor]:
     """X(r) (batch, *event) and g(r) (batch,) float64.
 
-    D is one number a sample, so dD/dr of the whole batch is one reverse product, and no network needs forward mode.
+    D is one number a sample, so dD/dr of the whole batch is one vector-Jacobian product, and no network needs forward
+    mode.
     """
     with torch.enable_grad():
         r = r.detach().requires_grad_()
@@ -173,8 +174,10 @@ def _path_and_rate(model: Any, run: Run, x: Tensor, t: float, r: Tensor) -> tupl
         there = x + (r - t).view(-1, *[1] * (x.ndim - 1)) * u
         slope = torch.zeros_like(r)
         if div.requires_grad:
-            (found,) = torch.autograd.grad(div.sum(), r, create_graph=run.differentiable, allow_unused=True)
-            slope = slope if found is None else found
+            (derivative,) = torch.autograd.grad(
+                div.sum(), r, create_graph=run.differentiable, allow_unused=True
+            )
+            slope = slope if derivative is None else derivative
         g = div + (r - t).double() * slope.double()
     return (there, g) if run.differentiable else (there.detach(), g.detach())
 

@@ -39,10 +39,10 @@ from flowlik_estimators.registry import register
 from flowlik_models.interfaces import lacks
 
 MAX_DIM = 784
-"""28 x 28 pixels: beyond it the d products and the d^3 determinant of a step are out of proportion."""
+"""28 x 28 pixels: beyond it the d vector-Jacobian products and the d^3 determinant of a step are out of proportion."""
 
 JACOBIAN_NUMBERS = 2**24
-"""Entries of the Jacobians held at once, 128 MiB in float64: larger batches are cut into pieces."""
+"""Entries of the Jacobians in memory at once, 128 MiB in float64: larger batches are cut into pieces."""
 
 
 @register("flow-map-exact")

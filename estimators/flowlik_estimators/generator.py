@@ -3,10 +3,10 @@ r"""Likelihood of a one-step generator x = G(z), z ~ N(0, I): RealUID, arXiv 250
 The paper samples and has no likelihood. The routes:
 
 - ``invert``: solve G(z) = x and sum over the roots, ``p(x) = sum_k N(z_k; 0, I)/|det J(z_k)|``. Damped Newton steps,
-  the Jacobian by d reverse products, from ``starts`` draws of a bank: half of them those whose images lie closest to
-  x, the others as far from those chosen as any of the next closest, since where G folds these lie on other branches.
-  Roots that coincide count once. Exact where all roots are found. Where none is, the density is 0: log p is minus
-  infinity and the row invalid.
+  the Jacobian by d vector-Jacobian products, from ``starts`` draws of a bank: half of them those whose images lie
+  closest to x, the others as far from those chosen as any of the next closest, since where G folds these lie on other
+  branches. Roots that coincide count once. Exact where all roots are found. Where none is, the density is 0: log p is
+  minus infinity and the row invalid.
 - ``own-samples``: draws only, each with ``log N(z) - log |det J(z)|``. That is the density where G is one-to-one, and
   one root's part of it where it folds.
 - ``fake-flow``: the ODE of the fake model, by `ode` with an exact trace at tolerance 1e-6. Its density is G's as far as
@@ -42,10 +42,10 @@ from flowlik_models.interfaces import lacks
 from flowlik_models.numerics.streams import BANK_STREAM
 
 MAX_DIM = 784
-"""Beyond it d products a step and a d^3 solve are out of proportion."""
+"""Beyond it d vector-Jacobian products a step and a d^3 solve are out of proportion."""
 
 JACOBIAN_NUMBERS = 2**22
-"""Entries of the Jacobians held at once."""
+"""Entries of the Jacobians in memory at once."""
 
 BANK = 1024
 """Draws whose images say where to start; the same ones for every point of a call."""
@@ -150,9 +150,9 @@ class Generator(Estimator):
             return Samples(x=_generated(model, x0, run, slice(None)))
         x, jacobian = _with_jacobian(model, x0, run, slice(None))
         sign, log_det = torch.linalg.slogdet(jacobian)
-        found = Samples(x=x, log_prob=standard_normal_log_prob(x0) - log_det, reason=_folds(sign))
+        samples = Samples(x=x, log_prob=standard_normal_log_prob(x0) - log_det, reason=_folds(sign))
         if self.route == "own-samples":
-            return found
+            return samples
         assert self.starts is not None  # all roots of a sample, not its own latent alone
         whole = _Inversion(model, x, run, self.starts, known=x0).estimate()
         return Samples(x=x, log_prob=whole.log_prob, reason=whole.reason)

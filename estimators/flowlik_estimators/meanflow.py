@@ -7,7 +7,7 @@ step's log-determinant is what few-step likelihoods without a divergence head re
 beat.
 
 Cost: ``steps`` forwards per sample, and d vjps (exact) or one a probe (hutchinson) for each. Sampling takes
-no products and gives no log-density, since the value would be invalid.
+no vector-Jacobian products and gives no log-density, since the value would be invalid.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ STEP_ENDS = 17
 """Without probes, the adaptive solve of x ends a step at the nodes of this rule; it interpolates between its steps."""
 
 FEW_DIMENSIONS = 5
-"""Up to here the d products of 17 nodes cost less than the 96 evaluations of as many steps of dopri5 that end there."""
+"""Up to here the d vector-Jacobian products of 17 nodes cost less than the 96 evaluations of as many steps of dopri5
+that end there."""
 
 
 @register("ode")
@@ -50,11 +51,11 @@ class ODE(ODEOptions):
     model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional model would
     need conditions, so there the options must be named.
 
-    ``divergence=quadrature`` takes ``nodes`` (3, 5, 9, ..., 129), or doubles them until the estimated error is at
-    most ``tol`` nats: item by item with an exact or closed trace (3e-3, the mean error comes out many times
-    smaller), for all items by the pilot's root-mean-square with probes (0.05). Probes are drawn anew at every
-    node. ``allocation=neyman`` spreads ``probes`` x nodes products over the nodes by the pilot's variances, at
-    least one each; uniform gives each node ``probes``. A fixed-step solve takes the nodes into its grid.
+    ``divergence=quadrature`` takes ``nodes`` (3, 5, 9, ..., 129), or doubles them until the estimated error is at most
+    ``tol`` nats: item by item with an exact or closed trace (3e-3, the mean error comes out many times smaller), for
+    all items by the pilot's root-mean-square with probes (0.05). Probes are drawn anew at every node.
+    ``allocation=neyman`` allocates ``probes`` x nodes vector-Jacobian products to the nodes by the pilot's variances,
+    at least one each; uniform gives each node ``probes``. A fixed-step solve takes the nodes into its grid.
 
     ``extra``: ``dof``, Student's degrees of freedom of ``stderr``; ``nodes`` and ``quadrature_error``, the
     rule's estimated error in nats, each (batch,). Fixed probes along the path are independent replicates (without

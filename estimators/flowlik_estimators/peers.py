@@ -112,7 +112,7 @@ class FlowMatching(Peer):
             raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs steps")
 
     def _answer(self, field: Field, x: Tensor, run: Run) -> Estimate:
-        end = run.data_end  # the library insists on t = 1: a clock that runs faster begins there
+        end = run.data_end  # the library insists on t = 1: a faster time begins there
         solver = import_module(self.module).ODESolver(lambda x, t: end * field(x, end * t))
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         try:
@@ -168,10 +168,10 @@ class Zuko(Peer):
 class Torchode(Peer):
     """torchode (arXiv 2210.12375), which gives each row its own steps; `extra` holds their number.
 
-    The library solves ODEs and has no likelihood, so the augmented right-hand side is the one its users
-    write: torch.autograd, d products in a loop (exact) or one Rademacher probe keyed by item (hutchinson).
-    ``solver`` with torchode's integral controller at ``rtol``, ``atol`` (1e-5 each), on the root mean square
-    of a row's d + 1 numbers. A step evaluates the whole batch, finished rows too.
+    The library solves ODEs and has no likelihood, so the augmented right-hand side is the one its users write:
+    torch.autograd, d vector-Jacobian products in a loop (exact) or one Rademacher probe keyed by item (hutchinson).
+    ``solver`` with torchode's integral controller at ``rtol``, ``atol`` (1e-5 each), on the root mean square of a
+    row's d + 1 numbers. A step evaluates the whole batch, finished rows too.
     """
 
     module = "torchode"

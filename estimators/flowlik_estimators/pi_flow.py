@@ -38,7 +38,7 @@ EPS = 1e-3
 
 MAX_DIM = 784
 JACOBIAN_NUMBERS = 2**22
-"""Entries of the Jacobians held at once; the graph of all substeps is held beside them."""
+"""Entries of the Jacobians in memory at once; the graph of all substeps comes on top."""
 
 Solver = Literal["rk4", "heun"]
 Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -143,7 +143,7 @@ class _Path:
         )
         for t, s in pairwise(self.ends):
             done = [self._determinant(x[part], t, s, part) for part in pieces]
-            x, sign, log, part_frozen = (torch.cat(found) for found in zip(*done, strict=True))
+            x, sign, log, part_frozen = (torch.cat(parts) for parts in zip(*done, strict=True))
             folds, change, frozen = folds + (sign < 0), change + log, frozen + part_frozen
         self._check(x)
         extra = {"sign_changes": folds}

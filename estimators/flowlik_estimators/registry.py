@@ -46,10 +46,13 @@ def register(name: str) -> Callable[[type[E]], type[E]]:
     """
 
     def enter(kind: type[E]) -> type[E]:
-        held = _REGISTRY.get(name)
-        if held is not None and (held.__module__, held.__qualname__) != (kind.__module__, kind.__qualname__):
+        owner = _REGISTRY.get(name)
+        if owner is not None and (owner.__module__, owner.__qualname__) != (
+            kind.__module__,
+            kind.__qualname__,
+        ):
             raise ValueError(
-                f"estimator {name!r} is already registered by {held.__module__}.{held.__qualname__}"
+                f"estimator {name!r} is already registered by {owner.__module__}.{owner.__qualname__}"
             )
         kind.name = name
         _REGISTRY[name] = kind

@@ -9,11 +9,11 @@ the Gaussian with these moments stands still, so the solver integrates only what
 closed form: ``log p_t(x) = log q_t(y) - 1/2 sum_i log w_i(t)``, and y = x at t = 0. y keeps the orientation
 of x: a pixel of y belongs to the pixel of x. Any positive lam gives a valid change of variables.
 
-Derivative products are those of the field in the coordinates of the data: the residual's own Jacobian,
+Vector-Jacobian products are those of the field in the coordinates of the data: the residual's own Jacobian,
 ``W^{-1/2} J_v W^{1/2} - V diag(w'/2w) V^T`` with W = V diag(w) V^T, is similar to ``J_v - V diag(w'/2w) V^T`` and so
 of the same trace, but of a larger norm, and would make noisier probes.
 
-Cost: that of `ode`, and up to seven products with V an evaluation.
+Cost: that of `ode`, and up to seven matrix products with V an evaluation.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from flowlik_models.moments import moments as moment_files
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 
 Derivative = Literal["own", "data", "residual"]
-"""Which Jacobian products of the residual field give, all of one trace: its own; ``J_v - c I``, c the mean of w'/2w;
-or ``J_v - V diag(w'/2w) V^T``."""
+"""Which Jacobian the vector-Jacobian products of the residual field are of, all of one trace: its own; ``J_v - c I``,
+c the mean of w'/2w; or ``J_v - V diag(w'/2w) V^T``."""
 
 
 @register("whitened-ode")
@@ -44,13 +44,13 @@ class WhitenedODE(ODEOptions):
 
     ``clock``: what the solver steps in, t itself (time) or, scaled to the same interval, ``log((t + 1/2)/(1 - t +
     b))`` with b the smallest standard deviation of the data (stretched): few steps then resolve the last stretch to
-    the data, ``1 - t`` about b, where a field is stiff. ``grid`` divides the clock. ``floor``: the smallest variance
-    used; small ones magnify a network's own error near the data by ``1/sqrt(lam)``. Tolerances of an adaptive solver
-    are those of y.
+    the data, ``1 - t`` about b, where a field is stiff. ``grid`` divides what the solver steps in. ``floor``: the
+    smallest variance used; small ones magnify a network's own error near the data by ``1/sqrt(lam)``. Tolerances of an
+    adaptive solver are those of y.
 
     With probes, ``control`` (gaussian) says which Jacobian they see: gaussian, the model's minus the Gaussian's; none,
-    the model's, the Gaussian's trace being taken off; auto (on clock=time), what a pilot finds quieter. Where a graph
-    is kept (differentiable) they see the residual's own Jacobian, as unbiased and noisier.
+    the model's, the Gaussian's trace being taken off; auto (on clock=time), whichever has the smaller variance in a
+    pilot. Where a graph stays (differentiable) they see the residual's own Jacobian, as unbiased and noisier.
     """
 
     clock: Literal["time", "stretched"] = "time"
@@ -96,11 +96,11 @@ class WhitenedODE(ODEOptions):
 
     def _field(self, model: Any, run: Run) -> ResidualField:
         variances = _variances(model.moments, self.floor)
-        clock = SolverTime(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
+        time = SolverTime(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
         derivative: Derivative = "residual" if self.control == "gaussian" else "data"
         if run.differentiable:
             derivative = "own"
-        return ResidualField(model, run, variances, clock, derivative)
+        return ResidualField(model, run, variances, time, derivative)
 
     def _ode(self) -> ODE:
         """The estimator that solves the residual field, which has taken off the Gaussian itself."""
@@ -136,19 +136,19 @@ class SolverTime:
 
 
 class ResidualField:
-    """A velocity field in whitened coordinates and on a clock; every evaluation is one of the model's."""
+    """A velocity field in whitened coordinates and in the solver's time; every evaluation is one of the model's."""
 
     def __init__(
         self,
         model: Any,
         run: Run,
         variances: list[float],
-        clock: SolverTime | None,
+        time: SolverTime | None,
         derivative: Derivative,
     ) -> None:
         self.event_shape = run.event_shape
         self.moments: Moments = model.moments
-        self._model, self._clock, self._derivative = model, clock, derivative
+        self._model, self._solver_time, self._derivative = model, time, derivative
         self._spaces = {
             dtype: _Space(self.moments, variances, dtype, run.device) for dtype in {run.dtype, torch.float64}
         }
@@ -189,8 +189,8 @@ class ResidualField:
     def unwhiten(self, y: Tensor, t: Tensor) -> Tensor:
         """x of y at the times t (batch,), in y's dtype."""
         space = self._spaces[y.dtype]
-        spread = space.combine((y.flatten(1), space.variances(t).sqrt()))
-        return (t[:, None] * space.mean + spread).view_as(y)
+        scaled = space.combine((y.flatten(1), space.variances(t).sqrt()))
+        return (t[:, None] * space.mean + scaled).view_as(y)
 
     def log_volume(self, t: Tensor) -> Tensor:
         """log |det dx/dy| = 1/2 sum_i log w_i at the times t, (batch,) float64."""
@@ -198,7 +198,7 @@ class ResidualField:
         return 0.5 * space.total(space.variances(t).log())
 
     def _time(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (u, None) if self._clock is None else self._clock(u)
+        return (u, None) if self._solver_time is None else self._solver_time(u)
 
     def _gaussian(self, y: Tensor, t: Tensor) -> Tensor:
         """What is taken off v for its Jacobian, of the trace of V diag(w'/2w) V^T."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from flowlik.references.fixed_rk4 import log_source, states, weights_of
 from flowlik_estimators.divergence import probe_variance
 from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.divergence.probes import Basis, GaussianControl, Rotation
-from flowlik_estimators.divergence.products import hutchinson, products
+from flowlik_estimators.divergence.products import hutchinson, vector_jacobian_products
 from flowlik_estimators.integration.clenshaw_curtis import allocate
 from flowlik_models.numerics.streams import ROUND_STREAMS
 
@@ -119,12 +120,18 @@ def pilot(model: Any, x: Tensor, steps: int, end: float, target_stderr: float) -
     )
 
 
+def _velocity(model: Any, t: Tensor, x: Tensor) -> Tensor:
+    v: Tensor = model.velocity(x, t)
+    return v
+
+
 def _products(model: Any, x: Tensor, probes: Tensor, steps: int, end: float) -> tuple[list[float], Tensor]:
     """Times of the nodes and J^T e of every probe there, (nodes, batch, probes, d)."""
     times, found = [], []
     for time, y in states(model, x, steps, end):
         now = x.new_full((len(x),), time)
-        found.append(products(lambda z, now=now: model.velocity(z, now), y.to(x.dtype), probes))  # type: ignore[misc]
+        field = partial(_velocity, model, now)
+        found.append(vector_jacobian_products(field, y.to(x.dtype), probes))
         times.append(time)
     return times, torch.stack(found)
 

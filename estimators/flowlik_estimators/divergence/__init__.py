@@ -1,1 +1,1 @@
-"""The divergence of a field: products, probes, what they are worth, and the integral along a path."""
+"""The divergence of a field: vector-Jacobian products, probes and their variance, and the integral along a path."""

@@ -79,7 +79,7 @@ class Quadrature:
     ) -> Estimate:
         """The same with fresh probes at every node, their mean, and the pooled standard error.
 
-        ``neyman``: a pilot, whose draws ``solve`` takes along their path, spreads the probes over the nodes.
+        ``neyman``: a pilot, whose draws ``solve`` takes along their path, allocates the probes to the nodes.
         """
         plan = self._plan(options, solve, model, run, neyman=neyman)
         path = path[:: (len(path) - 1) // (len(plan) - 1)]

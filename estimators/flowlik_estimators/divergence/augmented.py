@@ -19,7 +19,8 @@ PILOT_NODES = 17
 
 
 def without_probes(trace: str, model: Any, run: Run) -> Evaluate:
-    """Velocity and divergence (batch, 1), by d products (``trace`` exact) or by the model's own (closed)."""
+    """Velocity and divergence (batch, 1), by d vector-Jacobian products (``trace`` exact) or by the model's own
+    (closed)."""
     if trace == "closed":
         return _closed(model, run)
     return lambda x, t: exact(lambda y: run.velocity(model, y, t), x, differentiable=run.differentiable)

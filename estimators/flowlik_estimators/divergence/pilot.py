@@ -1,6 +1,6 @@
 """The pilot: which law of the probes (`flowlik_estimators.divergence.law`) each node of a rule gets.
 
-A pilot takes two products for every candidate basis on a few draws of the model itself;
+A pilot takes two vector-Jacobian products for every candidate basis on a few draws of the model itself;
 `flowlik_estimators.divergence.probe_variance` says what follows from them. The draws are the same for every call: what
 is chosen does not depend on the batch.
 """
@@ -20,7 +20,7 @@ from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.divergence.law import Law, Node, ProbeOptions
 from flowlik_estimators.divergence.probe_variance import Forms, Known
 from flowlik_estimators.divergence.probes import Basis, Noise
-from flowlik_estimators.divergence.products import products
+from flowlik_estimators.divergence.products import vector_jacobian_products
 from flowlik_estimators.integration import clenshaw_curtis
 from flowlik_estimators.integration.torchdiffeq_solve import Solve
 from flowlik_models.numerics.streams import PILOT_STREAM
@@ -75,7 +75,7 @@ class Pilot:
             for j in range(0, finest, stride):
                 if j not in measured:
                     at = run.at(times[j])
-                    measured[j] = products(
+                    measured[j] = vector_jacobian_products(
                         lambda y, at=at: run.velocity(self.model, y, at),  # type: ignore[misc]
                         path[j].to(run.dtype),
                         shaped,
@@ -135,13 +135,13 @@ class Pilot:
         return probe_variance.choose(torch.stack(variances), torch.stack(coefficients))
 
     def of_the_whole_path(self) -> tuple[Basis, float]:
-        """One basis and coefficient for a probe that is kept along the path."""
+        """One basis and coefficient for a probe that is fixed along the path."""
         weights = clenshaw_curtis.angle_rule(len(self.products), self.run.data_end)[1]
         basis, coefficient, _ = self._choose(weights[None, :])
         return self.bases[int(basis)], float(coefficient)
 
     def plan(self, *, neyman: bool) -> list[Node]:
-        """Law and number of probes of every node: those of the options, or spread by Neyman's rule."""
+        """Law and number of probes of every node: those of the options, or allocated by Neyman's rule."""
         options, count = self.options, len(self.products)
         basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
         probes = self._neyman(variance) if neyman else [options.probes] * count
@@ -151,7 +151,7 @@ class Pilot:
         ]
 
     def _neyman(self, variance: list[float]) -> list[int]:
-        """As many probes in all, spread over the nodes by the variances of one probe there."""
+        """As many probes in all, allocated to the nodes by the variances of one probe there."""
         count = len(variance)
         weights = clenshaw_curtis.angle_rule(count, self.run.data_end)[1].abs().tolist()
         most = math.prod(self.run.event_shape) if self.options.noise == "orthogonal" else None

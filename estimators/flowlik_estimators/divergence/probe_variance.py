@@ -1,4 +1,4 @@
-r"""The variance of one probe in a basis, and the coefficient of a control, from two products an item.
+r"""The variance of one probe in a basis, and the coefficient of a control, from two vector-Jacobian products an item.
 
 With signs s in the rows m_i of a basis, ``e = sum s_i m_i`` and ``w = J^T e``, the variance of ``e^T J e`` is
 ``2 (|S|^2 - sum_i (m_i^T S m_i)^2)``, S the symmetric part of J (docs/math.md section 2). Two probes e_1, e_2 of an

@@ -1,11 +1,11 @@
-r"""The divergence of a field, div v = tr dv/dx, by derivative products.
+r"""The divergence of a field, div v = tr dv/dx, by vector-Jacobian products.
 
 - `exact`: d vector-Jacobian products that share one forward: one after the other, which is smallest and fastest on a
   CPU from about 128 rows on, or for fewer rows in batches of `GROUPED_ROWS` rows of cotangents, because there the
-  calls cost more than the arithmetic. The graph is kept only for the next product, and is itself differentiable only
+  calls cost more than the arithmetic. The graph stays only for the next product, and is itself differentiable only
   if asked.
 - `hutchinson`: ``e^T J e`` for k probes with E[e e^T] = I, unbiased (Hutchinson 1990; for flows arXiv
-  1810.01367), one forward and k products. The probes of a sample are the same at every time of a solve,
+  1810.01367), one forward and k vector-Jacobian products. The probes of a sample are the same at every time of a solve,
   adaptive or fixed-step: then each column is the divergence of one fixed quadratic form, which an error
   controller can follow, and the columns stay independent replicates.
 
@@ -26,7 +26,7 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Noise, Run
 
 GROUPED_ROWS, SMALLEST_GROUP = 512, 8
-"""So many rows of cotangents share a backward pass; groups of fewer products do not pay.
+"""So many rows of cotangents share a backward pass; groups of fewer vector-Jacobian products do not pay.
 
 Measured on a CPU, d = 64, time over that of the loop at 1 / 4 / 16 / 64 rows: closed-form mixture 0.10 / 0.34 / 0.55 /
 0.83, MLP 0.12 / 0.20 / 0.41 / 0.81, U-Net 0.47 / 0.62 / 0.89 / 0.96. At d = 2 there is nothing to gain.
@@ -104,22 +104,22 @@ def hutchinson(
     columns = []
     for k in range(count):
         probe = probes[:, k]
-        product = _vjp(value, x, probe, differentiable, last=k == count - 1)
-        columns.append((product * probe).flatten(1).sum(1))
+        vjp = _vjp(value, x, probe, differentiable, last=k == count - 1)
+        columns.append((vjp * probe).flatten(1).sum(1))
     return _released(value, differentiable), torch.stack(columns, 1)
 
 
-def products(field: Field, x: Tensor, probes: Tensor) -> Tensor:
+def vector_jacobian_products(field: Field, x: Tensor, probes: Tensor) -> Tensor:
     """``J^T e`` of each probe, (batch, k, d), probes (batch, k, *event): 1 forward and k vjps per sample."""
     x, value = with_graph(field, x, differentiable=False)
     count = probes.shape[1]
-    found = [_vjp(value, x, probes[:, k], False, last=k == count - 1) for k in range(count)]
-    return torch.stack(found, 1).flatten(2)
+    vjps = [_vjp(value, x, probes[:, k], False, last=k == count - 1) for k in range(count)]
+    return torch.stack(vjps, 1).flatten(2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traced(Estimator):
-    """Options of the families that take a trace by derivative products."""
+    """Options of the families that take a trace by vector-Jacobian products."""
 
     trace: Literal["exact", "hutchinson"] = "exact"
     probes: int | None = None
@@ -162,10 +162,10 @@ def _vjp(value: Tensor, x: Tensor, cotangent: Tensor, differentiable: bool, *, l
     if not value.requires_grad:
         return torch.zeros_like(x)
     keep = differentiable or not last
-    (product,) = torch.autograd.grad(
+    (vjp,) = torch.autograd.grad(
         value, x, cotangent, retain_graph=keep, create_graph=differentiable, allow_unused=True
     )
-    return torch.zeros_like(x) if product is None else product
+    return torch.zeros_like(x) if vjp is None else vjp
 
 
 def _released(value: Tensor, differentiable: bool) -> Tensor:

@@ -55,8 +55,8 @@ def weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
     at = (torch.tensor(nodes, dtype=torch.float64) - start) / (end - start)
     powers = torch.arange(len(at), dtype=torch.float64)
     moments = 1.0 / (powers + 1.0)
-    found: list[float] = torch.linalg.solve(at[None, :] ** powers[:, None], moments).tolist()
-    return [(end - start) * w for w in found]
+    solution: list[float] = torch.linalg.solve(at[None, :] ** powers[:, None], moments).tolist()
+    return [(end - start) * w for w in solution]
 
 
 def _advanced(state: State, values: Sequence[State], by: Sequence[float]) -> State:

@@ -86,7 +86,7 @@ def allocate(weights: Sequence[float], budget: int, most: int | None = None) -> 
     limit = budget if most is None else most
     counts = [1] * len(weights)
     for _ in range(budget - len(weights)):
-        # the product that lowers sum w^2/n most (w: weight): exact for whole numbers, unlike rounding
+        # the probe that lowers sum w^2/n most (w: weight): exact for whole numbers, unlike rounding
         gains = [w * w / (n * (n + 1)) if n < limit else -1.0 for w, n in zip(weights, counts, strict=True)]
         best = max(range(len(gains)), key=gains.__getitem__)
         if gains[best] < 0.0:
@@ -129,7 +129,7 @@ def _clenshaw_curtis(nodes: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _chebyshev(nodes: int) -> Tensor:
-    """Values at the nodes -> Chebyshev coefficients, (nodes, nodes) float64; signs of odd modes are not kept."""
+    """Values at the nodes -> Chebyshev coefficients, (nodes, nodes) float64; the signs of odd modes are lost."""
     j = torch.arange(nodes, dtype=torch.float64)
     matrix = torch.cos(math.pi * torch.outer(j, j) / (nodes - 1)) * (2.0 / (nodes - 1))
     for edge in (0, -1):

@@ -1,4 +1,4 @@
-"""What a pilot learns from two products an item, against matrices whose variances are known."""
+"""What a pilot learns from two vector-Jacobian products an item, against matrices whose variances are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The divergence by derivative products, against matrices whose trace is known."""
+"""The divergence by vector-Jacobian products, against matrices whose trace is known."""
 
 from __future__ import annotations
 
