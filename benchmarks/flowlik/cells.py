@@ -140,7 +140,7 @@ def estimator_columns(estimator: Any) -> dict[str, Any]:
     }
 
 
-CONTROLS = ("control-mean", "control-component", "control-gaussian")
+CONTROLS = ("control-mean", "control-median", "control-component", "control-gaussian")
 
 
 def is_control(name: str) -> bool:

@@ -11,7 +11,8 @@ not the average velocity of a flow, the two differ.
 
 A step is one-to-one only if its determinant keeps one sign. Where it is negative at a point the map has
 folded: the value is finite and reported, but the density no longer integrates to 1 (it integrates to the mean
-number of points that share an x_0). ``extra`` says so per item: ``sign_changes``, the steps with a negative
+number of points that share an x_0). ``reason`` says of how many rows that is so,
+``extra`` per item: ``sign_changes``, the steps with a negative
 determinant; ``non_invertible``, those with determinant zero, whose density is 0 and counts as invalid;
 ``min_log_abs_det``, the smallest log |det| of a step.
 
@@ -74,7 +75,9 @@ class FlowMapExact(Estimator):
             "non_invertible": (signs == 0).sum(1),
             "min_log_abs_det": logs.detach().amin(1),
         }
-        return Estimate(log_prob=standard_normal_log_prob(x0) + logs.sum(1), extra=extra)
+        return Estimate(
+            log_prob=standard_normal_log_prob(x0) + logs.sum(1), reason=_folds(signs), extra=extra
+        )
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         if not log_prob:
@@ -83,8 +86,8 @@ class FlowMapExact(Estimator):
                 x = x + (s - t) * _average_velocity(model, run, slice(None), t, s, x)
                 run.stepped()
             return Samples(x=x)
-        x, _, logs = self._walk(model, x0, run, start=0.0, end=run.data_end)
-        return Samples(x=x, log_prob=standard_normal_log_prob(x0) - logs.sum(1))
+        x, signs, logs = self._walk(model, x0, run, start=0.0, end=run.data_end)
+        return Samples(x=x, log_prob=standard_normal_log_prob(x0) - logs.sum(1), reason=_folds(signs))
 
     def _walk(
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float
@@ -100,6 +103,16 @@ class FlowMapExact(Estimator):
             logs.append(log)
             run.stepped()
         return x, torch.stack(signs, 1), torch.stack(logs, 1)
+
+
+def _folds(signs: Tensor) -> str | None:
+    """One line where a step's determinant is negative, signs (batch, steps)."""
+    count = int((signs < 0).any(1).sum())
+    return (
+        f"the map folds: the determinant of a step is negative at {count} of {len(signs)} rows"
+        if count
+        else None
+    )
 
 
 def _step(model: Any, run: Run, rows: slice, t: float, s: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

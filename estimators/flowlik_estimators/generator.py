@@ -5,8 +5,9 @@ The paper samples and has no likelihood. The routes:
 - ``invert``: solve G(z) = x and sum over the roots, ``p(x) = sum_k N(z_k; 0, I)/|det J(z_k)|``. Damped Newton steps,
   the Jacobian by d vector-Jacobian products, from ``starts`` draws of a bank: half of them those whose images lie
   closest to x, the others as far from those chosen as any of the next closest, since where G folds these lie on other
-  branches. Roots that coincide count once. Exact where all roots are found. Where none is, the density is 0: log p is
-  minus infinity and the row invalid.
+  branches. The starts are doubled until the roots of an item stand still, twice in a row, or `MOST_STARTS` are tried;
+  ``reason`` gives the share of the rows where they do not. Roots that coincide count once. Exact where all roots are
+  found. Where none is, the density is 0: log p is minus infinity and the row invalid.
 - ``own-samples``: draws only, each with ``log N(z) - log |det J(z)|``. That is the density where G is one-to-one, and
   one root's part of it where it folds.
 - ``fake-flow``: the ODE of the fake model, by `ode` with an exact trace at tolerance 1e-6. Its density is G's as far as
@@ -14,8 +15,9 @@ The paper samples and has no likelihood. The routes:
 - ``head``: a joint map distilled on the generator, one evaluation, as `f2d2` with one step.
 
 ``extra`` of ``invert``: ``roots``, and ``negative_roots`` among them, where det J < 0; ``residual``, the largest
-|G(z) - x| of the roots, or the smallest of all starts where there is none; ``failed_starts``, the share that found no
-root. Jacobians of both signs mean that G folds, and ``reason`` says so.
+|G(z) - x| of the roots, or the smallest of all starts where there is none; ``starts``, how many were tried, and
+``failed_starts``, the share that found no root; ``unsettled``, 1 where the roots did not stand still. Jacobians of both
+signs mean that G folds, and ``reason`` says so.
 
 Cost: ``invert`` one forward a draw of the bank, and in each Newton step a forward and d vjps a start that is still
 moving, and a forward a trial step. ``own-samples`` a forward and d vjps.
@@ -24,7 +26,7 @@ moving, and a forward a trial step. ``own-samples`` a forward and d vjps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -56,6 +58,15 @@ CANDIDATES = 8
 BROAD = 2.0
 """Standard deviation of every second draw of the bank: roots of points in the tails lie far out, on all branches."""
 
+MOST_STARTS = 512
+"""No item gets more than so many, or four times those that were asked for where that is more."""
+
+STILL = 2
+"""Doublings of the starts that bring no new root before an item is done."""
+
+PAIRS = 2**22
+"""Distances held at once."""
+
 CONDITIONAL_BANK = 64
 """Draws for every point where the generator has a condition, whose images are each point's own."""
 
@@ -75,11 +86,12 @@ Route = Literal["invert", "own-samples", "fake-flow", "head"]
 @register("generator")
 @dataclass(frozen=True, kw_only=True)
 class Generator(Estimator):
-    """The generator estimator; ``starts`` (8) belongs to ``route=invert``, ``eps`` to the routes of a flow, fake-flow
+    """The generator estimator; ``starts`` (8) are the first of ``route=invert``, ``eps`` to the routes of a flow, fake-flow
     and head: where the determinant of G is taken, the density is that of G's own images.
     """
 
     family = "generator"
+    version = 2
 
     route: Route = "invert"
     starts: int | None = None
@@ -165,46 +177,87 @@ class Generator(Estimator):
 
 
 class _Inversion:
-    """The roots of G(z) = x for one call, from ``starts`` of the bank and from ``known`` latents (batch, *event)."""
+    """The roots of G(z) = x for one call, from ``starts`` of the bank and more until they stand still, and from
+    ``known`` latents (batch, *event)."""
 
     def __init__(self, model: Any, x: Tensor, run: Run, starts: int, known: Tensor | None = None) -> None:
-        self.model, self.run, self.x = model, run, x
-        z = self._closest(starts)
-        self.z = z if known is None else torch.cat((known[:, None], z), 1)
-        self.starts = self.z.shape[1]
+        self.model, self.run, self.x, self.starts = model, run, x, starts
+        bank, apart = self._bank(max(MOST_STARTS, 4 * starts))
+        self.limit = min(len(bank), max(MOST_STARTS, 4 * starts))
+        self.draws = _Draws(bank, apart)
+        self.first = None if known is None else known[:, None]
         size = 1 + x.flatten(1).double().norm(dim=1)
         self.tolerance = TOLERANCES[run.dtype] * size
 
     def estimate(self) -> Estimate:
         """The sum over all roots found."""
-        run, starts = self.run, self.starts
-        owner = torch.arange(run.batch, device=run.device).repeat_interleave(starts)
+        run = self.run
         with torch.no_grad():
-            z, residual, sign, log_det = self._solved(self.z.flatten(0, 1), owner)
-        solved = (residual <= self.tolerance[owner]).reshape(-1, starts)
-        residual, sign = residual.reshape(-1, starts), sign.reshape(-1, starts)
-        root = solved & ~self._repeated(z.reshape(run.batch, starts, -1), solved)
-        terms = standard_normal_log_prob(z) - log_det
-        if run.differentiable:
-            chosen = root.flatten().nonzero()[:, 0]
-            if len(chosen):
-                terms = terms.index_put((chosen,), self._with_graph(z[chosen], owner[chosen]))
-        none = ~root.any(1)
-        terms = terms.reshape(-1, starts).masked_fill(~root, -math.inf)
-        log_prob = terms.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -math.inf)
-        largest = residual.masked_fill(~root, 0.0).amax(1)
-        negative = root & (sign < 0)
+            roots, tried, least, unsettled = self._searched()
+        terms = standard_normal_log_prob(roots.z) - roots.log_det
+        if run.differentiable and len(roots.owner):
+            terms = self._with_graph(roots.z, roots.owner)
+        count = roots.count(run.batch)
+        none = count == 0
+        table = terms.new_full((run.batch, max(1, int(count.max()))), -math.inf)
+        table = table.index_put((roots.owner, roots.place()), terms)
+        log_prob = table.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -math.inf)
+        largest = torch.zeros_like(least).scatter_reduce(0, roots.owner, roots.residual, "amax")
         return Estimate(
             log_prob=log_prob,
             valid=~none,
-            reason=_complaint(none, _folds(sign[root])),
+            reason=_complaint(none, unsettled, _folds(roots.sign)),
             extra={
-                "roots": root.sum(1),
-                "negative_roots": negative.sum(1),
-                "residual": torch.where(none, residual.nan_to_num(math.inf).amin(1), largest),
-                "failed_starts": (~solved).double().mean(1),
+                "roots": count,
+                "negative_roots": torch.bincount(roots.owner[roots.sign < 0], minlength=run.batch),
+                "residual": torch.where(none, least, largest),
+                "failed_starts": 1.0 - tried[1] / tried[0],
+                "starts": tried[0],
+                "unsettled": unsettled.double(),
             },
         )
+
+    def _searched(self) -> tuple[_Roots, Tensor, Tensor, Tensor]:
+        """Distinct roots; starts tried and solved (2, batch) and the smallest residual of each item; which items'
+        roots did not stand still through two doublings of the starts."""
+        run = self.run
+        roots = _Roots.none(run)
+        tried = torch.zeros(2, run.batch, dtype=torch.float64, device=run.device)
+        least = torch.full((run.batch,), math.inf, dtype=torch.float64, device=run.device)
+        still = torch.zeros(run.batch, dtype=torch.int64, device=run.device)
+        items, count, total = torch.arange(run.batch, device=run.device), self.starts, self.starts
+        while len(items):
+            z = self.draws.more(items, count)
+            if self.first is not None and total == self.starts:
+                z = torch.cat((self.first, z), 1)
+            found, solved, residual = self._from(z, items)
+            before = roots.count(run.batch)
+            roots = roots.joined(found, self._reach(), items)
+            tried[0, items] += z.shape[1]
+            tried[1, items] += solved.double().sum(1)
+            least[items] = torch.minimum(least[items], residual.amin(1))
+            same = roots.count(run.batch)[items] == before[items]
+            still[items] = torch.where(same, still[items] + 1, 0) if total > self.starts else 0
+            items = items[still[items] < STILL]
+            if 2 * total > self.limit:
+                break
+            count, total = total, 2 * total
+        return roots, tried, least, still < STILL
+
+    def _from(self, z: Tensor, items: Tensor) -> tuple[_Roots, Tensor, Tensor]:
+        """Roots that Newton's steps reach from z (k, starts, *event) of some items, repeated ones included; which
+        starts reached one, and the residuals where they ended, (k, starts)."""
+        starts = z.shape[1]
+        owner = items.repeat_interleave(starts)
+        z, residual, sign, log_det = self._solved(z.flatten(0, 1), owner)
+        solved = residual <= self.tolerance[owner]
+        every = _Roots(owner, z, residual, sign, log_det)
+        shape = (-1, starts)
+        return every.some(solved), solved.reshape(shape), residual.nan_to_num(math.inf).reshape(shape)
+
+    def _reach(self) -> float:
+        """Two roots are one where they are closer than so much, times 1 + |z|."""
+        return SAME_ROOT * TOLERANCES[self.run.dtype]
 
     def _with_graph(self, z: Tensor, owner: Tensor) -> Tensor:
         """``log N(z) - log |det J(z)|`` of roots (k, *event), differentiable as the roots of G(z) = x are."""
@@ -219,12 +272,12 @@ class _Inversion:
         log_det: Tensor = torch.linalg.slogdet(jacobian)[1]
         return standard_normal_log_prob(z) - log_det
 
-    def _closest(self, starts: int) -> Tensor:
-        """The draws of the bank whose images are closest to each x, (batch, starts, *event)."""
+    def _bank(self, most: int) -> tuple[Tensor, Tensor]:
+        """Draws (n, *event), and the distances of their images from each x, (batch, n)."""
         run = self.run
         bank = random.gaussian(
             run.key,
-            torch.arange(BANK),
+            torch.arange(max(BANK, most)),
             run.event_shape,
             stream=BANK_STREAM,
             dtype=run.dtype,
@@ -234,13 +287,11 @@ class _Inversion:
         if run.cond is None:
             images = _generated(self.model, bank, run, slice(None)).flatten(1)
         else:  # images depend on the condition
-            bank = bank[: max(starts, CONDITIONAL_BANK)]
+            bank = bank[: max(4 * self.starts, CONDITIONAL_BANK)]
             rows = torch.arange(run.batch, device=run.device).repeat_interleave(len(bank))
             every = bank.repeat(run.batch, *(1 for _ in run.event_shape))
             images = _generated(self.model, every, run, rows).reshape(run.batch, len(bank), -1)
-        apart = torch.cdist(self.x.flatten(1)[:, None], images)[:, 0]
-        near = bank[apart.topk(min(len(bank), CANDIDATES * starts), largest=False).indices]
-        return _spread(near, starts)
+        return bank, _distances(self.x.flatten(1)[:, None], images)[:, 0]
 
     def _solved(self, z: Tensor, owner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where Newton's steps end, the residual there, and sign and log-modulus of the determinant, (rows,) each."""
@@ -290,27 +341,112 @@ class _Inversion:
         """No step is longer than the latent's own size: beyond that the linear model means nothing."""
         return math.sqrt(math.prod(self.run.event_shape))
 
-    def _repeated(self, z: Tensor, solved: Tensor) -> Tensor:
-        """Which solved starts (batch, starts) ended where an earlier one did, z (batch, starts, d)."""
-        z = z.double()
-        apart = torch.cdist(z, z)
-        near = SAME_ROOT * TOLERANCES[self.run.dtype] * (1 + z.norm(dim=2))
-        same = (apart <= near[:, :, None]) & solved[:, None, :] & solved[:, :, None]
-        repeated: Tensor = same.tril(-1).any(2)
-        return repeated
+
+@dataclass(frozen=True)
+class _Roots:
+    """Roots of all items of a call, those of one item in the order in which they were found: whose they are (k,),
+    z (k, *event), residual, sign and log-modulus of the determinant (k,)."""
+
+    owner: Tensor
+    z: Tensor
+    residual: Tensor
+    sign: Tensor
+    log_det: Tensor
+
+    @staticmethod
+    def none(run: Run) -> _Roots:
+        """No root yet."""
+        z = torch.empty((0, *run.event_shape), dtype=run.dtype, device=run.device)
+        value = torch.empty(0, dtype=torch.float64, device=run.device)
+        return _Roots(value.long(), z, value, value, value)
+
+    def some(self, which: Tensor) -> _Roots:
+        """Those that a mask or an index names."""
+        return _Roots(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    def count(self, batch: int) -> Tensor:
+        """How many each item has, (batch,)."""
+        return torch.bincount(self.owner, minlength=batch)
+
+    def place(self) -> Tensor:
+        """Of each root, how many the same item has before it, (k,)."""
+        order = self.owner.argsort(stable=True)
+        first = torch.searchsorted(self.owner[order], self.owner[order])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device) - first
+        return place
+
+    def joined(self, found: _Roots, reach: float, items: Tensor) -> _Roots:
+        """With what was found of these items; what lies within ``reach (1 + |z|)`` of an earlier one is left out."""
+        both = [torch.cat((getattr(self, f.name), getattr(found, f.name))) for f in fields(self)]
+        every = _Roots(*both)
+        where = torch.full((int(items.max()) + 1,), -1, device=items.device)
+        where[items] = torch.arange(len(items), device=items.device)
+        asked = torch.isin(every.owner, items).nonzero()[:, 0]
+        part = every.some(asked)
+        place = part.place()
+        width = int(place.max()) + 1 if len(place) else 1
+        kept = torch.ones(len(every.owner), dtype=torch.bool, device=items.device)
+        z = part.z.flatten(1).double()
+        table = z.new_full((len(items), width, z.shape[1]), math.nan)
+        table[where[part.owner], place] = z
+        repeated = torch.cat(
+            [_repeated(rows, reach) for rows in torch.split(table, max(1, PAIRS // width**2))]
+        )
+        kept[asked] = ~repeated[where[part.owner], place]
+        return every.some(kept)
 
 
-def _spread(near: Tensor, starts: int) -> Tensor:
-    """``starts`` of the candidates (batch, k, *event), nearest first: a half the nearest, the rest far from those."""
-    z = near.flatten(2)
-    chosen = torch.arange(-(-starts // 2), device=z.device).expand(len(z), -1)
-    rows = torch.arange(len(z), device=z.device)
-    apart = torch.cdist(z, z[:, : chosen.shape[1]]).amin(2)
-    for _ in range(starts - chosen.shape[1]):
-        farthest = apart.argmax(1)
-        chosen = torch.cat((chosen, farthest[:, None]), 1)
-        apart = torch.minimum(apart, (z - z[rows, farthest][:, None]).norm(dim=2))
-    return near[rows[:, None], chosen]
+def _repeated(z: Tensor, reach: float) -> Tensor:
+    """Which of the roots (k, n, d) lie where an earlier one of the same row does, (k, n); NaN is no root."""
+    same = _distances(z, z) <= reach * (1 + z.norm(dim=2))[:, :, None]
+    repeated: Tensor = same.tril(-1).any(2)
+    return repeated
+
+
+class _Draws:
+    """The draws of a bank (n, *event) that each item starts from, more with every call, none twice.
+
+    A half of each lot are those with the nearest images, the others as far as any of the next nearest from all that
+    were chosen: where G folds, these lie on other branches. ``apart`` (batch, n) are the distances of the images.
+    """
+
+    def __init__(self, bank: Tensor, apart: Tensor) -> None:
+        self.bank = bank
+        self.order = apart.argsort(dim=1, stable=True)
+        self.chosen = torch.zeros_like(self.order, dtype=torch.bool)
+        self.taken = 0
+
+    def more(self, items: Tensor, count: int) -> Tensor:
+        """``count`` further draws for each of the items, (k, count, *event), or as many as there are."""
+        count = min(count, len(self.bank) - self.taken)
+        among = min(len(self.bank), CANDIDATES * (self.taken + count))
+        piece = max(1, PAIRS // (among * max(1, self.taken + count)))
+        parts = [self._part(some, count, among) for some in torch.split(items, piece)]
+        self.taken += count
+        return torch.cat(parts)
+
+    def _part(self, items: Tensor, count: int, among: int) -> Tensor:
+        near = self.bank[self.order[items, :among]]
+        z, rows = near.flatten(2), torch.arange(len(items), device=items.device)
+        used = self.chosen[items, :among]
+        place = torch.arange(among, device=items.device)
+        nearest = torch.where(used, among, place).topk(-(-count // 2), largest=False, sorted=True).indices
+        known = torch.cat((used.nonzero()[:, 1].reshape(len(items), -1), nearest), 1)
+        apart = _distances(z, z[rows[:, None], known]).amin(2)
+        chosen = [nearest]
+        for _ in range(count - nearest.shape[1]):
+            farthest = apart.argmax(1)
+            chosen.append(farthest[:, None])
+            apart = torch.minimum(apart, (z - z[rows, farthest][:, None]).norm(dim=2))
+        found = torch.cat(chosen, 1)
+        self.chosen[items[:, None], found] = True
+        return near[rows[:, None], found]
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Distances of rows by differences: products, which torch takes from 26 rows on, lose those between equal roots."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _generated(model: interfaces.Generator, z: Tensor, run: Run, rows: slice | Tensor) -> Tensor:
@@ -377,7 +513,13 @@ def _rootless(count: int, total: int) -> str:
     return f"no root of G(z) = x found for {count} of {total} rows, whose density counts as 0 and as invalid"
 
 
-def _complaint(none: Tensor, folds: str | None) -> str | None:
-    missing = int(none.sum())
+def _unsettled(count: int, total: int) -> str:
+    share = f"{100 * count / total:.3g} %"
+    return f"the roots of {share} of the rows did not stand still: others are likely, and the density is too small"
+
+
+def _complaint(none: Tensor, unsettled: Tensor, folds: str | None) -> str | None:
+    missing, moving = int(none.sum()), int(unsettled.sum())
     parts = [_rootless(missing, len(none))] if missing else []
+    parts += [_unsettled(moving, len(none))] if moving else []
     return "; ".join(parts + ([folds] if folds else [])) or None

@@ -87,6 +87,7 @@ def test_fold_is_finite_and_flagged() -> None:
     expected = standard_normal_log_prob(-x.square()) + (2 * x[:, 0]).abs().log()
     torch.testing.assert_close(out.log_prob, expected, rtol=0, atol=1e-12)
     assert out.extra["sign_changes"].tolist() == [0, 0, 1, 1]
+    assert out.reason == "the map folds: the determinant of a step is negative at 2 of 4 rows"
     assert out.extra["non_invertible"].tolist() == [0, 1, 0, 0]
     assert out.valid.tolist() == [True, False, True, True]
     torch.testing.assert_close(out.extra["min_log_abs_det"], (2 * x[:, 0]).abs().log())

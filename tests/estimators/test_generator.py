@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowlik_estimators import get, standard_normal_log_prob
+from flowlik_estimators import generator, get, standard_normal_log_prob
 from flowlik_models.closed_forms.gaussian import Gaussian
 
 LINEAR = torch.tensor([[1.5, 0.4], [-0.3, 0.7]], dtype=torch.float64)
@@ -95,6 +95,96 @@ def test_a_fold_sums_its_two_roots_and_reports_both_signs() -> None:
     assert set(out.extra["roots"].tolist()) == {2}
     assert set(out.extra["negative_roots"].tolist()) == {1}
     assert "folds" in str(out.reason)
+
+
+class Waves(nn.Module):
+    """x = z + swing sin(speed z)/speed on each axis: with swing above 1 it folds again and again."""
+
+    def __init__(self, speed: float, swing: float = 3.0, d: int = 1, shift: float = 0.0) -> None:
+        super().__init__()
+        self.speed, self.swing, self.shift = speed, swing, shift
+        self.event_shape = (d,)
+
+    def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        return z + self.swing * (self.speed * z).sin() / self.speed + self.shift
+
+    def roots(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How many roots each x (n,) has, and log p there, by bisection between all points of a fine grid."""
+        z = torch.linspace(-9, 9, 300_001, dtype=torch.float64)
+        image = self.generate(z)
+        counts, values = [], []
+        for point in x.double():
+            side = image >= point
+            low = (side[1:] != side[:-1]).nonzero()[:, 0]
+            a, b, left = z[low].clone(), z[low + 1].clone(), side[low]
+            for _ in range(50):
+                middle = (a + b) / 2
+                same = (self.generate(middle) >= point) == left
+                a, b = torch.where(same, middle, a), torch.where(same, b, middle)
+            slope = 1 + self.swing * (self.speed * a).cos()
+            counts.append(len(a))
+            values.append((standard_normal_log_prob(a[:, None]) - slope.abs().log()).logsumexp(0))
+        return torch.tensor(counts), torch.stack(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("speed", "swing", "most"), [(5.0, 12.0, 9), (5.0, 20.0, 13), (2.0, 20.0, 13)])
+def test_starts_are_doubled_until_all_roots_are_found(
+    speed: float, swing: float, most: int, dtype: torch.dtype
+) -> None:
+    model, x = Waves(speed, swing), points(60, 1).to(dtype)
+    counts, truth = model.roots(x[:, 0])
+    assert int(counts.max()) == most
+    out = get("generator").log_prob(model, x)
+    assert bool((out.extra["roots"] <= counts).all())  # none counts twice
+    assert float((out.log_prob - truth).abs().mean()) < 1e-4
+    assert float((_eight_starts(model, x) - truth).abs().mean()) > 0.05
+
+
+def _eight_starts(model: nn.Module, x: Tensor) -> Tensor:
+    """log p from the roots that eight starts find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "STILL", 0)
+        return get("generator").log_prob(model, x).log_prob
+
+
+@pytest.mark.parametrize("starts", [8, 26, 32, 64])
+def test_no_root_counts_twice_however_many_starts_there_are(starts: int) -> None:
+    """Far from zero in single precision, where distances by products are off by more than roots lie apart."""
+    model = Affine()
+    x = (SHIFT + 4.0 * points()).float()
+    out = get("generator", starts=starts).log_prob(model, x)
+    assert set(out.extra["roots"].tolist()) == {1}
+    exact = Gaussian(SHIFT, LINEAR @ LINEAR.T).log_prob(x.double())
+    assert float((out.log_prob - exact).abs().max()) < 1e-3
+    waves = Waves(5.0, swing=12.0)
+    x = points(40, 1).float()
+    counts, _ = waves.roots(x[:, 0])
+    assert bool((get("generator", starts=starts).log_prob(waves, x).extra["roots"] <= counts).all())
+
+
+def test_one_root_takes_four_times_the_starts_and_says_nothing() -> None:
+    out = get("generator").log_prob(Affine(), points())
+    assert set(out.extra["starts"].tolist()) == {32.0}
+    assert not out.extra["unsettled"].any()
+    assert out.reason is None
+
+
+def test_roots_that_do_not_stand_still_are_said_with_their_share() -> None:
+    """Half of the rows lie where there is one root, half where there are hundreds."""
+
+    class Half(Waves):
+        def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            return torch.where(z < 0, z - 3, super().generate(z))
+
+    model = Half(200.0, swing=60.0)
+    x = torch.cat([torch.linspace(-5, -4, 30), torch.linspace(0.2, 1.2, 30)])[:, None].double()
+    out = get("generator").log_prob(model, x)
+    assert out.extra["unsettled"][:30].sum() == 0
+    share = float(out.extra["unsettled"].mean())
+    assert 0.4 < share <= 0.5
+    assert f"the roots of {100 * share:.3g} % of the rows did not stand still" in str(out.reason)
+    assert set(out.extra["starts"][out.extra["unsettled"] == 1].tolist()) == {512.0}
 
 
 def test_own_samples_of_a_fold_have_one_root_of_two() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlik.cells import Cell, Options
 from flowlik.evaluation import models as loaded_models
@@ -123,3 +124,69 @@ def test_models_carry_the_moments_of_their_data() -> None:
         covariance = (model.moments.eigenvectors * model.moments.eigenvalues) @ model.moments.eigenvectors.T
         sample = np.cov(x.numpy(), rowvar=False)
         assert np.abs(sample - covariance).max() < 0.05 * model.moments.eigenvalues.max()
+
+
+# --- maps that fold ---------------------------------------------------------------------------------------------
+
+
+class Folding(nn.Module):
+    """To the noise x -> |x| in the first axis, back and as a generator z -> |z|: half of all points are folded.
+
+    With ``fold`` False it is the identity."""
+
+    event_shape = (2,)
+
+    def __init__(self, fold: bool = True) -> None:
+        super().__init__()
+        self.fold = fold
+
+    def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        return torch.cat((z[:, :1].abs() if self.fold else z[:, :1], z[:, 1:]), 1)
+
+    def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        return (self.generate(x) - x) / (s - t)[:, None]
+
+    def joint(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.average_velocity(x, t, s), torch.zeros_like(t)
+
+
+def reason_of(
+    monkeypatch: pytest.MonkeyPatch, estimator: Estimator, fold: bool, **options: Any
+) -> str | None:
+    """The reason in the record of a cell on such a model."""
+    task = get_task("gaussian-2d")
+    monkeypatch.setattr(type(task), "load_model", lambda self, model, device: (Folding(fold), "abc"))
+    loaded_models.load.cache_clear()
+    chosen = Options(n_items=200, batch_size=200, rounds=0, **options)
+    row, _ = runs.run_cell(Cell(task=task.id, model="closed-form", estimator=estimator, options=chosen))
+    loaded_models.load.cache_clear()
+    assert row["status"] == "ok", row["reason"]
+    return row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        (get("flow-map-exact", steps=1), r"determinant of a step is negative at (\d+) of 200 rows"),
+        (get("f2d2", steps=1), r"(\d+) of 200 items do not come back from the noise"),
+        (get("meanflow", steps=1), r"(\d+) of 200 items do not come back from the noise"),
+        (get("generator"), r"(\d+) of 200 rows.*the generator folds"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_map_that_folds_half_of_all_points_says_so_in_its_record(
+    monkeypatch: pytest.MonkeyPatch, estimator: Estimator, words: str
+) -> None:
+    found = re.search(words, str(reason_of(monkeypatch, estimator, fold=True)))
+    assert found is not None
+    assert 25 <= int(found[1]) <= 120
+    assert reason_of(monkeypatch, estimator, fold=False) is None
+
+
+def test_a_generator_whose_samples_alone_are_asked_for_says_that_it_folds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    estimator = get("generator", route="own-samples")
+    reason = reason_of(monkeypatch, estimator, fold=True, samples=300, likelihood=False)
+    assert "the generator folds" in str(reason)
+    assert reason_of(monkeypatch, estimator, fold=False, samples=300, likelihood=False) is None

@@ -41,7 +41,7 @@ def test_a_suite_is_the_product_of_its_lists_and_its_controls(tmp_path: Path) ->
     assert len(estimates) == 2 * 2 * 2
     assert {cell.options.n_items for cell in cells} == {30}
     assert all(cell.options.density for cell in estimates)
-    assert len(cells) - len(estimates) == 2 * 3
+    assert len(cells) - len(estimates) == 2 * 4
     assert len(set(cells)) == len(cells)
 
 
@@ -80,7 +80,7 @@ def test_a_limit_holds_for_items_and_samples_of_every_cell() -> None:
     assert {cell.options.n_items for cell in cells} == {7}
     assert {cell.options.samples for cell in cells if not cell.is_control} == {0, 7}
     controls = [cell for cell in cells if cell.is_control]
-    assert len(controls) == len(set(controls)) == 2 * 3
+    assert len(controls) == len(set(controls)) == 3 * 3
 
 
 def test_a_model_without_a_checkpoint_is_skipped_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,33 @@ def test_an_error_above_the_constant_is_flagged(tmp_path: Path) -> None:
     ]
 
 
+def test_the_best_constant_is_what_an_error_has_to_beat(tmp_path: Path) -> None:
+    median = CONTROL | {"estimator": "control-median", "estimator_label": "control-median"}
+    rows = [
+        record(cell_id="between", bpd=1.0, bpd_mae=0.19, spearman=0.9),
+        record(cell_id="mean", bpd=1.0, bpd_mae=0.2, **CONTROL),
+        record(cell_id="median", bpd=1.0, bpd_mae=0.18, **median),
+    ]
+    detail = run.tables(_records(tmp_path, rows))[1]
+    flags = {row[0].text: row[detail.columns.index("mean |error|")].flag for row in detail.rows}
+    assert [bool(flags[name]) for name in ("F2D2, 4 steps", "control-mean", "control-median")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_tables_show_the_error_of_all_items(tmp_path: Path) -> None:
+    known = {"bpd_mae_all": 0.5, "bpd_mae_all_lo": 0.4, "bpd_mae_all_hi": 0.6, "invalid_share": 0.4}
+    rows = [
+        record(cell_id="some", bpd=1.0, bpd_mae=0.1, bpd_mae_lo=0.09, bpd_mae_hi=0.11, **known),
+        record(cell_id="all", bpd=1.0, bpd_mae=0.2, estimator_label="f2d2[steps=1]", steps=1),
+    ]
+    detail = run.tables(_records(tmp_path, rows))[1]
+    texts = {row[0].text: row[detail.columns.index("mean |error|")].text for row in detail.rows}
+    assert texts == {"F2D2, 4 steps": "0.50 [0.40, 0.60]", "F2D2, 1 step": "0.20"}
+
+
 def test_nothing_is_flagged_where_the_truth_is_constant(tmp_path: Path) -> None:
     rows = [record(cell_id="a", bpd=1.0, bpd_mae=0.1), record(cell_id="c", bpd=1.0, bpd_mae=1e-6, **CONTROL)]
     detail = run.tables(_records(tmp_path, rows))[1]

@@ -6,14 +6,15 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 import flowlik
-from flowlik.cells import Cell, Options, cell_id
+from flowlik.cells import CONTROLS, Cell, Options, cell_id
+from flowlik.commands.progress import one_line
 from flowlik.evaluation import models, timing
 from flowlik.evaluation.batching import batches
 from flowlik.measures.frechet import frechet, frechet_distance, normal_of
@@ -21,7 +22,7 @@ from flowlik.planning import suites
 from flowlik.records.columns import COLUMNS
 from flowlik.records.writing import append_line, read_arrays
 from flowlik.running import run as runs
-from flowlik.running.run_folder import RunFolder
+from flowlik.running.run_folder import Outcome, RunFolder
 from flowlik_estimators import get, parse_spec
 from flowlik_models import zoo
 from flowlik_models.checkpoints import save_checkpoint
@@ -126,6 +127,61 @@ def test_controls_cost_nothing() -> None:
         "control-mean",
     )
     assert row["bpd_error"] == pytest.approx(0.0, abs=1e-12)
+
+
+class Abstaining(NamedTuple):
+    """Knows the truth to 0.3 nats, and answers only where the density is largest."""
+
+    share: float
+    name, family, label, version = "abstaining", "ode", "abstaining", 1
+
+    def params(self) -> dict[str, Any]:
+        return {}
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def data_end(self, model: object) -> float:
+        return 1.0
+
+    def log_prob(self, model: Any, x: torch.Tensor, **options: Any) -> Any:
+        out = get("f2d2", steps=1).log_prob(model, x, **options)
+        value = out.log_prob + 0.3 * torch.linspace(-1, 2, len(x)).square()
+        easy = out.log_prob >= out.log_prob.quantile(1 - self.share)
+        return dataclasses.replace(out, log_prob=value, valid=easy)
+
+
+def test_answering_only_what_is_easy_does_not_pay() -> None:
+    options = {"n_items": 200, "batch_size": 200}
+    whole, some = (run(cell(Abstaining(share), **options)) for share in (1.0, 0.6))
+    worst = max(
+        run(cell(name, **options))["bpd_mae"]
+        for name in CONTROLS
+        if name != "control-component"  # a Gaussian has none
+    )
+    assert whole["bpd_mae_all"] == whole["bpd_mae"]
+    assert (whole["bpd_mae_all_lo"], whole["bpd_mae_all_hi"]) == (whole["bpd_mae_lo"], whole["bpd_mae_hi"])
+    assert some["invalid_share"] == pytest.approx(0.4, abs=0.01)
+    answered = 1 - some["invalid_share"]
+    expected = answered * some["bpd_mae"] + (1 - answered) * worst
+    assert some["bpd_mae_all"] == pytest.approx(expected)
+    assert some["bpd_mae_all"] > whole["bpd_mae_all"]
+    assert some["bpd_mae_all_lo"] < some["bpd_mae_all"] < some["bpd_mae_all_hi"]
+
+
+def test_the_progress_line_shows_the_error_of_all_items() -> None:
+    chosen = cell(Abstaining(0.6), n_items=200, batch_size=200)
+    row = run(chosen)
+    line = one_line(Outcome(cell=chosen, row=row, seconds=0.1))
+    assert f"|error| {row['bpd_mae_all']:.4g}" in line
+
+
+def test_ids_of_cells_stay_when_there_are_new_controls() -> None:
+    options = Options(n_items=50, split="train")
+    made = Cell(task="gmm-2d", model="closed-form", estimator=get("f2d2", steps=2), options=options)
+    assert cell_id(made, "model", "data", "reference") == "ffef81384ab1bc6b"
+    control = Cell(task="gmm-2d", model="closed-form", estimator="control-mean", options=options)
+    assert cell_id(control, "", "data", "reference") == "28cac307cb05e2e0"
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------
@@ -323,7 +379,7 @@ def test_resume_does_exactly_what_is_missing(tmp_path: Path) -> None:
     with (tmp_path / "records.jsonl").open("ab") as stream:
         stream.write(b'{"cell_id": "torn')
     outcomes = list(runs.run_cells(cells, tmp_path, resume=True))
-    assert [outcome.row is None for outcome in outcomes] == [True, True, False, False]
+    assert [outcome.row is None for outcome in outcomes] == [True, True, False, False, False]
     frame = flowlik.read_records(tmp_path)
     assert frame["estimator_label"].tolist() == [chosen.label for chosen in cells]
 

@@ -71,7 +71,7 @@ def test_grid_rows_are_y_and_columns_x() -> None:
 
 
 # Published with the tasks' constants, from 200,000 draws (60,000 for gmm-64d): bits/dim of the truth, mean absolute
-# deviation of the controls from it.
+# deviation from it of the mean, of the component's mean and of the Gaussian.
 TABLE = {
     "gaussian-2d": (1.886, None, None, 0.0),
     "gmm-2d": (1.541, 0.525, 0.525, 1.148),
@@ -89,12 +89,32 @@ def test_controls_reproduce_the_published_numbers(name: str) -> None:
     truth, *expected = TABLE[name]
     bits = accuracy.bits_per_dim(reference.log_prob, task.dim)
     assert bits.mean() == pytest.approx(truth, abs=0.02)
-    for control, value in zip(CONTROLS, expected, strict=True):
+    published = ("control-mean", "control-component", "control-gaussian")
+    assert set(published) == {*CONTROLS} - {"control-median"}
+    for control, value in zip(published, expected, strict=True):
         if value is None:
             continue
         guess = control_log_prob(control, task, items, reference)
         error = np.abs(accuracy.bits_per_dim(guess, task.dim) - bits).mean()
         assert error == pytest.approx(value, abs=0.02)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("name", ["gmm-2d", "gmm-64d", "digits"])
+def test_no_constant_has_a_smaller_mean_error_than_the_median(name: str, draws: int) -> None:
+    task = get_task(name)
+    items = task.items("test", 101, draws if task.levels else 1)
+    reference = task.reference("test", items, 1.0 - task.eps)
+
+    def error(guess: np.ndarray) -> float:
+        judged = accuracy.judged(guess, reference.log_prob, np.full(guess.shape, True), dim=task.dim)
+        return float(np.nanmean(np.abs(judged.errors)))
+
+    guess = control_log_prob("control-median", task, items, reference)
+    assert np.ptp(guess) == 0
+    others = [error(guess + move) for move in (-10, -1, -0.1, -0.01, 0.01, 0.1, 1, 10)]
+    assert error(guess) <= min(others)
+    assert error(guess) < error(control_log_prob("control-mean", task, items, reference))
 
 
 def test_a_task_without_components_has_no_component_control() -> None:

@@ -50,10 +50,10 @@ def one_line(outcome: Outcome) -> str:
     notes += ["tried again: a worker was lost"] if "workers_lost" in row["extra"] else []
     shown = (
         ("bpd", "bpd"),
-        ("bpd_mae", "|error|"),
+        ("bpd_mae_all", "|error|"),
         ("nfe_mean", "nfe"),
         ("mass", "mass"),
         ("frechet", "frechet"),
     )
-    values = [f"{label} {row[name]:.4g}" for name, label in shown if row[name] is not None]
+    values = [f"{label} {row[name]:.4g}" for name, label in shown if row.get(name) is not None]
     return "  ".join([head, *values, f"{outcome.seconds:.1f}s", *notes])

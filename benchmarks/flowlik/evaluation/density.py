@@ -21,6 +21,7 @@ from flowlik.evaluation.batching.batches import (
     DivergedError,
     evaluate,
     evaluate_plain,
+    sample_reason,
     sample_with_log_prob,
     with_bounded_evaluations,
 )
@@ -35,6 +36,11 @@ from flowlik_models.interfaces import can
 BROAD = 1.1  # standard deviations of the proposal's Gaussian third, in those of the data
 BROAD_KEY = 90_125
 AGREEMENT_ITEMS = 128
+FAR = 0.5
+"""An item is elsewhere after a cycle where it ends so many standard deviations of the data away."""
+
+FEW_FAR = 0.01
+"""The share of such items from which a record says so."""
 
 
 def grid_density(
@@ -134,7 +140,32 @@ def agreement(cell: Cell, model: Any, dim: int) -> float | None:
 
 
 def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
-    """Mean Euclidean distance between x and its image after data -> noise -> data in the estimator's own steps.
+    """The mean of `cycle_errors`, None where there are none."""
+    errors = cycle_errors(estimator, model, x)
+    return None if errors is None else float(errors.mean())
+
+
+def not_back(errors: Tensor, x: Tensor) -> str | None:
+    """One line where a share of the items does not come back to itself; a map that folds takes them elsewhere."""
+    spread = float((x - x.mean(0)).flatten(1).square().sum(1).mean().sqrt())
+    far = int((~(errors <= FAR * spread)).sum())
+    if far < FEW_FAR * len(x):
+        return None
+    return (
+        f"{far} of {len(x)} items do not come back from the noise, but more than half the data's standard deviation "
+        "away, as where a map folds"
+    )
+
+
+def folds_of_samples(cell: Cell, model: Any) -> str | None:
+    """What a generator whose samples alone are asked for says of its determinants at the first of them."""
+    if cell.estimator.params().get("route") != "own-samples":
+        return None
+    return sample_reason(cell, model, AGREEMENT_ITEMS)
+
+
+def cycle_errors(estimator: Any, model: Any, x: Tensor) -> Tensor | None:
+    """Euclidean distances (n,) between x and its image after data -> noise -> data in the estimator's own steps.
 
     None where estimator or model is no flow map.
     """
@@ -150,7 +181,8 @@ def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
         for path in (times, times[::-1]):
             for t, s in pairwise(path):
                 y = y + (s - t) * step(y, y.new_full((len(y),), t), y.new_full((len(y),), s))
-    return float((y - x).flatten(1).norm(dim=1).mean())
+    distances: Tensor = (y - x).flatten(1).norm(dim=1)
+    return distances
 
 
 def _map_step(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

@@ -27,7 +27,7 @@ from flowlik.evaluation.batching.batches import (
     sample,
     with_bounded_evaluations,
 )
-from flowlik.evaluation.controls import control_log_prob
+from flowlik.evaluation.controls import control_log_prob, largest_error
 from flowlik.evaluation.models import load
 from flowlik.evaluation.prepare import Prepared, status_of_error
 from flowlik.evaluation.row import Arrays, Row, _add_cost, _item_arrays
@@ -149,8 +149,9 @@ def _add_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) 
         if (agreed := density.agreement(cell, model, task.dim)) is not None:
             row["extra"]["agreement_mae"] = agreed
     x = on_device(cell, items.x[:CYCLE_ITEMS])
-    if (cycle := density.cycle_error(cell.estimator, model, x)) is not None:
-        row["cycle_error"] = cycle
+    if (errors := density.cycle_errors(cell.estimator, model, x)) is not None:
+        row["cycle_error"] = float(errors.mean())
+        row["reason"] = "; ".join(filter(None, (row["reason"], density.not_back(errors, x)))) or None
 
 
 def _add_accuracy(
@@ -161,14 +162,22 @@ def _add_accuracy(
     stderr: Array | None,
     degrees: Array | None = None,
 ) -> None:
-    task, reference = prepared.task, prepared.reference
+    task, items, reference = prepared.task, prepared.items, prepared.reference
+    assert items is not None
     assert reference is not None
     levels = None if prepared.cell.options.split == "teacher-samples" else task.levels
     if stderr is not None and degrees is None:
         probes = prepared.cell.estimator.params().get("probes")
         degrees = np.full(stderr.shape, probes - 1.0 if isinstance(probes, int) else np.inf)
     values: tuple[Array, Array, NDArray[np.bool_]] = (log_prob, reference.log_prob, valid)
-    measured = accuracy.summarise(*values, dim=task.dim, levels=levels, stderr=stderr, degrees=degrees)
+    measured = accuracy.summarise(
+        *values,
+        dim=task.dim,
+        levels=levels,
+        stderr=stderr,
+        degrees=degrees,
+        unanswered=lambda: largest_error(task, items, reference),
+    )
     row["extra"] |= measured.pop("extra", {})
     row["extra"] |= registry.computed(accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr))
     row |= measured
@@ -206,6 +215,7 @@ def _evaluate_samples_alone(prepared: Prepared, row: Row, arrays: Arrays, backen
     """Samples of a cell that is about nothing else: its cost is theirs, their likelihood that of the reference."""
     x, cost = _sampled(prepared, row, arrays, backend)
     _add_cost(row, cost)
+    row["reason"] = density.folds_of_samples(prepared.cell, prepared.model)
     columns, extra = quality.judge(prepared.task, x, lambda: _reference_model(prepared))
     row |= columns
     row["extra"] |= extra

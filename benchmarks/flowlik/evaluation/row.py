@@ -54,13 +54,21 @@ def merged(row: Row, measured: Row) -> Row:
 
 
 def _item_arrays(log_prob: Array, ref: Array, valid: NDArray[np.bool_], stderr: Array | None) -> Arrays:
-    """Arrays over items, (n,): the mean over dequantisation draws, and every draw where there are several."""
+    """Arrays over items, (n,), and every draw where there are several dequantisations: the means over the draws that
+    have a reference, of an item without one over all."""
     arrays: Arrays = {"log_prob": log_prob[0], "ref": ref[0], "valid": np.asarray(valid.all(axis=0))}
     if stderr is not None:
         arrays["stderr"] = stderr[0]
     if len(log_prob) > 1:
-        arrays |= {"log_prob": log_prob.mean(axis=0), "log_prob_draws": log_prob, "ref_draws": ref}
+        known = np.isfinite(ref) | ~np.isfinite(ref).any(axis=0)
+        arrays |= {"log_prob": _mean(log_prob, known), "ref": _mean(ref, known)}
+        arrays |= {"log_prob_draws": log_prob, "ref_draws": ref}
     return arrays
+
+
+def _mean(values: Array, known: NDArray[np.bool_]) -> Array:
+    """Mean over the draws (draws, n) that are known."""
+    return np.asarray(np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0))
 
 
 def _add_cost(row: Row, cost: dict[str, Array]) -> None:

@@ -2,13 +2,14 @@
 
 All functions work on arrays over items. Errors are `e_i = bpd_i - bpd_ref_i` in bits/dim; items whose estimate or
 reference is not finite are left out of the means and counted in `invalid_share`.
-Intervals are percentile bootstrap intervals at 95 %; the resampled items depend on the number of items alone, so every
-estimator judged on the same items is resampled in the same way (paired).
+Intervals are studentised bootstrap intervals at 95 %, NaN below 20 items; the resampled items depend on the number of
+items alone, so every estimator judged on the same items is resampled in the same way (paired).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,7 @@ def summarise(
     levels: int | None = None,
     stderr: Array | None = None,
     degrees: Array | float | None = None,
+    unanswered: Callable[[], float] | None = None,
 ) -> dict[str, Any]:
     """The accuracy columns of one cell.
 
@@ -129,6 +131,8 @@ def summarise(
         dim: dimensions of one item. levels: grey levels of discrete data, or None.
         stderr: (draws, n) the estimator's own standard errors in nats, or None.
         degrees: of Student's t for them, one or (draws, n); None is the normal distribution.
+        unanswered: gives the |error| in bits/dim at which an item without an answer counts in `bpd_mae_all`; without
+            it there is no such column where an item has none.
 
     Returns:
         The columns `bpd` ... `invalid_share`, and under `extra` the errors in nats that the gates use.
@@ -150,7 +154,11 @@ def summarise(
         "invalid_share": float(np.mean(invalid)),
     }
     if np.isfinite(items.errors).any():
-        row |= _error_columns(items.errors, dim) | {"spearman": spearman(-items.bpd, -items.ref)}
+        # the estimate of the same draws: that of the others knows other noise than the reference
+        row |= _error_columns(items.errors, dim) | {
+            "spearman": spearman(-(items.ref + items.errors), -items.ref)
+        }
+        row |= _of_all(items.errors, np.asarray(np.isfinite(ref).any(axis=0)), unanswered)
     if stderr is not None and np.isfinite(stderr).any():
         row["stderr_mean"] = float(np.nanmean(np.where(usable, stderr, np.nan))) / (dim * math.log(2.0))
         row["coverage95"] = coverage95(
@@ -173,7 +181,7 @@ def _error_columns(errors: Array, dim: int) -> dict[str, Any]:
         "bpd_error_lo": low,
         "bpd_error_hi": high,
         "bpd_mae": _nanmean(absolute),
-        "bpd_mae_lo": mae_low,
+        "bpd_mae_lo": max(mae_low, 0.0) if math.isfinite(mae_low) else mae_low,
         "bpd_mae_hi": mae_high,
         "bpd_rmse": math.sqrt(_nanmean(errors**2)),
         "bpd_err_p95": float(np.quantile(known, 0.95)),
@@ -182,6 +190,24 @@ def _error_columns(errors: Array, dim: int) -> dict[str, Any]:
             "abs_nats_mean": float(nats.mean()),
             "abs_nats_max": float(nats.max()),
         },
+    }
+
+
+def _of_all(
+    errors: Array, judged: NDArray[np.bool_], unanswered: Callable[[], float] | None
+) -> dict[str, float]:
+    """Mean |error| of all items with a reference (n,), those without an answer counted at what `unanswered` gives."""
+    absolute = np.abs(errors[judged])
+    missing = ~np.isfinite(absolute)
+    if missing.any():
+        if unanswered is None:
+            return {}
+        absolute[missing] = unanswered()
+    ((low, high),) = bootstrap_intervals(absolute)
+    return {
+        "bpd_mae_all": _nanmean(absolute),
+        "bpd_mae_all_lo": max(low, 0.0) if math.isfinite(low) else low,
+        "bpd_mae_all_hi": high,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,22 +22,15 @@ from torch import Tensor
 from flowlik.measures.arrays import Array
 from flowlik.measures.bootstrap import resample_counts
 
-PARTS = 4
 BATCH = 512
 RESAMPLES = 200
-WIDE = 512
-"""Features above which a distance's scatter comes from its first-order expansion: at 2048 features and 50,000 samples
-one resample takes ten seconds of a core, half an hour all of them; the expansion takes half a minute in all."""
-
 ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frechet:
-    """The columns of a record, and the bootstrap values (RESAMPLES,) of the distance.
-
-    `frechet_se` comes from disjoint parts of the samples, for more than `WIDE` features from the expansion.
-    """
+    """The columns of a record, and the bootstrap values (RESAMPLES,) of the distance; the scatter of both is that of
+    the distance's first-order expansion (`expanded`)."""
 
     frechet: float
     frechet_se: float
@@ -100,6 +93,9 @@ def normal_of(features: Tensor) -> Normal:
     return sums.normal()
 
 
+Way = Callable[[Normal, Normal, Tensor], tuple[Tensor, Tensor]]
+
+
 def features_of(extractor: Any, x: Tensor) -> Tensor:
     """Features (n, f) float32 of images (n, *event), a few images at a time."""
     parts = torch.split(x, getattr(extractor, "at_once", BATCH))
@@ -107,13 +103,12 @@ def features_of(extractor: Any, x: Tensor) -> Tensor:
         return torch.cat([extractor(part if part.dtype == torch.uint8 else part.float()) for part in parts])
 
 
-def frechet(real: Normal, samples: Tensor, parts: int = PARTS) -> Frechet:
+def frechet(real: Normal, samples: Tensor) -> Frechet:
     """The distance of features (n, f) of samples from the real ones, with its scatter over draws of the samples.
 
-    Up to `WIDE` features the standard error is the spread over `parts` disjoint parts of the samples, whose distances
-    are biased upwards by their smaller size, all alike; NaN where a part would hold fewer than two. Beyond it is that
-    of the distance's first-order expansion in the empirical law (`expanded`), of which the bootstrap values are taken
-    too.
+    Standard error and bootstrap values are those of the distance's first-order expansion in the empirical law. The real
+    items are not resampled: all samplers of a task are held against the same ones. Sets of equal size share the
+    resamples, so where they were drawn from the same noise, differences are paired.
 
     Raises:
         ValueError: fewer than two samples, or features that are not finite.
@@ -121,19 +116,38 @@ def frechet(real: Normal, samples: Tensor, parts: int = PARTS) -> Frechet:
     if not bool(torch.isfinite(samples).all()):
         raise ValueError("features of samples hold NaN or infinity")
     value, influence = expanded(real, samples)
+    error = _standard_error(real, samples, influence)
+    return Frechet(frechet=value, frechet_se=error, resampled=_resampled(value, influence, error))
+
+
+def frechet_resampled(real: Normal, samples: Tensor) -> Array:
+    """The bootstrap values of `frechet`, (RESAMPLES,), of features (n, f) of samples."""
+    return frechet(real, samples).resampled
+
+
+def _resampled(value: float, influence: Array, error: float) -> Array:
+    """Bootstrap values of the expansion, with the scatter of the standard error."""
+    n = len(influence)
+    plain = float(influence.std(ddof=1)) / math.sqrt(n)
+    return np.asarray(
+        value + (error / plain if plain > 0 else 1.0) * (resample_counts(n, RESAMPLES) @ influence) / n
+    )
+
+
+def _standard_error(real: Normal, samples: Tensor, influence: Array) -> float:
+    """That of the distance, from how each sample moves it.
+
+    The noise of the influence itself adds to its variance twice what it adds to the distance's, the whole of it where
+    the two laws are equal. The covariance of two influences, each of one half of the samples, has nothing of it, so
+    their mean is right; where a half has fewer samples than features the plain variance stays, which is too large.
+    """
     n = len(samples)
-    if samples.shape[1] > WIDE:
-        error = float(influence.std(ddof=1)) / math.sqrt(n)
-        return Frechet(
-            frechet=value,
-            frechet_se=error,
-            resampled=value + resample_counts(n, RESAMPLES) @ influence / n,
-        )
-    error = math.nan
-    if (size := n // parts) >= 2:
-        values = [expanded(real, part)[0] for part in torch.split(samples[: size * parts], size)]
-        error = float(np.std(values, ddof=1) / math.sqrt(parts))
-    return Frechet(frechet=value, frechet_se=error, resampled=frechet_resampled(real, samples))
+    variance = float(influence.var(ddof=1))
+    if n // 2 > samples.shape[1]:
+        parts = (_influence(real, normal_of(half), samples, _many)[1] for half in samples.chunk(2))
+        one, other = (part - part.mean() for part in parts)
+        variance = (variance + max(float((one * other).sum()) / (n - 1), 0.0)) / 2
+    return math.sqrt(variance / n)
 
 
 def expanded(real: Normal, samples: Tensor) -> tuple[float, Array]:
@@ -141,24 +155,28 @@ def expanded(real: Normal, samples: Tensor) -> tuple[float, Array]:
 
     To first order the distance of a reweighted sample is the value plus the weighted mean of
     ``2 (mu - m).y + y.(1 - T) y - tr (1 - T) C``, y = x - mu, where T is the symmetric map that carries the samples'
-    normal law to the real one, ``T C T = S`` (docs/math.md section 9). Its spread over sqrt(n) is the standard error.
+    normal law to the real one, ``T C T = S`` (docs/math.md section 9). Its spread over sqrt(n) is the standard error,
+    somewhat too large where the laws are nearly equal (`_standard_error`).
 
     Raises:
         ValueError: fewer than two samples.
     """
     n, width = samples.shape
-    device = samples.device
-    fitted = normal_of(samples)
-    shared, carried = (_few if n <= width else _many)(real, fitted, samples)
+    value, influence = _influence(real, normal_of(samples), samples, _few if n <= width else _many)
+    return float(value), influence.cpu().numpy()
+
+
+def _influence(real: Normal, fitted: Normal, points: Tensor, way: Way) -> tuple[Tensor, Tensor]:
+    """The distance of a fitted law from the real one, and by how much points (n, f) would move it, (n,)."""
+    device = points.device
+    shared, carried = way(real, fitted, points)
     gap = fitted.mean - real.mean.to(device)
     trace = fitted.covariance.trace()
     value = gap.square().sum() + real.covariance.trace().to(device) + trace - 2 * shared
     moves = [
-        2 * y @ gap + y.square().sum(1)
-        for y in (p.double() - fitted.mean for p in torch.split(samples, ROWS))
+        2 * y @ gap + y.square().sum(1) for y in (p.double() - fitted.mean for p in torch.split(points, ROWS))
     ]
-    influence = torch.cat(moves) - carried - (trace - shared)
-    return float(value), influence.cpu().numpy()
+    return value, torch.cat(moves) - carried - (trace - shared)
 
 
 def _many(real: Normal, fitted: Normal, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,26 +197,6 @@ def _few(real: Normal, fitted: Normal, samples: Tensor) -> tuple[Tensor, Tensor]
     values, vectors = torch.linalg.eigh(y @ real.covariance.to(y.device) @ y.T / (len(y) - 1))
     root = values.clamp(min=0.0).sqrt()
     return root.sum(), (len(samples) - 1) * vectors.square() @ root
-
-
-def frechet_resampled(real: Normal, samples: Tensor) -> Array:
-    """Bootstrap values, (RESAMPLES,), of the distance of features (m, f) of samples from the real ones.
-
-    Resampling with replacement adds to the distance what a finite sample adds, so these give its scatter, not its
-    place. The real items are not resampled: all samplers of a task are held against the same ones. Sets of equal size
-    share the resamples, so where they were drawn from the same noise, differences are paired.
-    """
-    factor, mean = real.factor.cpu().numpy(), real.mean.cpu().numpy()
-    trace = float(real.covariance.trace())
-    x = samples.double().cpu().numpy()
-    found = []
-    for counts in resample_counts(len(x), RESAMPLES):
-        centre = counts @ x / len(x)
-        offset = x - centre
-        spread = (offset.T * counts) @ offset / (len(x) - 1)
-        shared = np.sqrt(np.linalg.eigvalsh(factor.T @ spread @ factor).clip(0.0)).sum()
-        found.append(np.square(centre - mean).sum() + np.trace(spread) + trace - 2 * shared)
-    return np.array(found)
 
 
 def frechet_distance(extractor: torch.nn.Module, real: Tensor, samples: Tensor) -> float:

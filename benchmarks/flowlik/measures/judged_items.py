@@ -12,7 +12,8 @@ class JudgedItems:
     """Arrays over the n items of a cell, (n,) in bits/dim; means over the dequantisation draws where there are several.
 
     NaN stands where the estimator gave up (`bpd`), where there is no reference (`ref`), where either is so (`errors`,
-    estimate minus reference).
+    estimate minus reference). `bpd` is the mean over all draws, `ref` and `errors` are those over the draws that have
+    a reference: `ref + errors` is the estimate of the same draws.
     """
 
     bpd: Array

@@ -281,7 +281,8 @@ _ACCURACY = _group(
     ),
     Column(
         "bpd_ref",
-        "Mean of the reference over the items.",
+        "Mean of the reference over the items; of images over the dequantisations that have one, to which the errors "
+        "and the rank correlation belong.",
         unit="bits/dim",
         label="reference",
         csv=23,
@@ -310,11 +311,24 @@ _ACCURACY = _group(
         csv=26,
         measured="items",
     ),
-    Column("bpd_error_lo", "95 % bootstrap interval of the bias.", unit="bits/dim", csv=27, measured="items"),
-    Column("bpd_error_hi", "95 % bootstrap interval of the bias.", unit="bits/dim", csv=28, measured="items"),
+    Column(
+        "bpd_error_lo",
+        "95 % interval of the bias by the studentised bootstrap; none below 20 items.",
+        unit="bits/dim",
+        csv=27,
+        measured="items",
+    ),
+    Column(
+        "bpd_error_hi",
+        "95 % interval of the bias by the studentised bootstrap; none below 20 items.",
+        unit="bits/dim",
+        csv=28,
+        measured="items",
+    ),
     Column(
         "bpd_mae",
-        "Mean over the items of the absolute difference, in bits/dim: the number to judge by.",
+        "Mean over the answered items of the absolute difference, in bits/dim: with `bpd_mae_all` the number to judge "
+        "by.",
         unit="bits/dim",
         better="less",
         low=0,
@@ -327,8 +341,22 @@ _ACCURACY = _group(
         compared="mae",
         tolerance=1e-3,
     ),
-    Column("bpd_mae_lo", "95 % bootstrap interval of it.", unit="bits/dim", low=0, csv=30, measured="items"),
-    Column("bpd_mae_hi", "95 % bootstrap interval of it.", unit="bits/dim", low=0, csv=31, measured="items"),
+    Column(
+        "bpd_mae_lo",
+        "95 % interval of it by the studentised bootstrap; none below 20 items.",
+        unit="bits/dim",
+        low=0,
+        csv=30,
+        measured="items",
+    ),
+    Column(
+        "bpd_mae_hi",
+        "95 % interval of it by the studentised bootstrap; none below 20 items.",
+        unit="bits/dim",
+        low=0,
+        csv=31,
+        measured="items",
+    ),
     Column(
         "bpd_rmse",
         "Root of the mean squared difference.",
@@ -429,6 +457,31 @@ _ACCURACY = _group(
         csv=39,
         measured="items",
     ),
+    Column(
+        "bpd_mae_all",
+        "Mean |error| with an item without an answer counted at the largest mean |error| of the task's controls, so that "
+        "answering only what is easy does not pay; where all are answered it is `bpd_mae`. Tables, figures and the "
+        "progress line show it.",
+        unit="bits/dim",
+        better="less",
+        low=0,
+        label="mean |error|",
+        measured="items",
+    ),
+    Column(
+        "bpd_mae_all_lo",
+        "95 % interval of `bpd_mae_all`.",
+        unit="bits/dim",
+        low=0,
+        measured="items",
+    ),
+    Column(
+        "bpd_mae_all_hi",
+        "95 % interval of `bpd_mae_all`.",
+        unit="bits/dim",
+        low=0,
+        measured="items",
+    ),
     Column("dequant_draws", "Dequantisations of each image."),
 )
 
@@ -452,7 +505,14 @@ _SAMPLES = _group(
         over_seeds=True,
         compared="frechet",
     ),
-    Column("frechet_se", "Standard error of the distance.", better="less", low=0, csv=41, measured="samples"),
+    Column(
+        "frechet_se",
+        "Standard error of the distance over draws of the samples.",
+        better="less",
+        low=0,
+        csv=41,
+        measured="samples",
+    ),
     Column(
         "extractor",
         "The feature network; `inception-2015-12-05` makes `frechet` an FID and `kid` a KID.",

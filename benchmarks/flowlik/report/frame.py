@@ -56,6 +56,8 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     for name in NUMERIC:
         frame[name] = pd.to_numeric(frame[name], errors="coerce") if name in frame else np.nan
         frame[name] = frame[name].astype("float64")
+    for end in ("", "_lo", "_hi"):  # older records do not have them
+        frame[f"bpd_mae_all{end}"] = frame[f"bpd_mae_all{end}"].fillna(frame[f"bpd_mae{end}"])
     for name in TEXTS:
         column = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index)
         frame[name] = [("" if _missing(v) else str(v)) for v in column]

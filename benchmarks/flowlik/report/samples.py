@@ -47,7 +47,7 @@ def answered(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with no error where an estimator had an answer for less than half of the items: what is left of them
     says nothing about the others. The tables give the share."""
     mostly_not = frame["invalid_share"] > 0.5
-    errors = ("bpd_mae", "bpd_mae_lo", "bpd_mae_hi")
+    errors = ("bpd_mae_all", "bpd_mae_all_lo", "bpd_mae_all_hi")
     return frame.assign(**{name: frame[name].mask(mostly_not) for name in errors})
 
 
@@ -63,7 +63,7 @@ def likelihood_of_samples(frame: pd.DataFrame) -> pd.DataFrame:
     drawn = ours[names].where(ours["distance"].notna())
     ours = ours.assign(**drawn.groupby([ours[name] for name in key]).transform("first"))
     other_route = ours["estimator_label"].str.contains("route")  # inversion is the default
-    judging = ours.loc[other_route.sort_values(kind="stable").index].query("bpd_mae > 0")
+    judging = ours.loc[other_route.sort_values(kind="stable").index].query("bpd_mae_all > 0")
     return pd.concat([frame[~of_generator], judging.drop_duplicates(key)])
 
 

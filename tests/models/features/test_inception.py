@@ -16,7 +16,9 @@ from flowlik.cli import app
 from flowlik.evaluation.prepare import prepare
 from flowlik.evaluation.samples import real_features as kept
 from flowlik.evaluation.samples.quality import judge
+from flowlik.measures.bootstrap import resample_counts
 from flowlik.measures.frechet import (
+    RESAMPLES,
     Sums,
     _few,
     _many,
@@ -26,7 +28,6 @@ from flowlik.measures.frechet import (
     frechet_distance,
     normal_of,
 )
-from flowlik.measures.frechet import frechet_resampled as resampled
 from flowlik.measures.precision_recall import kernel_distance, precision_recall
 from flowlik.planning import suites
 from flowlik.report import frame, numbers
@@ -265,17 +266,17 @@ def test_matrices_over_samples_and_over_features_say_the_same() -> None:
         assert torch.allclose(a, b, rtol=1e-6)
 
 
-def test_the_expansion_knows_the_scatter_of_fresh_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expansion_knows_the_scatter_of_fresh_samples() -> None:
     real = normal_of(generated(5000, 8).relu())
     drawn = [(1.2 * generated(300, 8, seed=10 + k)).relu() + 0.1 for k in range(80)]
     values = torch.tensor([expanded(real, samples)[0] for samples in drawn], dtype=torch.float64)
-    monkeypatch.setattr("flowlik.measures.frechet.WIDE", 4)
     found = frechet(real, drawn[0])
     assert found.frechet == float(values[0])
     assert found.frechet_se == pytest.approx(float(values.std()), rel=0.3)
     assert found.resampled.std(ddof=1) == pytest.approx(found.frechet_se, rel=0.2)
-    bootstrapped = torch.from_numpy(resampled(real, drawn[0]))  # the same resamples, each computed in full
-    both = torch.stack([torch.from_numpy(found.resampled), bootstrapped])
+    counts = torch.from_numpy(resample_counts(300, RESAMPLES)).long()
+    in_full = torch.tensor([expanded(real, drawn[0].repeat_interleave(c, 0))[0] for c in counts])
+    both = torch.stack([torch.from_numpy(found.resampled), in_full.double()])
     assert float(torch.corrcoef(both)[0, 1]) > 0.9
 
 

@@ -183,6 +183,11 @@ def sample_with_log_prob(cell: Cell, model: Any, n: int) -> tuple[Tensor, Array 
     return x, _joined(found) if all(part is not None for part in found) else None
 
 
+def sample_reason(cell: Cell, model: Any, n: int) -> str | None:
+    """What the family says of `n` samples drawn with their log-densities."""
+    return next((out.reason for out in _samples(cell, model, n, log_prob=True) if out.reason), None)
+
+
 def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool, first: int = 0) -> list[Any]:
     def batch(where: slice) -> Any:
         ids = torch.arange(first + where.start, first + where.stop)

@@ -21,8 +21,8 @@ from flowlik.evaluation.samples.extractors import extractor_of
 from flowlik.evaluation.samples.real_features import KEPT, RealFeatures, real_features
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
-from flowlik.measures.energy_distance import energy_distance
-from flowlik.measures.frechet import PARTS, features_of, frechet
+from flowlik.measures.energy_distance import energy_distance_and_error
+from flowlik.measures.frechet import features_of, frechet
 from flowlik.measures.precision_recall import NEIGHBOURS, kernel_distance, precision_recall
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task
@@ -110,16 +110,10 @@ def _modes(task: Task, x: Tensor) -> dict[str, float]:
 
 
 def _energy(task: Task, x: Tensor) -> dict[str, float]:
-    """Energy distance of the samples, and a standard error from disjoint parts of them."""
+    """Energy distance of the samples, and its standard error."""
     n = min(len(x), ENERGY_POINTS)
-    real = _real(task, n)
-    x = x[:n].double().flatten(1).cpu()
-    size = n // PARTS
-    error = math.nan
-    if size >= 2:
-        values = [energy_distance(real, part) for part in torch.split(x[: size * PARTS], size)]
-        error = float(np.std(values, ddof=1) / math.sqrt(PARTS))
-    return {"energy_distance": energy_distance(real, x), "energy_distance_se": error}
+    distance, error = energy_distance_and_error(_real(task, n), x[:n].double().flatten(1).cpu())
+    return {"energy_distance": distance, "energy_distance_se": error}
 
 
 def _scored(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> dict[str, float]:

@@ -29,7 +29,7 @@ from flowlik.evaluation.models import load
 from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
-from flowlik.measures.bootstrap import resample_counts
+from flowlik.measures.bootstrap import FEWEST, resample_counts
 from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
@@ -116,9 +116,11 @@ def _known(
 
 
 def ranked(estimated: Array, exact: Array) -> dict[str, float]:
-    """Agreement of two tables of bits/dim (models, items) on the order of the models' means."""
+    """Agreement of two tables of bits/dim (models, items) on the order of the models' means; below `FEWEST` items
+    without an interval."""
     guess, truth = estimated.mean(1), exact.mean(1)
-    draws = resample_counts(exact.shape[1], RESAMPLES)
+    n = exact.shape[1]
+    draws = resample_counts(n, RESAMPLES if n >= FEWEST else 0)
     taus = [
         float(kendalltau(a, b).statistic)
         for a, b in zip(draws @ estimated.T, draws @ exact.T, strict=True)

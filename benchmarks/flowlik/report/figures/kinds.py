@@ -78,8 +78,8 @@ KINDS: Final[dict[str, Kind]] = {
         "Mean absolute difference to the reference, item by item, against three costs: network forwards, time in "
         "units of one forward pass, wall-clock time. Down and to the left is better; the grey staircase is the "
         "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal lines "
-        "are the controls: a curve above control-mean knows less about single samples than a constant (but where "
-        "the truth is constant on the items, as on the checkerboard, control-mean is right by construction).",
+        "are the controls: a curve above control-median knows less about single samples than a constant (but where "
+        "the truth is constant on the items, as on the checkerboard, a constant is right by construction).",
         timed=True,
     ),
     "few-steps": Kind(

@@ -32,6 +32,10 @@ def _entries(*groups: str) -> list[tuple[str, str]]:
 
 CONTROLS: Final[tuple[tuple[str, str], ...]] = (
     ("control-mean", "gives every item the mean of the reference over the split: an oracle, but a constant"),
+    (
+        "control-median",
+        "gives every item the median of the reference: no constant has a smaller mean |error|",
+    ),
     ("control-component", "gives the mean of the reference over the item's true mixture component"),
     (
         "control-gaussian",

@@ -88,13 +88,13 @@ def _alt(kind: str, frame: pd.DataFrame, split: str | None) -> str:
     part = frame if split is None else frame[frame["split"] == split]
     methods = part[part["method"] != "control"]
     names = ", ".join(dict.fromkeys(methods["series"]))
-    if kind in ("bpd", "error", "few-steps") and methods["bpd_mae"].notna().any():
-        ranked = methods[methods["bpd_mae"].notna()].sort_values("bpd_mae", kind="stable")
+    if kind in ("bpd", "error", "few-steps") and methods["bpd_mae_all"].notna().any():
+        ranked = methods[methods["bpd_mae_all"].notna()].sort_values("bpd_mae_all", kind="stable")
         best, worst = ranked.iloc[0], ranked.iloc[-1]
         return (
             f"Methods: {names}. Reference {numbers.fixed(methods['bpd_ref'].median())} bits/dim. "
-            f"Smallest mean error {numbers.number(best['bpd_mae'], 2)} ({best['row']}), "
-            f"largest {numbers.number(worst['bpd_mae'], 2)} ({worst['row']})."
+            f"Smallest mean error {numbers.number(best['bpd_mae_all'], 2)} ({best['row']}), "
+            f"largest {numbers.number(worst['bpd_mae_all'], 2)} ({worst['row']})."
         )
     if kind == "density":
         shown = methods[methods["mass"].notna()]

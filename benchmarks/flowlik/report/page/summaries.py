@@ -22,7 +22,7 @@ def _glance(usable: pd.DataFrame) -> Table | None:
     """Per task and split the reference, the best control and the smallest error within each budget of NFE."""
     rows = []
     for task, split, frame in by_task_and_split(usable):
-        judged = frame[frame["bpd_mae"].notna()]
+        judged = frame[frame["bpd_mae_all"].notna()]
         methods, controls = judged[judged["method"] != "control"], judged[judged["method"] == "control"]
         if methods.empty:
             continue
@@ -45,9 +45,9 @@ def _best(frame: pd.DataFrame) -> Cell:
     """The smallest error with, on a second line, whose it is."""
     if frame.empty:
         return Cell("–")
-    row = frame.sort_values("bpd_mae", kind="stable").iloc[0]
+    row = frame.sort_values("bpd_mae_all", kind="stable").iloc[0]
     whose = row["row"] if row["method"] == "control" or not row["model"] else f"{row['row']} · {row['model']}"
-    return Cell(f"{numbers.number(row['bpd_mae'], 2)}\n{whose}", float(row["bpd_mae"]))
+    return Cell(f"{numbers.number(row['bpd_mae_all'], 2)}\n{whose}", float(row["bpd_mae_all"]))
 
 
 def _masses(frame: pd.DataFrame) -> Table | None:

@@ -22,6 +22,9 @@ MASS_WITHIN: Final = 0.05
 """How far from 1 a mass may be before the report marks it."""
 
 
+CONSTANTS: Final = ("control-mean", "control-median")
+
+
 def by_steps(frame: pd.DataFrame) -> Table:
     """Methods against steps for one task and split: bits/dim, and the Fréchet distance where it was measured, with
     their spread over seeds where there are several."""
@@ -59,10 +62,8 @@ def in_detail(frame: pd.DataFrame) -> Table:
     """One line per cell of one task and split, controls last; a column that holds nothing is left out."""
     frame = frames.with_times(frame)
     varies = bool(frame["spearman"].notna().any())  # a constant is right where the truth is constant
-    constant = (
-        frame.loc[frame["estimator"] == "control-mean", "bpd_mae"] if varies else frame["bpd_mae"].head(0)
-    )
-    rows = labels.as_dicts(frame.assign(control=constant.iloc[0] if len(constant) else math.nan))
+    constant = frame.loc[frame["estimator"].isin(CONSTANTS), "bpd_mae_all"].min() if varies else math.nan
+    rows = labels.as_dicts(frame.assign(control=constant))
     columns = [column for column in shown() if _holds(frame, column.name)]
     lines = tuple(
         (
@@ -122,9 +123,10 @@ def _plain(column: Column, row: dict[str, Any]) -> Cell:
 
 
 def _error(row: dict[str, Any]) -> Cell:
-    cell = _plain(BY_NAME["bpd_mae"], row)
-    worse = row["method"] != "control" and row["bpd_mae"] > row["control"] > 0
-    return replace(cell, flag="larger than that of control-mean, a constant") if worse else cell
+    """The error of all items, those without an answer included."""
+    cell = _plain(replace(BY_NAME["bpd_mae"], name="bpd_mae_all"), row)
+    worse = row["method"] != "control" and row["bpd_mae_all"] > row["control"] > 0
+    return replace(cell, flag="larger than that of a constant") if worse else cell
 
 
 def mass_cell(row: dict[str, Any], digits: int | None = None) -> Cell:

@@ -104,7 +104,7 @@ def with_published(frame: pd.DataFrame) -> list[Table]:
     heads = (
         *("method", "model", head("nfe_mean"), head("forward_equivalents"), head("bpd")),
         *(_distance_head(extractors), f"published {head('bpd')}", "published FID"),
-        *(head("bpd_error"), head("bpd_mae"), head("spearman")),
+        *(head("bpd_error"), head("bpd_mae_all"), head("spearman")),
     )
     title = f"{shown['task'].iloc[0]}, {labels.split_title('test')}: beside published values"
     return [Table(title, heads, tuple(lines), names=2, note=_note(shown, paper, extractors))]
@@ -148,7 +148,7 @@ def _line(
         _grey(printed.bpd if printed else None, paper),
         _grey(printed.fid if printed else None, paper),
         _cell(row["bpd_error"], 2),
-        _cell(row["bpd_mae"], 2),
+        _cell(row["bpd_mae_all"], 2),
         Cell(numbers.fixed(row["spearman"], 3), _value(row["spearman"])),
     )
 

@@ -75,7 +75,7 @@ def _one_evaluation(frame: pd.DataFrame) -> Table | None:
     measured = samples.samples_measured(frame)
     few = samples.few_steps(measured)
     few = few[(few["sample_nfe"] == 1) & few["distance"].notna()]
-    few = few.assign(unjudged=few["bpd_mae"].isna()).sort_values("unjudged", kind="stable")
+    few = few.assign(unjudged=few["bpd_mae_all"].isna()).sort_values("unjudged", kind="stable")
     few = few.drop_duplicates(["method", "model"])
     if few.empty:
         return None
@@ -92,7 +92,7 @@ def _one_evaluation(frame: pd.DataFrame) -> Table | None:
             _nearer(row, without),
             *(_interval(row, name, 2) for name in ("precision", "recall")),
             _cell(row["extra"].get("least_mode"), digits=2),
-            _interval(row, "bpd_mae", 2),
+            _interval(row, "bpd_mae_all", 2),
             _cell(row["nfe_mean"]),
         )
         for row in rows
@@ -101,7 +101,7 @@ def _one_evaluation(frame: pd.DataFrame) -> Table | None:
     name = labels.distance_name(extractor) if extractor else head("energy_distance")
     heads = (
         *("method", "model", "NFE of a sample", name, f"nearer than {DATA_FREE} by"),
-        *map(head, ("precision", "recall", "least_mode", "bpd_mae")),
+        *map(head, ("precision", "recall", "least_mode", "bpd_mae_all")),
         "NFE of the likelihood",
     )
     note = (

@@ -70,7 +70,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     frame = frames.with_times(frame)
     # beside other people's packages it is CPU time that can be compared
     costs = COSTS | (CPU_COST if frame["estimator"].str.startswith("peer-").any() else {})
-    shown = frame[(frame["bpd_mae"] > 0) & (frame["method"] != "control")]
+    shown = frame[(frame["bpd_mae_all"] > 0) & (frame["method"] != "control")]
     if len(
         samples.few_steps(frame)
     ):  # a figure of its own has them, a line over the segments of a policy flow
@@ -87,7 +87,9 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         for k, (ax, (split, cost)) in enumerate(zip(line, row, strict=False)):
             ax.axis("on")
             part = shown[shown["split"] == split]
-            levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
+            levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")[
+                "bpd_mae_all"
+            ]
             _limits(ax, part, levels)
             handles |= _cost_panel(ax, part, cost, costs[cost]) | handles
             if not ax.axison:
@@ -101,7 +103,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 ax.tick_params(labelleft=False)
             elif len(labels.splits(shown)) > 1:
                 ax.set_title(labels.split_title(split), loc="left")
-        line[0].set_ylabel(axis_label("bpd_mae"))
+        line[0].set_ylabel(axis_label("bpd_mae_all"))
     _finish(figure, axes.ravel(), f"{_task(frame)}: per-sample error against cost")
     front = Line2D([], [], color="#bdbdbd", linewidth=4, alpha=0.6, label="Pareto front")
     style.legend_below(figure, [*handles.values(), front])
@@ -129,11 +131,13 @@ def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> dict[str
     style.cost_axis(ax, part[cost])
     handles = {}
     for series in style.series_of(part):
-        value, low, high = (series.frame[c].to_numpy() for c in ("bpd_mae", "bpd_mae_lo", "bpd_mae_hi"))
+        value, low, high = (
+            series.frame[c].to_numpy() for c in ("bpd_mae_all", "bpd_mae_all_lo", "bpd_mae_all_hi")
+        )
         bars = np.clip(value - low, 0, 0.999 * value), np.clip(high - value, 0, None)
-        if style.draw_series(ax, series, cost, "bpd_mae", bars):
+        if style.draw_series(ax, series, cost, "bpd_mae_all", bars):
             handles[series.label] = style.handle(series)
-    xs, ys = pareto_front(part[cost].to_numpy(), part["bpd_mae"].to_numpy())
+    xs, ys = pareto_front(part[cost].to_numpy(), part["bpd_mae_all"].to_numpy())
     xs, ys = np.append(xs, ax.get_xlim()[1]), np.append(ys, ys[-1])
     ax.step(xs, ys, where="post", color="#bdbdbd", linewidth=4, alpha=0.6, zorder=0.5, solid_capstyle="butt")
     return handles
@@ -153,7 +157,7 @@ def pareto_front(cost: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _limits(ax: Axes, part: pd.DataFrame, levels: pd.Series[float]) -> None:
-    values = np.concatenate([part["bpd_mae"].to_numpy(), part["bpd_mae_hi"].to_numpy()])
+    values = np.concatenate([part["bpd_mae_all"].to_numpy(), part["bpd_mae_all_hi"].to_numpy()])
     values = values[np.isfinite(values) & (values > 0)]
     near = levels[levels > values.min() / 5].to_numpy()
     values = np.concatenate([values, near])

@@ -50,9 +50,9 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     timed, one panel for each of the others."""
     frame = frames.with_times(samples.answered(frame))
     few = samples.few_steps(frame)
-    if not (few["bpd_mae"] > 0).any():
+    if not (few["bpd_mae_all"] > 0).any():
         return None
-    judged = frame[(frame["bpd_mae"] > 0) & (frame["nfe_mean"] > 0)]
+    judged = frame[(frame["bpd_mae_all"] > 0) & (frame["nfe_mean"] > 0)]
     # the exact posterior as policy is a check of the substeps, not a model
     exact = judged[judged["estimator"].isin(["ode", "whitened-ode"])]
     lines = _lines(judged.loc[judged.index.isin(few.index)])
@@ -71,12 +71,14 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         style.error_axis(line[0])
         shown = [ax for ax in line[: len(row)] if ax.axison]
         for ax, (split, _) in zip(line, row, strict=False):
-            levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
+            levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")[
+                "bpd_mae_all"
+            ]
             if ax.axison:
                 style.control_lines(ax, dict(levels), labels=ax is shown[-1])
         for ax in line[len(row) :]:
             ax.set_axis_off()
-        line[0].set_ylabel(axis_label("bpd_mae"))
+        line[0].set_ylabel(axis_label("bpd_mae_all"))
     figure.suptitle(f"{frame['task'].iloc[0]}: few-step likelihoods", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
@@ -86,7 +88,7 @@ def samples_against_error(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Distance, precision and recall of one-evaluation samples against the error of the same model's likelihood."""
     frame = samples.samples_measured(samples.answered(frame))
     few = samples.likelihood_of_samples(samples.few_steps(frame))
-    shown = few[(few["sample_nfe"] == 1) & (few["bpd_mae"] > 0) & (few["split"] == "test")]
+    shown = few[(few["sample_nfe"] == 1) & (few["bpd_mae_all"] > 0) & (few["split"] == "test")]
     panels = [name for name in ("distance", "precision", "recall") if shown[name].notna().any()]
     if shown.empty or not panels:
         return None
@@ -98,13 +100,18 @@ def samples_against_error(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         for line in lines:
             part = line.frame[line.frame[name].notna()]
             _draw(
-                ax, part["bpd_mae"], part[name], _bars(part, name), _bars(part, "bpd_mae"), _point(line.look)
+                ax,
+                part["bpd_mae_all"],
+                part[name],
+                _bars(part, name),
+                _bars(part, "bpd_mae_all"),
+                _point(line.look),
             )
         ax.set_xscale("log")
         _log_ticks(ax)
         _control_columns(ax, frame)
         _quality_axis(ax, shown, name)
-        ax.set_xlabel(axis_label("bpd_mae"))
+        ax.set_xlabel(axis_label("bpd_mae_all"))
     figure.suptitle(f"{frame['task'].iloc[0]}: samples and likelihood of one evaluation", fontsize=9)
     entries = [Line2D([], [], label=style.shorten(one.label, 52), **_point(one.look)) for one in lines]
     style.legend_below(figure, [*entries, *_level_handle(frame)])
@@ -209,13 +216,13 @@ def _against_cost(
         if part.empty:
             continue
         at = part[cost] * (part["dodge"] if cost == "nfe_mean" else 1.0)
-        _draw(ax, at, part["bpd_mae"], _bars(part, "bpd_mae"), None, line.look)
+        _draw(ax, at, part["bpd_mae_all"], _bars(part, "bpd_mae_all"), None, line.look)
         handles[line.label] = Line2D([], [], label=style.shorten(line.label, 52), **line.look)
         costs += list(at)
     for (series, model), part in exact[exact[cost] > 0].groupby(["series", "model"], sort=False):
         look: dict[str, Any] = {"color": style.MUTED, "marker": "_", "markersize": 8, "linestyle": ":"}
         label = f"{labels.brief(str(series))} · {model}"
-        _draw(ax, part[cost], part["bpd_mae"], _bars(part, "bpd_mae"), None, look)
+        _draw(ax, part[cost], part["bpd_mae_all"], _bars(part, "bpd_mae_all"), None, look)
         handles[label] = Line2D([], [], label=style.shorten(label, 52), **look)
         costs += list(part[cost])
     if not costs:
@@ -234,7 +241,7 @@ def _bars(part: pd.DataFrame, name: str) -> np.ndarray[Any, Any]:
         [value - part[f"{name}_lo"].to_numpy(), part[f"{name}_hi"].to_numpy() - value]
     )
     ends = np.maximum(np.nan_to_num(ends), 0.0)
-    if name == "bpd_mae":  # on a logarithmic axis
+    if name == "bpd_mae_all":  # on a logarithmic axis
         ends[0] = np.minimum(ends[0], 0.999 * value)
     return ends
 
@@ -288,13 +295,14 @@ def _level_handle(frame: pd.DataFrame) -> list[Line2D]:
 
 def _control_columns(ax: Axes, frame: pd.DataFrame) -> None:
     """The error of a constant as a grey vertical line: right of it a likelihood tells nothing of single items."""
-    controls = style.controls_of(frame[frame["split"] == "test"]).set_index("estimator_label")["bpd_mae"]
-    value = controls.get("control-mean", np.nan)
+    controls = style.controls_of(frame[frame["split"] == "test"]).set_index("estimator_label")["bpd_mae_all"]
+    name = next((name for name in ("control-median", "control-mean") if name in controls), "")
+    value = controls.get(name, np.nan)
     if np.isfinite(value) and value > 0:
         colour = labels.METHODS["control"].colour
         ax.axvline(value, color=colour, linewidth=0.9, linestyle=(0, (5, 2)), zorder=1)
         words: dict[str, Any] = {"fontsize": 6.5, "color": style.MUTED, "ha": "center", "va": "bottom"}
-        ax.text(value, 1.01, "control-mean", transform=ax.get_xaxis_transform(), **words)
+        ax.text(value, 1.01, name, transform=ax.get_xaxis_transform(), **words)
 
 
 def _quality_axis(ax: Axes, shown: pd.DataFrame, name: str) -> None:

@@ -18,7 +18,7 @@ from flowlik.report.figures import style
 FEWEST: Final = 3
 """Different joint maps a task needs for this figure."""
 
-LABELS: Final = {name: axis_label(name) for name in ("bpd_error", "bpd_mae")} | {
+LABELS: Final = {name: axis_label(name) for name in ("bpd_error", "bpd_mae_all")} | {
     "unranked": f"1 − {axis_label('spearman')}"
 }
 
@@ -32,7 +32,7 @@ _MARKERS: Final = "os^DvPX*<>hd"
 
 def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Signed error, 1 - Spearman and mean |error| against steps, a line per joint map, a row per split."""
-    shown = frame[(frame["estimator"] == "f2d2") & (frame["bpd_mae"] > 0)]
+    shown = frame[(frame["estimator"] == "f2d2") & (frame["bpd_mae_all"] > 0)]
     models = sorted(set(shown["model"]))
     if len(models) < FEWEST:
         return None
@@ -41,7 +41,7 @@ def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     columns = (
         "bpd_error",
         *(("unranked",) if ranked else ()),
-        "bpd_mae",
+        "bpd_mae_all",
     )  # the controls' names stand on the right
     figure = style.new_figure(style.PAGE, 0.9 + 2.2 * len(splits))
     axes = np.asarray(figure.subplots(len(splits), len(columns), squeeze=False))
@@ -54,7 +54,7 @@ def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         for ax, column in zip(row, columns, strict=True):
             _panel(ax, part.assign(unranked=1 - part["spearman"]), column, looks)
         controls = style.controls_of(frame[frame["split"] == split])
-        levels = dict(controls.set_index("estimator_label")["bpd_mae"])
+        levels = dict(controls.set_index("estimator_label")["bpd_mae_all"])
         highest = max([*levels.values(), row[-1].get_ylim()[1]])
         row[-1].set_ylim(top=1.2 * highest)
         style.control_lines(row[-1], levels, labels=True)

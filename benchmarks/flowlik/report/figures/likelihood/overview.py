@@ -23,7 +23,7 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
     the one of most items; of many steps the fewest and the most are shown. None where fewer than two tasks or splits
     have errors.
     """
-    shown = _ends(frame[np.isfinite(frame["bpd_mae"])]).sort_values("n_items", kind="stable")
+    shown = _ends(frame[np.isfinite(frame["bpd_mae_all"])]).sort_values("n_items", kind="stable")
     if shown.empty or len(shown.groupby(["task", "split"])) < 2:
         return None
     names = _rows(shown)
@@ -33,7 +33,9 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
     ]
     several = {t: sum(c[0] == t for c in columns) > 1 for t, _ in columns}
     values = np.full((len(rows), len(columns)), np.nan)
-    for name, task, split, error in zip(names, shown["task"], shown["split"], shown["bpd_mae"], strict=True):
+    for name, task, split, error in zip(
+        names, shown["task"], shown["split"], shown["bpd_mae_all"], strict=True
+    ):
         if name in rows:
             values[rows.index(name), columns.index((task, split))] = error
     figure = style.new_figure(style.PAGE, 1.2 + 0.2 * len(rows))
@@ -51,7 +53,7 @@ def error_overview(frame: pd.DataFrame) -> Figure | None:
         linewidths=0.8,
         annot_kws={"fontsize": 6.3},
         cbar_kws={
-            "label": axis_label("bpd_mae"),
+            "label": axis_label("bpd_mae_all"),
             "ticks": [-4, -3, -2, -1, 0, 1],
             "extend": "both",
             "aspect": 45,

@@ -80,7 +80,7 @@ def _chosen(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ends: list[int] = []
     between: list[int] = []
     rank = {name: k for k, name in enumerate(PREFERRED)}
-    lines = style.series_of(frame[frame["bpd_mae"].notna() & (frame["bpd_ref"].notna())])
+    lines = style.series_of(frame[frame["bpd_mae_all"].notna() & (frame["bpd_ref"].notna())])
     for series in sorted(lines, key=lambda line: rank.get(line.method, len(rank))):
         index = list(series.frame.index)
         ends += [index[-1]] if series.frame["steps"].isna().all() else [index[0], index[-1]]

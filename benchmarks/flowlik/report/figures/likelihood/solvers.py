@@ -34,7 +34,7 @@ def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """
     # probes would add their noise to the rule's error
     known = frame["estimator"].isin(["ode", "whitened-ode"]) & (frame["trace"] != "hutchinson")
-    fixed = frame[known & frame["steps"].notna() & (frame["bpd_mae"] > 0)]
+    fixed = frame[known & frame["steps"].notna() & (frame["bpd_mae_all"] > 0)]
     fixed = fixed.assign(
         grid=[_grid(p) for p in fixed["params"]],
         richardson=[bool(p.get("richardson")) for p in fixed["params"]],
@@ -58,9 +58,9 @@ def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             ax.grid(True, zorder=0)
         style.error_axis(line[0])
         words = model if split == "test" else f"{model}, {labels.split_title(split)}"
-        line[0].set_ylabel(f"{axis_label('bpd_mae')}\n{words}")
+        line[0].set_ylabel(f"{axis_label('bpd_mae_all')}\n{words}")
         style.cost_axis(line[0], part["nfe_mean"])
-        levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae"]
+        levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae_all"]
         for ax in line:
             style.control_lines(ax, dict(levels), labels=ax is line[-1])
     for ax in axes[-1]:
@@ -83,14 +83,14 @@ def _panel(ax: Axes, part: pd.DataFrame) -> dict[str, Line2D]:
     ax.set_yscale("log")
     for key, of_rule in part.groupby(["estimator", "solver", "richardson"], sort=True):
         name, solver, richardson = (str(key[0]), str(key[1]), bool(key[2]))
-        best = of_rule.sort_values(["nfe_mean", "bpd_mae"])
+        best = of_rule.sort_values(["nfe_mean", "bpd_mae_all"])
         look: dict[str, Any] = {
             "color": COLOURS.get(solver, "#5E4FA2"),
             "linestyle": ":" if richardson else "-" if name == "whitened-ode" else "--",
             "marker": "D" if name == "whitened-ode" else "o",
             "markersize": 3.2,
         }
-        ax.plot(best["nfe_mean"], best["bpd_mae"], **look)
+        ax.plot(best["nfe_mean"], best["bpd_mae_all"], **look)
         words = (
             f"{'whitened ' if name == 'whitened-ode' else ''}{solver}{', Richardson' if richardson else ''}"
         )
