@@ -459,9 +459,9 @@ _ACCURACY = _group(
     ),
     Column(
         "bpd_mae_all",
-        "Mean |error| with an item without an answer counted at the largest mean |error| of the task's controls, so that "
-        "answering only what is easy does not pay; where all are answered it is `bpd_mae`. Tables, figures and the "
-        "progress line show it.",
+        "Mean |error| with an item without an answer counted at the largest mean |error| of the task's controls, so "
+        "that answering only what is easy does not pay; where all are answered it is `bpd_mae`. Tables, figures and "
+        "the progress line show it.",
         unit="bits/dim",
         better="less",
         low=0,
