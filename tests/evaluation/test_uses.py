@@ -91,6 +91,15 @@ def test_auroc_of_two_normals_and_its_interval() -> None:
     assert 0.9 <= inside / 200 <= 0.99
 
 
+def test_few_points_or_items_have_no_interval() -> None:
+    values = np.arange(40.0)
+    assert np.isnan(outliers.auroc(values[:19], values)[1:]).all()
+    assert np.isfinite(outliers.auroc(values[:20], values)[1:]).all()
+    bits = np.random.default_rng(0).normal(size=(4, 20)) + np.arange(4.0)[:, None]
+    assert math.isnan(comparison.ranked(bits[:, :19], bits[:, :19])["kendall_lo"])
+    assert np.isfinite(comparison.ranked(bits, bits)["kendall_lo"])
+
+
 def test_auroc_of_sets_apart_equal_and_broken() -> None:
     values = np.arange(50.0)
     assert outliers.auroc(values + 100, values)[0] == 1.0

@@ -18,6 +18,7 @@ from torch import Tensor
 from flowlik.evaluation.batching.batches import evaluate
 from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.arrays import Array
+from flowlik.measures.bootstrap import FEWEST
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.task import UnavailableError
 from flowlik_models.images import MissingDataError, evaluation_order, open_images
@@ -62,6 +63,8 @@ def outlier_detection(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Arr
 def auroc(inside: Array, outside: Array) -> tuple[float, float, float]:
     """P(a point inside scores higher than one outside), ties half, and its 95 % interval (DeLong et al. 1988).
 
+    There is none, NaN, where a set has fewer than `FEWEST` points.
+
     Values that are not finite count as the lowest score: an estimator that gives up on a point calls it foreign.
     """
     inside, outside = (np.where(np.isfinite(s), s, -np.inf) for s in (inside, outside))
@@ -71,6 +74,8 @@ def auroc(inside: Array, outside: Array) -> tuple[float, float, float]:
     above = (ranks[:m] - rankdata(inside)) / n
     below = 1 - (ranks[m:] - rankdata(outside)) / m
     value = float(above.mean())
+    if min(m, n) < FEWEST:
+        return value, float("nan"), float("nan")
     spread = 1.96 * float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
     return value, max(value - spread, 0.0), min(value + spread, 1.0)
 
