@@ -86,7 +86,7 @@ Route = Literal["invert", "own-samples", "fake-flow", "head"]
 @register("generator")
 @dataclass(frozen=True, kw_only=True)
 class Generator(Estimator):
-    """The generator estimator; ``starts`` (8) begin ``route=invert``, ``eps`` belongs to the routes of a flow, fake-flow
+    """The generator estimator: ``starts`` (8) begins ``route=invert``, ``eps`` is for the routes of a flow, fake-flow
     and head: where the determinant of G is taken, the density is that of G's own images.
     """
 
