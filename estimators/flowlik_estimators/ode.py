@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowlik_estimators._ode_options import ODEOptions
 from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes, standard_normal_log_prob
-from flowlik_estimators.divergence import augmented
+from flowlik_estimators.divergence import augmented, skewness
 from flowlik_estimators.integration.torchdiffeq_solve import ONE_STEP, Evaluate, velocity_alone
 from flowlik_estimators.registry import register
 
@@ -59,8 +59,10 @@ class ODE(ODEOptions):
 
     ``extra``: ``dof``, Student's degrees of freedom of ``stderr``; ``nodes`` and ``quadrature_error``, the
     rule's estimated error in nats, each (batch,). Fixed probes along the path are independent replicates (without
-    replacement, if orthogonal). With fresh ones ``stderr`` pools the nodes' sample variances, taking the pilot's
-    mean variance for nodes that have a single probe, and ``dof`` is Satterthwaite's.
+    replacement, if orthogonal), and from four on their cross forms widen a bar that skewness makes too short
+    (`flowlik_estimators.divergence.skewness`). With fresh ones ``stderr`` pools over the nodes the mean of the sample
+    variance and of the squared products, which the pilot scales to a variance (a single probe has the latter alone),
+    and ``dof`` is Satterthwaite's.
     """
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
@@ -69,12 +71,12 @@ class ODE(ODEOptions):
             times = self.quadrature.times(run)
             path = self._states(model, x, run, times.flip(0)).flip(0)
             return _minus(standard_normal_log_prob(path[0]), self._integral(model, path, run))
-        x0, log_det = self._solved(model, x, run, start=run.data_end, end=0.0, log_prob=True)
-        return self._averaged(standard_normal_log_prob(x0)[:, None] + log_det.double(), run)
+        x0, log_det, cross = self._solved(model, x, run, start=run.data_end, end=0.0, log_prob=True)
+        return self._averaged(standard_normal_log_prob(x0)[:, None] + log_det.double(), cross, run)
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         if not log_prob:
-            x, _ = self._solved(model, x0, run, start=0.0, end=run.data_end, log_prob=False)
+            x, *_ = self._solved(model, x0, run, start=0.0, end=run.data_end, log_prob=False)
             return Samples(x=x.to(run.dtype))
         self._check_condition(run)
         prior = standard_normal_log_prob(x0)
@@ -82,43 +84,53 @@ class ODE(ODEOptions):
             path = self._states(model, x0, run, self.quadrature.times(run))
             estimate = _minus(prior, self._integral(model, path, run))
             return Samples(x=path[-1].to(run.dtype), log_prob=estimate.log_prob)
-        x, log_det = self._solved(model, x0, run, start=0.0, end=run.data_end, log_prob=True)
+        x, log_det, _ = self._solved(model, x0, run, start=0.0, end=run.data_end, log_prob=True)
         return Samples(x=x.to(run.dtype), log_prob=(prior[:, None] - log_det.double()).mean(1))
 
     # --- x and the integral together ---
 
-    def _averaged(self, log_probs: Tensor, run: Run) -> Estimate:
-        """Mean over columns with its standard error, from (batch, columns)."""
+    def _averaged(self, log_probs: Tensor, cross: Tensor | None, run: Run) -> Estimate:
+        """Mean over columns with its standard error, from (batch, columns) and what the probes' pairs say of them."""
         population = math.prod(run.event_shape) if self.noise == "orthogonal" else None
         mean, stderr = mean_over_probes(log_probs, population)
         if stderr is None:
             return Estimate(log_prob=mean)
+        if cross is not None:
+            sample = log_probs.detach().var(1)
+            stderr = stderr * skewness.widening(sample, cross.detach(), self.columns)
         dof = torch.full_like(mean, max(self.columns - 1, 1)).detach()
         return Estimate(log_prob=mean, stderr=stderr, extra={"dof": dof})
 
     def _solved(
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float, log_prob: bool
-    ) -> tuple[Tensor, Tensor]:
-        """x at ``end``, and the integral of div v from ``start`` to ``end``, (batch, columns)."""
-        evaluate = self._augmented(model, run) if log_prob else velocity_alone(model, run)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x at ``end``, the integral of div v from ``start`` to ``end``, (batch, columns), and of cross forms."""
+        evaluate, overlap = self._augmented(model, run) if log_prob else (velocity_alone(model, run), None)
         solve = self.solve
         dtype = solve.dtype(run)
-        columns = torch.zeros(run.batch, self.columns, dtype=dtype, device=run.device)
-        state = (x.to(dtype), columns) if log_prob else (x.to(dtype),)
+        state = [x.to(dtype)]
+        if log_prob:
+            state.append(torch.zeros(run.batch, self.columns, dtype=dtype, device=run.device))
+        if overlap is not None:
+            state.append(torch.zeros_like(overlap, dtype=dtype))
         times = torch.tensor([start, end], dtype=torch.float64, device=run.device)
-        path = solve.path(evaluate, run, state, times)
-        coarse, integral = path[0][-1], path[-1][-1]
+        path = solve.path(evaluate, run, tuple(state), times)
+        coarse, integral = path[0][-1], path[1 if log_prob else 0][-1]
+        cross = None
+        if overlap is not None:
+            cross = path[2][-1].double()
+            cross = cross if self.noise == "gaussian" else skewness.without_identity(cross, overlap.double())
         if not self.richardson:
-            return coarse, integral
-        path = solve.halved().path(evaluate, run, state, times)
+            return coarse, integral, cross
+        path = solve.halved().path(evaluate, run, tuple(state), times)
         ahead = 1.0 / (2.0 ** ONE_STEP[self.solver] - 1.0)
-        fine, finer = path[0][-1], path[-1][-1]
-        return fine + ahead * (fine - coarse), finer + ahead * (finer - integral)
+        fine, finer = path[0][-1], path[1 if log_prob else 0][-1]
+        return fine + ahead * (fine - coarse), finer + ahead * (finer - integral), cross
 
-    def _augmented(self, model: Any, run: Run) -> Evaluate:
+    def _augmented(self, model: Any, run: Run) -> tuple[Evaluate, Tensor | None]:
         if self.stochastic:
             return augmented.with_probes(self.probe_options, self.solve, model, run)
-        return augmented.without_probes(self.trace, model, run)
+        return augmented.without_probes(self.trace, model, run), None
 
     # --- x alone, the integral by quadrature ---
 

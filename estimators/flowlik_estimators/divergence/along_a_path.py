@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowlik_estimators.call import Estimate, Run
 from flowlik_estimators.divergence.law import Law, Node, ProbeOptions
-from flowlik_estimators.divergence.pilot import PILOT_ITEMS, PILOT_PROBES, Pilot
+from flowlik_estimators.divergence.pilot import Pilot
 from flowlik_estimators.integration import clenshaw_curtis
 from flowlik_estimators.integration.torchdiffeq_solve import Evaluate, Solve
 from flowlik_models.numerics.streams import NODE_STREAM
@@ -89,8 +89,8 @@ class Quadrature:
         pool = _Pool(run, math.prod(run.event_shape) if options.noise == "orthogonal" else None)
         for j, node in enumerate(plan):
             stream = NODE_STREAM + j * first
-            columns = bases[node.basis].columns(model, run, path[j], float(times[j]), node, stream)
-            pool.add(float(weights[j]), columns.double(), node)
+            columns, squares = bases[node.basis].columns(model, run, path[j], float(times[j]), node, stream)
+            pool.add(float(weights[j]), columns.double(), squares, node)
         size = math.prod(run.event_shape)
         return pool.estimate(plan, known=options.probes > 1 or all(node.probes == size for node in plan))
 
@@ -116,16 +116,14 @@ class _Pool:
     def __post_init__(self) -> None:
         self.total, self.variance, self.quartic = self.run.zeros(), self.run.zeros(), self.run.zeros()
 
-    def add(self, weight: float, columns: Tensor, node: Node) -> None:
-        """A node's estimates (batch, probes); a single probe has the variance that the pilot saw."""
+    def add(self, weight: float, columns: Tensor, squares: Tensor, node: Node) -> None:
+        """A node's estimates and squared products, (batch, probes)."""
         self.total = self.total + weight * columns.mean(1)
         left = 1.0 - node.probes / self.population if self.population else 1.0
-        if node.probes > 1:
-            own, degrees = columns.detach().var(1), node.probes - 1
-        elif node.variance is not None:
-            own, degrees = self.run.zeros() + node.variance, PILOT_ITEMS * (PILOT_PROBES - 1)
-        else:
+        found = _variance(columns.detach(), squares.double(), node)
+        if found is None:
             return
+        own, degrees = found
         share = weight**2 * left * own / node.probes
         self.variance, self.quartic = self.variance + share, self.quartic + share.square() / degrees
 
@@ -138,6 +136,20 @@ class _Pool:
             return Estimate(log_prob=self.total, extra=extra)
         dof = torch.where(self.quartic > 0, self.variance.square() / self.quartic, math.inf)
         return Estimate(log_prob=self.total, stderr=self.variance.sqrt(), extra={**extra, "dof": dof})
+
+
+def _variance(columns: Tensor, squares: Tensor, node: Node) -> tuple[Tensor, int] | None:
+    """Variance of one probe of every item (batch,) and its degrees of freedom; None where nothing is known of it.
+
+    Scaled by the pilot, an item's own squared products follow its noise, also from a single probe: a mean over the
+    pilot's items would be too small wherever the noise falls at other times in each item.
+    """
+    k = node.probes
+    scaled = None if node.scale is None else node.scale * squares.mean(1)
+    if k == 1:
+        return None if scaled is None else (scaled, 1)
+    sample = columns.var(1)
+    return (sample, k - 1) if scaled is None else ((sample + scaled) / 2.0, 2 * k - 1)
 
 
 def _together(run: Run, rows: int) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowlik_estimators.call import Run
+from flowlik_estimators.divergence import skewness
 from flowlik_estimators.divergence.law import Law, ProbeOptions
 from flowlik_estimators.divergence.pilot import Pilot
-from flowlik_estimators.divergence.products import exact, hutchinson
+from flowlik_estimators.divergence.products import exact, hutchinson_with_products
 from flowlik_estimators.integration.torchdiffeq_solve import Evaluate, Solve
 from flowlik_models.interfaces import velocity_and_divergence
 from flowlik_models.numerics.streams import PROBE_STREAM
@@ -26,23 +28,34 @@ def without_probes(trace: str, model: Any, run: Run) -> Evaluate:
     return lambda x, t: exact(lambda y: run.velocity(model, y, t), x, differentiable=run.differentiable)
 
 
-def with_probes(options: ProbeOptions, solve: Solve, model: Any, run: Run) -> Evaluate:
-    """Velocity and one estimate of the divergence a probe (batch, probes), the probes being fixed along the path."""
+def with_probes(options: ProbeOptions, solve: Solve, model: Any, run: Run) -> tuple[Evaluate, Tensor | None]:
+    """Velocity and one estimate of the divergence a probe (batch, probes), the probes being fixed along the path.
+
+    Where there are probes enough to judge how skew they are (`flowlik_estimators.divergence.skewness`), a third part
+    are their cross forms (batch, pairs); the tensor beside are the overlaps ``e_i . e_j`` of the same pairs.
+    """
     basis, coefficient = options.basis, 1.0
     if options.automatic:
         basis, coefficient = Pilot(options, solve, model, run, nodes=PILOT_NODES).of_the_whole_path()
     assert basis != "auto"
     law = Law(options, model, run, basis)
     probes = law.draw(run, options.probes, PROBE_STREAM)
-    squares = None if options.control == "none" or coefficient == 0.0 else law.squares(probes)
+    crossed = basis == "pixel" and skewness.pair_count(options.probes) > 0
+    coefficient = 0.0 if options.control == "none" else coefficient
+    squares = None if coefficient == 0.0 else law.squares(probes)
+    flat = probes.flatten(2)
 
-    def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        value, columns = hutchinson(
-            lambda y: run.velocity(model, y, t), x, probes, differentiable=run.differentiable
+    def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        value, columns, products = hutchinson_with_products(
+            lambda y: run.velocity(model, y, t), x, probes, differentiable=run.differentiable, keep=crossed
         )
-        return value, law.controlled(columns, squares, coefficient, t[:1])
+        columns = law.controlled(columns, squares, coefficient, t[:1])
+        if not crossed:
+            return value, columns
+        cross = skewness.pairs(torch.stack(products, 1), flat)
+        return value, columns, law.controlled_pairs(cross, probes, coefficient, t[:1])
 
-    return evaluate
+    return evaluate, skewness.pairs(flat, flat) if crossed else None
 
 
 def _closed(model: Any, run: Run) -> Evaluate:

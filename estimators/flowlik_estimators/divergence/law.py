@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from flowlik_estimators.call import Run
 from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.divergence.probes import Basis, GaussianControl, Noise
-from flowlik_estimators.divergence.products import hutchinson
+from flowlik_estimators.divergence.products import hutchinson_with_products
 
 AUTO: Literal["auto"] = "auto"
 """Of a basis or a control: chosen by the pilot."""
@@ -39,12 +40,17 @@ class ProbeOptions:
 
 @dataclass(frozen=True)
 class Node:
-    """How one node's probes are drawn; variance of one probe and error of the rule as the pilot saw them."""
+    """How one node's probes are drawn.
+
+    As the pilot saw them: variance of one probe, ``scale`` of that variance over what `Law.columns` calls squares, and
+    error of the rule.
+    """
 
     basis: Basis
     coefficient: float
     probes: int
     variance: float | None = None
+    scale: float | None = None
     error: float | None = None
 
 
@@ -88,11 +94,35 @@ class Law:
             return columns
         return columns - coefficient * self.control.excess(squares, t)
 
-    def columns(self, model: Any, run: Run, x: Tensor, t: float, node: Node, stream: int) -> Tensor:
-        """Fresh estimates of the divergence at (x, t), (batch, probes)."""
+    def controlled_pairs(self, cross: Tensor, probes: Tensor, coefficient: float, t: Tensor) -> Tensor:
+        """Cross forms of the pairs of probes less those of the control."""
+        if self.control is None or coefficient == 0.0:
+            return cross
+        return cross - coefficient * self.control.cross(probes, t)
+
+    def columns(
+        self, model: Any, run: Run, x: Tensor, t: float, node: Node, stream: int
+    ) -> tuple[Tensor, Tensor]:
+        """Fresh estimates of the divergence at (x, t), (batch, probes), and squares of their products, likewise.
+
+        A square is ``|J^T e|^2`` less the control's and, but for Gaussian probes, less its part along e: what the
+        identity in J adds to it, and not to the variance.
+        """
         probes, at = self.draw(run, node.probes, stream), run.at(t)
-        _, columns = hutchinson(
+        _, columns, products = hutchinson_with_products(
             lambda y: run.velocity(model, y, at), x.to(run.dtype), probes, differentiable=run.differentiable
         )
         squares = None if node.coefficient == 0.0 else self.squares(probes)
-        return self.controlled(columns, squares, node.coefficient, at[:1])
+        controlled = self.controlled(columns, squares, node.coefficient, at[:1])
+        flat, left = probes.flatten(2), torch.stack(products, 1)
+        if squares is not None and self.control is not None:
+            left = left - node.coefficient * self.control.product(flat, at[:1])
+        return controlled, squared_products(flat, left, free=self.noise == "gaussian")
+
+
+def squared_products(probes: Tensor, products: Tensor, *, free: bool) -> Tensor:
+    """``|w|^2`` of products w (..., d), less the part along the probe unless the probes are ``free`` of axes."""
+    square = products.square().sum(-1)
+    if free:
+        return square
+    return square - (probes * products).sum(-1).square() / probes.square().sum(-1)

@@ -115,9 +115,9 @@ class Pilot:
         axes = law.rotation.back(law.control.vectors.T)
         return Known(axes, spectrum)
 
-    def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best law for each combination (combinations, nodes) of the nodes."""
-        variances, coefficients = [], []
+    def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best law for each combination (combinations, nodes) of the nodes: basis, coefficient, variance, scale."""
+        variances, coefficients, squares = [], [], []
         for index in range(len(self.bases)):
             forms = self._forms(index).combined(weights)
             coefficient = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
@@ -132,22 +132,26 @@ class Pilot:
                 forms = probe_variance.less(forms, known, coefficient)
             variances.append(probe_variance.variance(forms))
             coefficients.append(coefficient)
-        return probe_variance.choose(torch.stack(variances), torch.stack(coefficients))
+            squares.append(probe_variance.squares(forms))
+        basis, coefficient, variance = probe_variance.choose(
+            torch.stack(variances), torch.stack(coefficients)
+        )
+        return basis, coefficient, variance, probe_variance.scale(variance, torch.stack(squares), basis)
 
     def of_the_whole_path(self) -> tuple[Basis, float]:
         """One basis and coefficient for a probe that is fixed along the path."""
         weights = clenshaw_curtis.angle_rule(len(self.products), self.run.data_end)[1]
-        basis, coefficient, _ = self._choose(weights[None, :])
+        basis, coefficient, *_ = self._choose(weights[None, :])
         return self.bases[int(basis)], float(coefficient)
 
     def plan(self, *, neyman: bool) -> list[Node]:
         """Law and number of probes of every node: those of the options, or allocated by Neyman's rule."""
         options, count = self.options, len(self.products)
-        basis, coefficient, variance = (c.tolist() for c in self._choose(torch.eye(count)))
+        basis, coefficient, variance, scale = (c.tolist() for c in self._choose(torch.eye(count)))
         probes = self._neyman(variance) if neyman else [options.probes] * count
         return [
-            Node(self.bases[b], c, n, v, self.error)
-            for b, c, n, v in zip(basis, coefficient, probes, variance, strict=True)
+            Node(self.bases[b], c, n, v, s, self.error)
+            for b, c, n, v, s in zip(basis, coefficient, probes, variance, scale, strict=True)
         ]
 
     def _neyman(self, variance: list[float]) -> list[int]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowlik_estimators.divergence.law import squared_products
+
 _ROUNDING = 1e-6  # of a control's squared size, in single precision: a variance below that is none
 
 
@@ -63,6 +65,12 @@ def variance(forms: Forms) -> Tensor:
     return _estimate(forms).clamp(min=0.0)
 
 
+def squares(forms: Forms) -> Tensor:
+    """Squares of the products as `flowlik_estimators.divergence.law.Law.columns` takes them, averaged, (nodes,)."""
+    found = squared_products(forms.probes.double(), forms.products.double(), free=not forms.diagonal)
+    return found.mean((1, 2))
+
+
 def less(forms: Forms, known: Known, by: Tensor) -> Forms:
     """The same of J - by G, ``by`` (nodes,); G is symmetric, so the pairs do not change."""
     axes, k = known.axes.double(), len(known.axes)
@@ -103,8 +111,18 @@ def choose(variances: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Ten
         Index of the basis, its coefficient, variance of one probe; each (nodes,). Variances are averaged 1 : 2 : 1 with
         those of the neighbouring nodes before they are compared.
     """
-    padded = torch.cat([variances[:, :1], variances, variances[:, -1:]], 1)
-    smooth = (padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]) / 4.0
+    smooth = _smoothed(variances)
     quietest = smooth.argmin(0)
     pick = quietest[None]
     return quietest, coefficients.gather(0, pick)[0], smooth.gather(0, pick)[0]
+
+
+def scale(variance: Tensor, squares: Tensor, basis: Tensor) -> Tensor:
+    """The chosen variance over the squares of the products in that basis, (nodes,), from squares (bases, nodes)."""
+    square = _smoothed(squares).gather(0, basis[None])[0]
+    return torch.where(square > 0.0, variance / torch.where(square > 0.0, square, 1.0), 0.0)
+
+
+def _smoothed(values: Tensor) -> Tensor:
+    padded = torch.cat([values[:, :1], values, values[:, -1:]], 1)
+    return (padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]) / 4.0

@@ -99,14 +99,24 @@ def hutchinson(
     >>> estimates.tolist()  # both about the trace, 4
     [[6.0, 2.0]]
     """
+    value, columns, _ = hutchinson_with_products(field, x, probes, differentiable=differentiable, keep=False)
+    return value, columns
+
+
+def hutchinson_with_products(
+    field: Field, x: Tensor, probes: Tensor, *, differentiable: bool = False, keep: bool = True
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The same, and the products J^T e, (batch, d) each, without a graph (``keep`` False: none)."""
     x, value = with_graph(field, x, differentiable)
     count = probes.shape[1]
-    columns = []
+    columns, kept = [], []
     for k in range(count):
         probe = probes[:, k]
         vjp = _vjp(value, x, probe, differentiable, last=k == count - 1)
         columns.append((vjp * probe).flatten(1).sum(1))
-    return _released(value, differentiable), torch.stack(columns, 1)
+        if keep:
+            kept.append(vjp.detach().flatten(1))
+    return _released(value, differentiable), torch.stack(columns, 1), kept
 
 
 def vector_jacobian_products(field: Field, x: Tensor, probes: Tensor) -> Tensor:

@@ -65,8 +65,11 @@ GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
 
 _SAME_TIME = 1e-9
 
+CONTROLLED = 2
+"""Parts of the state, x and its divergence, that an error controller sees; further ones are carried along."""
+
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-"""(x, t) -> (v,) or (v, divergence columns)."""
+"""(x, t) -> (v,) or (v, divergence columns), and what is carried along."""
 
 
 def torchdiffeq_name(solver: str) -> str:
@@ -156,6 +159,8 @@ class Solve:
     def _torchdiffeq(
         self, side: _RightHandSide, state: tuple[Tensor, ...], times: Tensor, options: dict[str, Any]
     ) -> tuple[Tensor, ...]:
+        if self.adaptive and len(state) > CONTROLLED:
+            options = {**options, "norm": _norm_of_the_controlled}
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         method = torchdiffeq_name(self.solver)
         try:
@@ -168,6 +173,11 @@ class Solve:
             why = str(error).partition(":")[0]
             raise Diverged(f"{self.solver} gave up near t = {float(side.last):.6g}: {why}") from error
         return path
+
+
+def _norm_of_the_controlled(parts: tuple[Tensor, ...]) -> Tensor:
+    """The largest root-mean-square of the controlled parts, as torchdiffeq takes it of all."""
+    return max(part.abs().pow(2).mean().sqrt() for part in parts[:CONTROLLED])
 
 
 def _through(grid: Tensor, times: list[float]) -> Tensor:
