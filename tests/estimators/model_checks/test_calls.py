@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_flows import points, spd
 from torch import Tensor, nn
+from toy_flows import points, spd
 
 from flowlik_estimators import get, parse_spec
 from flowlik_models.closed_forms.gaussian import Gaussian

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from sizes import figure, size
-from toy_flows import points
 from torch import Tensor, nn
+from toy_flows import points
 
 from flowlik_estimators import get
 from flowlik_estimators.model_checks import stand_in
