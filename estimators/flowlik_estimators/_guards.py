@@ -1,23 +1,25 @@
-"""What surrounds every call of an estimator: the points are checked, and the parameters frozen."""
+"""What surrounds every call of an estimator: the points are checked, and errors of type are named with a cure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowlik_estimators.counting import inner_networks
-from flowlik_models.frozen_parameters import frozen as frozen_parameters
+from flowlik_estimators.model_checks.stand_in import StandIn
 
 DTYPES = (torch.float32, torch.float64)
+HALF = (torch.bfloat16, torch.float16)
 
 
 def check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
     if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+        cure = ": use x.float(), and model.float() where its parameters are of half precision"
         raise ValueError(
             f"x must be a float32 or float64 tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+            f"{cure if getattr(x, 'dtype', None) in HALF else ''}"
         )
     if x.ndim == 0 or (event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape)):
         event_shape = event_shape or ("...",)
@@ -39,43 +41,36 @@ def mode(differentiable: bool) -> Iterator[None]:
         yield
 
 
-def ordinary(x: Tensor) -> Tensor:
-    return x.clone() if x.is_inference() else x.detach()
-
-
-def frozen(model: object, freeze: bool) -> AbstractContextManager[None]:
-    """Switch off the gradients of the parameters, so that a trace builds no graph towards them."""
-    return frozen_parameters(_parameters(model)) if freeze else nullcontext()
-
-
-def _parameters(model: object) -> Iterator[nn.Parameter]:
-    if isinstance(model, nn.Module):
-        yield from model.parameters()
-    else:
-        for name in inner_networks(model):
-            yield from _parameters(getattr(model, name))
+def own_copy(x: Tensor, *, differentiable: bool) -> Tensor:
+    """A copy, so that nothing is written into the caller's memory; with the caller's graph only where it is wanted."""
+    return x.clone() if differentiable or x.is_inference() else x.detach().clone()
 
 
 @contextmanager
-def one_dtype(model: object, x: Tensor) -> Iterator[None]:
+def one_dtype(parameters: Sequence[Tensor], x: Tensor) -> Iterator[None]:
     """Say what to do where the model stumbled over points of another type than its parameters."""
     try:
         yield
     except RuntimeError as failure:
-        known = {p.dtype for p in _parameters(model)}
-        if len(known) != 1 or x.dtype in known:
+        known = {p.dtype for p in parameters if p.is_floating_point()}
+        if not known or known == {x.dtype} or "type" not in str(failure):
             raise
-        parameters = str(known.pop()).removeprefix("torch.")
-        raise ValueError(
-            f"x is {str(x.dtype).removeprefix('torch.')} and the model's parameters are {parameters}: give both "
-            f"one type, x.to(torch.{parameters}) or model.to(x.dtype)"
-        ) from failure
+        given, names = _name(x.dtype), " and ".join(sorted(_name(dtype) for dtype in known))
+        if known & set(HALF):
+            cure = (
+                "estimates need float32 or more: give it float32 parameters by model.float(), and x.float()"
+            )
+        elif len(known) == 1:
+            cure = f"give both one type, x.to(torch.{names}) or model.to(x.dtype)"
+        else:
+            cure = "give all one type, model.to(x.dtype)"
+        raise ValueError(f"x is {given} and the model's parameters are {names}: {cure}") from failure
 
 
-def device_of(model: object) -> torch.device:
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    for name in inner_networks(model):
-        return device_of(getattr(model, name))
-    return torch.device("cpu")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def device_of(found: StandIn) -> torch.device:
+    """The device of the model's first tensor; the CPU's where it has none."""
+    return next((tensor.device for tensor in found.tensors), torch.device("cpu"))

@@ -1,8 +1,8 @@
 """What every likelihood estimator is: a frozen set of options with one method that turns points into log-densities.
 
-`Estimator.log_prob` and `Estimator.sample` are final. They check what comes in, freeze the parameters, wrap
-the model in a counter, and fill cost, validity and status. A family implements `_log_prob`, may implement
-`_sample`, and says in `supports` which models it can work with.
+`Estimator.log_prob` and `Estimator.sample` are final. They check what comes in, hold the model still by a stand-in,
+wrap it in a counter, look at every answer, and fill cost, validity and status. A family implements `_log_prob`, may
+implement `_sample`, and says in `supports` which models it can work with.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, g
 import torch
 from torch import Tensor
 
-from flowlik_estimators._guards import DTYPES, check_points, device_of, frozen, mode, one_dtype, ordinary
-from flowlik_estimators.call import Diverged, Estimate, Run, Samples, Status
+from flowlik_estimators._guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
+from flowlik_estimators.call import Condition, Diverged, Estimate, Run, Samples, Status
 from flowlik_estimators.counting import Cost, Counts, counted
+from flowlik_estimators.model_checks import stand_in
+from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
+from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
 from flowlik_models import random
 from flowlik_models.names import unknown
 
@@ -110,7 +113,7 @@ class Estimator:
         model: Any,
         x: Tensor,
         *,
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
         items: Tensor | None = None,
         differentiable: bool = False,
@@ -142,18 +145,23 @@ class Estimator:
         >>> get("f2d2", steps=4).log_prob(model, x).cost.forwards
         4.0
         """
+        _check_events(model)
         check_points(x, getattr(model, "event_shape", None))
         refusal = self._refusal(model)
         if refusal is not None:
             return _failed(x, "refused", refusal, Cost())
-        with mode(differentiable), frozen(model, not differentiable), one_dtype(model, x):
-            x = x if differentiable else ordinary(x)
+        with (
+            mode(differentiable),
+            stand_in.held(model, differentiable=differentiable) as held,
+            one_dtype(held.tensors, x),
+        ):
+            x = own_copy(x, differentiable=differentiable)
             run = self._run(model, x, cond, generator, items, differentiable)
             try:
-                estimate = self._log_prob(counted(model, run.counts), x, run)
+                estimate = self._log_prob(_asked(model, held, run), x, run)
             except Diverged as failure:
                 return _failed(x, "diverged", str(failure), run.counts.per_sample(run.batch))
-            return _finished(estimate, run)
+            return _finished(_with_mode(estimate, held) if differentiable else estimate, run)
 
     @final
     def sample(
@@ -161,7 +169,7 @@ class Estimator:
         model: Any,
         n: int,
         *,
-        cond: Tensor | None = None,
+        cond: Condition = None,
         generator: torch.Generator | None = None,
         items: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
@@ -194,18 +202,22 @@ class Estimator:
             raise ValueError(f"n must be at least 1, got {n}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-        like = torch.full(
-            (n, *getattr(model, "event_shape", ())), math.nan, dtype=dtype, device=device_of(model)
-        )
+        _check_events(model)
+        event_shape, device = getattr(model, "event_shape", ()), device_of(stand_in.of(model))
+        like = torch.full((n, *event_shape), math.nan, dtype=dtype, device=device)
         refusal = self._refusal(model)
         if refusal is None and type(self)._sample is Estimator._sample:
             refusal = f"{self.name} cannot sample"
         if refusal is not None:
             return _no_samples(like, "refused", refusal, Cost())
-        with mode(differentiable=False), frozen(model, True), one_dtype(model, like):
+        with (
+            mode(differentiable=False),
+            stand_in.held(model, differentiable=False) as held,
+            one_dtype(held.tensors, like),
+        ):
             run = self._run(model, like, cond, generator, items, differentiable=False)
             try:
-                samples = self._sample(counted(model, run.counts), run.source(), run, log_prob=log_prob)
+                samples = self._sample(_asked(model, held, run), run.source(), run, log_prob=log_prob)
             except Diverged as failure:
                 return _no_samples(like, "diverged", str(failure), run.counts.per_sample(n))
         valid = torch.isfinite(samples.x).flatten(1).all(1)
@@ -225,16 +237,14 @@ class Estimator:
         self,
         model: Any,
         x: Tensor,
-        cond: Tensor | None,
+        cond: Condition,
         generator: torch.Generator | None,
         items: Tensor | None,
         differentiable: bool,
     ) -> Run:
         batch = x.shape[0]
-        if cond is not None:
-            if len(cond) != batch:
-                raise ValueError(f"cond has {len(cond)} rows, x has {batch}")
-            cond = cond if differentiable else ordinary(cond)
+        check_cond(cond, batch)
+        cond = mapped(cond, lambda value: own_copy(value, differentiable=differentiable))
         if items is None:
             items = torch.arange(batch)
         elif items.shape != (batch,) or items.dtype != torch.int64:
@@ -304,6 +314,26 @@ def _spelled(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return str(value)
+
+
+def _check_events(model: object) -> None:
+    if hasattr(model, "event_shape"):  # a model without one is refused
+        check_event_shape(model.event_shape)
+
+
+def _asked(model: Any, held: stand_in.StandIn, run: Run) -> Any:
+    """The model as a family sees it: counted, and looked at call by call."""
+    one_time = asks_one_time(model, held)
+    return checked_model(counted(held.model, run.counts), model, held.model, run.counts, scalar_time=one_time)
+
+
+def _with_mode(estimate: Estimate, held: stand_in.StandIn) -> Estimate:
+    """The estimate, with a reason where modules that answer otherwise in training mode were in it."""
+    training = stand_in.active_in_training(held.modules)
+    if not training:
+        return estimate
+    mode_used = f"computed with the model in training mode ({', '.join(training)}); model.eval() for its own likelihood"
+    return replace(estimate, reason="; ".join(filter(None, (estimate.reason, mode_used))))
 
 
 def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:

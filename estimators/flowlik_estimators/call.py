@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowlik_estimators.counting import Cost, Counts
 from flowlik_estimators.grids import time_grid
+from flowlik_estimators.model_checks.answers import mapped
 from flowlik_models import random
 from flowlik_models.interfaces import VelocityField
 from flowlik_models.numerics.standard_normal import standard_normal_log_prob as standard_normal_log_prob
@@ -20,6 +21,8 @@ from flowlik_models.numerics.streams import SAMPLE_STREAM
 
 Status = Literal["ok", "diverged", "refused"]
 Noise = Literal["rademacher", "gaussian"]
+Condition = Tensor | Mapping[str, Tensor] | None
+"""What a model is conditioned on: a tensor, or several by name, one row an item."""
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, turned into a status, never seen by a caller
@@ -65,7 +68,7 @@ class Run:
     event_shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    cond: Tensor | None
+    cond: Any
     key: int
     items: Tensor
     differentiable: bool
@@ -98,12 +101,16 @@ class Run:
 
     def rows(self, index: Tensor) -> Run:
         """The same call for some of its items; costs add up in the same counts."""
-        cond = None if self.cond is None else self.cond[index]
-        return replace(self, batch=len(index), items=self.items[index.to(self.items.device)], cond=cond)
+        items = self.items[index.to(self.items.device)]
+        return replace(self, batch=len(index), items=items, cond=self.condition(index))
+
+    def condition(self, rows: slice | Tensor) -> Any:
+        """The condition of some of the items."""
+        return mapped(self.cond, lambda value: value[rows])
 
     def repeated(self, times: int) -> Run:
         """The same call on ``times`` copies of its items, one copy after the other; costs add up in the same counts."""
-        cond = None if self.cond is None else torch.cat([self.cond] * times)
+        cond = mapped(self.cond, lambda value: torch.cat([value] * times))
         return replace(self, batch=times * self.batch, items=self.items.repeat(times), cond=cond)
 
     def probes(self, count: int, noise: Noise, *, stream: int = PROBE_STREAM) -> Tensor:

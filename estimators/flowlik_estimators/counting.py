@@ -22,7 +22,8 @@ calling them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -72,6 +73,16 @@ class Counts:
     policy_calls: int = 0
     accepted_steps: int = 0
     rejected_steps: int = 0
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is evaluated in the block is not counted."""
+        before = {f.name: getattr(self, f.name) for f in fields(self)}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def per_sample(self, batch: int) -> Cost:
         """The totals over the batch."""

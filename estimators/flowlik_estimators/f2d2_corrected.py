@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
-from flowlik_estimators.counting import counted, inner_networks
 from flowlik_estimators.divergence.products import Traced, exact, hutchinson
 from flowlik_estimators.grids import Grid
+from flowlik_estimators.model_checks.calls import checked_part
 from flowlik_estimators.registry import register
 from flowlik_models import random
 from flowlik_models.interfaces import can, lacks
@@ -153,9 +153,7 @@ class F2D2Corrected(Traced):
     def _velocity(self, model: Any, run: Run) -> Any:
         """The field (x, r) -> v, its evaluations counted."""
         if self.field == "teacher":
-            teacher = model.teacher
-            if "teacher" not in inner_networks(model):  # else the model's proxy counts it already
-                teacher = counted(teacher, run.counts)
+            teacher = checked_part(model, "teacher", run.counts)
             return lambda y, r: teacher.velocity(y, r, cond=run.cond)
         if can(model, "velocity"):
             return lambda y, r: model.velocity(y, r, cond=run.cond)

@@ -127,7 +127,7 @@ def _step(model: Any, run: Run, rows: slice, t: float, s: float, x: Tensor) -> t
 
 
 def _average_velocity(model: Any, run: Run, rows: slice, t: float, s: float, x: Tensor) -> Tensor:
-    cond = None if run.cond is None else run.cond[rows]
+    cond = run.condition(rows)
     u: Tensor = model.average_velocity(x, run.at(t)[rows], run.at(s)[rows], cond=cond)
     if u.shape != x.shape:
         raise ValueError(

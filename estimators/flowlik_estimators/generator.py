@@ -34,9 +34,9 @@ from torch import Tensor
 
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
-from flowlik_estimators.counting import counted, inner_networks
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.f2d2 import F2D2
+from flowlik_estimators.model_checks.calls import checked_part
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
 from flowlik_models import interfaces, random
@@ -451,7 +451,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _generated(model: interfaces.Generator, z: Tensor, run: Run, rows: slice | Tensor) -> Tensor:
     """G(z), for the conditions of those rows of the call; ValueError where its shape is not that of z."""
-    cond = None if run.cond is None else run.cond[rows]
+    cond = run.condition(rows)
     x: Tensor = model.generate(z, cond=cond)
     if x.shape != z.shape:
         raise ValueError(f"the model's generate has shape {tuple(x.shape)}, expected {tuple(z.shape)}")
@@ -483,7 +483,8 @@ def _with_jacobian(
 
 def _fake(model: interfaces.HasFakeFlow, run: Run) -> interfaces.VelocityField:
     """The fake model; where it is no network that the counter knows of, counted here."""
-    return model.fake if "fake" in inner_networks(model) else counted(model.fake, run.counts)
+    fake: interfaces.VelocityField = checked_part(model, "fake", run.counts)
+    return fake
 
 
 def _missing_condition(model: Any, run: Run) -> str | None:

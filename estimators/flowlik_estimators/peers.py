@@ -11,6 +11,7 @@ so event shapes of any rank work; evaluations are counted outside, as for every 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from flowlik_models.interfaces import lacks
 
 _TORCHODE = {"dopri5": "Dopri5", "tsit5": "Tsit5", "heun": "Heun"}
 _LOOK_EVERY = 50
+_LOCK = threading.RLock()
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """Rows (batch, d) and a time, () or (batch,) -> velocities (batch, d)."""
@@ -257,17 +259,19 @@ def _globals(run: Run) -> Iterator[None]:
     """torch's global generator on a seed of this call, and x's dtype as default; both as before afterwards.
 
     The libraries draw their probe for the whole batch from that generator, and flow_matching makes it in the
-    default dtype. The seed takes in the items, or every batch of a stream would draw alike.
+    default dtype. The seed takes in the items, or every batch of a stream would draw alike. Both belong to the whole
+    process: one call at a time has them.
     """
     items = run.items.detach().cpu().numpy().tobytes()
     digest = hashlib.blake2b(items, digest_size=7, salt=run.key.to_bytes(8, "little")).digest()
     on_gpu = run.device.type == "cuda"
     generator = torch.cuda.default_generators[run.device.index] if on_gpu else torch.default_generator
-    state, dtype = generator.get_state(), torch.get_default_dtype()
-    generator.manual_seed(int.from_bytes(digest, "little"))
-    torch.set_default_dtype(run.dtype)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
-        torch.set_default_dtype(dtype)
+    with _LOCK:
+        state, dtype = generator.get_state(), torch.get_default_dtype()
+        generator.manual_seed(int.from_bytes(digest, "little"))
+        torch.set_default_dtype(run.dtype)
+        try:
+            yield
+        finally:
+            generator.set_state(state)
+            torch.set_default_dtype(dtype)

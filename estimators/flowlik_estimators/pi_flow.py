@@ -29,6 +29,7 @@ from torch import Tensor
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Diverged, Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
+from flowlik_estimators.model_checks import answers
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import Policy, PolicyFlow, lacks, velocity_and_divergence
 from flowlik_models.numerics.runge_kutta import rk4_increments
@@ -171,7 +172,7 @@ class _Path:
 
     def _policy(self, x: Tensor, t: float, s: float, rows: slice = slice(None)) -> Policy:
         run = self.run
-        cond = None if run.cond is None else run.cond[rows]
+        cond = run.condition(rows)
         policy = self.model.policy(x, run.at(t)[rows], run.at(s)[rows], cond=cond)
         if hasattr(policy, "usable"):
             self.usable[rows] &= policy.usable(run.at(s)[rows])
@@ -257,7 +258,8 @@ def _slope(policy: Policy, logit: bool, divergence: bool) -> Slope:
         time = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
         speed = t * (1 - t) if logit else 1.0
         if not divergence:
-            return speed * policy.velocity(x, time), x.new_zeros(len(x), dtype=torch.float64)
+            v = answers.tensor("policy's velocity", policy.velocity(x, time), x)
+            return speed * v, x.new_zeros(len(x), dtype=torch.float64)
         v, div = _both(policy, x, time)
         return speed * v, speed * div.double()
 
@@ -266,12 +268,7 @@ def _slope(policy: Policy, logit: bool, divergence: bool) -> Slope:
 
 def _both(policy: Policy, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     v, div = velocity_and_divergence(policy, x, t)
-    if v.shape != x.shape or div.shape != x.shape[:1]:
-        raise ValueError(
-            f"the policy's velocity and divergence have shapes {tuple(v.shape)} and {tuple(div.shape)}, "
-            f"expected {tuple(x.shape)} and {tuple(x.shape[:1])}"
-        )
-    return v, div
+    return answers.tensor("policy's velocity", v, x), answers.tensor("policy's divergence", div, x)
 
 
 def _rk4(slope: Slope, x: Tensor, h: float, t: float, middle: float, s: float) -> tuple[Tensor, Tensor]:
