@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, g
 import torch
 from torch import Tensor
 
+from flowlik_estimators._failing_rows import Unanswered, answered, watched
 from flowlik_estimators._guards import DTYPES, check_points, device_of, frozen, mode, one_dtype, ordinary
-from flowlik_estimators.call import Diverged, Estimate, Run, Samples, Status
+from flowlik_estimators.call import Estimate, Run, Samples, Status
 from flowlik_estimators.counting import Cost, Counts, counted
 from flowlik_models import random
 from flowlik_models.names import unknown
@@ -149,11 +150,17 @@ class Estimator:
         with mode(differentiable), frozen(model, not differentiable), one_dtype(model, x):
             x = x if differentiable else ordinary(x)
             run = self._run(model, x, cond, generator, items, differentiable)
+
+            def attempt(part: Run, rows: Tensor | None, watch: bool) -> Estimate:
+                asked = counted(model, part.counts)
+                points = x if rows is None else x[rows.to(x.device)]
+                return self._log_prob(watched(asked) if watch else asked, points, part)
+
             try:
-                estimate = self._log_prob(counted(model, run.counts), x, run)
-            except Diverged as failure:
-                return _failed(x, "diverged", str(failure), run.counts.per_sample(run.batch))
-            return _finished(estimate, run)
+                estimate, cost = answered(attempt, run)
+            except Unanswered as failure:
+                return _failed(x, "diverged", str(failure), failure.cost)
+            return _finished(estimate, run, cost)
 
     @final
     def sample(
@@ -204,15 +211,22 @@ class Estimator:
             return _no_samples(like, "refused", refusal, Cost())
         with mode(differentiable=False), frozen(model, True), one_dtype(model, like):
             run = self._run(model, like, cond, generator, items, differentiable=False)
+
+            def attempt(part: Run, _: Tensor | None, watch: bool) -> Samples:
+                asked = counted(model, part.counts)
+                return self._sample(
+                    watched(asked) if watch else asked, part.source(), part, log_prob=log_prob
+                )
+
             try:
-                samples = self._sample(counted(model, run.counts), run.source(), run, log_prob=log_prob)
-            except Diverged as failure:
-                return _no_samples(like, "diverged", str(failure), run.counts.per_sample(n))
+                samples, cost = answered(attempt, run)
+            except Unanswered as failure:
+                return _no_samples(like, "diverged", str(failure), failure.cost)
         valid = torch.isfinite(samples.x).flatten(1).all(1)
         if samples.log_prob is not None:
             valid &= torch.isfinite(samples.log_prob)
         status, reason = _verdict(samples.status, samples.reason, valid)
-        return replace(samples, cost=run.counts.per_sample(n), valid=valid, status=status, reason=reason)
+        return replace(samples, cost=cost, valid=valid, status=status, reason=reason)
 
     # --- inside ---
 
@@ -316,13 +330,12 @@ def _no_samples(x: Tensor, status: Status, reason: str, cost: Cost) -> Samples:
     return Samples(x=x, cost=cost, valid=nothing, status=status, reason=reason)
 
 
-def _finished(estimate: Estimate, run: Run) -> Estimate:
+def _finished(estimate: Estimate, run: Run, cost: Cost) -> Estimate:
     log_prob, stderr = estimate.log_prob.double(), estimate.stderr
     if not run.differentiable:
         log_prob, stderr = log_prob.detach(), None if stderr is None else stderr.detach()
     valid = torch.isfinite(log_prob) & estimate.valid.to(run.device)
     status, reason = _verdict(estimate.status, estimate.reason, valid)
-    cost = run.counts.per_sample(run.batch)
     return replace(
         estimate, log_prob=log_prob, stderr=stderr, cost=cost, valid=valid, status=status, reason=reason
     )
