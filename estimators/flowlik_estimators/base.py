@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, g
 import torch
 from torch import Tensor
 
+from flowlik_estimators._failing_rows import Unanswered, answered, watched
 from flowlik_estimators._guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
-from flowlik_estimators.call import Condition, Diverged, Estimate, Run, Samples, Status
+from flowlik_estimators.call import Condition, Estimate, Run, Samples, Status
 from flowlik_estimators.counting import Cost, Counts, counted
 from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
@@ -157,11 +158,17 @@ class Estimator:
         ):
             x = own_copy(x, differentiable=differentiable)
             run = self._run(model, x, cond, generator, items, differentiable)
+
+            def attempt(part: Run, rows: Tensor | None, watch: bool) -> Estimate:
+                asked = _asked(model, held, part)
+                points = x if rows is None else x[rows.to(x.device)]
+                return self._log_prob(watched(asked) if watch else asked, points, part)
+
             try:
-                estimate = self._log_prob(_asked(model, held, run), x, run)
-            except Diverged as failure:
-                return _failed(x, "diverged", str(failure), run.counts.per_sample(run.batch))
-            return _finished(_with_mode(estimate, held) if differentiable else estimate, run)
+                estimate, cost = answered(attempt, run)
+            except Unanswered as failure:
+                return _failed(x, "diverged", str(failure), failure.cost)
+            return _finished(_with_mode(estimate, held) if differentiable else estimate, run, cost)
 
     @final
     def sample(
@@ -216,15 +223,22 @@ class Estimator:
             one_dtype(held.tensors, like),
         ):
             run = self._run(model, like, cond, generator, items, differentiable=False)
+
+            def attempt(part: Run, _: Tensor | None, watch: bool) -> Samples:
+                asked = _asked(model, held, part)
+                return self._sample(
+                    watched(asked) if watch else asked, part.source(), part, log_prob=log_prob
+                )
+
             try:
-                samples = self._sample(_asked(model, held, run), run.source(), run, log_prob=log_prob)
-            except Diverged as failure:
-                return _no_samples(like, "diverged", str(failure), run.counts.per_sample(n))
+                samples, cost = answered(attempt, run)
+            except Unanswered as failure:
+                return _no_samples(like, "diverged", str(failure), failure.cost)
         valid = torch.isfinite(samples.x).flatten(1).all(1)
         if samples.log_prob is not None:
             valid &= torch.isfinite(samples.log_prob)
         status, reason = _verdict(samples.status, samples.reason, valid)
-        return replace(samples, cost=run.counts.per_sample(n), valid=valid, status=status, reason=reason)
+        return replace(samples, cost=cost, valid=valid, status=status, reason=reason)
 
     # --- inside ---
 
@@ -324,7 +338,8 @@ def _check_events(model: object) -> None:
 def _asked(model: Any, held: stand_in.StandIn, run: Run) -> Any:
     """The model as a family sees it: counted, and looked at call by call."""
     one_time = asks_one_time(model, held)
-    return checked_model(counted(held.model, run.counts), model, held.model, run.counts, scalar_time=one_time)
+    seen = counted(held.model, run.counts, original=model)
+    return checked_model(seen, model, held.model, run.counts, scalar_time=one_time)
 
 
 def _with_mode(estimate: Estimate, held: stand_in.StandIn) -> Estimate:
@@ -346,13 +361,12 @@ def _no_samples(x: Tensor, status: Status, reason: str, cost: Cost) -> Samples:
     return Samples(x=x, cost=cost, valid=nothing, status=status, reason=reason)
 
 
-def _finished(estimate: Estimate, run: Run) -> Estimate:
+def _finished(estimate: Estimate, run: Run, cost: Cost) -> Estimate:
     log_prob, stderr = estimate.log_prob.double(), estimate.stderr
     if not run.differentiable:
         log_prob, stderr = log_prob.detach(), None if stderr is None else stderr.detach()
     valid = torch.isfinite(log_prob) & estimate.valid.to(run.device)
     status, reason = _verdict(estimate.status, estimate.reason, valid)
-    cost = run.counts.per_sample(run.batch)
     return replace(
         estimate, log_prob=log_prob, stderr=stderr, cost=cost, valid=valid, status=status, reason=reason
     )

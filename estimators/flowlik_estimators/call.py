@@ -26,7 +26,22 @@ Condition = Tensor | Mapping[str, Tensor] | None
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, turned into a status, never seen by a caller
-    """Raised inside an estimator when a call cannot be finished; its message becomes ``reason``."""
+    """Raised inside an estimator when a call cannot be finished; its message becomes ``reason``.
+
+    ``rows`` (batch,) bool: those that were found to be the cause; ``suspicion`` (batch,): how likely each is to be.
+    ``explained``: the message says what is wrong with the model.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rows: Tensor | None = None,
+        suspicion: Tensor | None = None,
+        explained: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.rows, self.suspicion, self.explained = rows, suspicion, explained
 
 
 @dataclass(frozen=True, kw_only=True)

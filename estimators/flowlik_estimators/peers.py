@@ -244,7 +244,8 @@ def _field(model: Any, run: Run, max_nfe: int | None) -> Field:
         ).flatten(1)
         # seldom, since a look at the values costs time that the library would not spend
         if calls % _LOOK_EVERY == 0 and not bool(torch.isfinite(value).all()):
-            raise Diverged(f"the velocity is not finite near t = {_latest(t):.6g}")
+            bad = ~torch.isfinite(value).all(1)
+            raise Diverged(f"the velocity is not finite near t = {_latest(t):.6g}", rows=bad)
         return value
 
     return velocity

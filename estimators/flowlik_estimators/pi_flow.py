@@ -184,9 +184,12 @@ class _Path:
         """Raise where nothing is left: a policy that cannot be followed, or steps that are not finite."""
         self.finite = torch.isfinite(x).flatten(1).all(1)
         if not bool(self.usable.any()):
-            raise Diverged(f"{self.complaint()}; the model's training went wrong, train it again")
+            raise self._lost(f"{self.complaint()}; the model's training went wrong, train it again")
         if not bool(self.finite.any()):
-            raise Diverged(str(self.complaint()))
+            raise self._lost(str(self.complaint()))
+
+    def _lost(self, message: str) -> Diverged:
+        return Diverged(message, rows=torch.ones_like(self.usable), explained=True)
 
     def _followed(
         self, policy: Policy, x: Tensor, t: float, s: float, *, divergence: bool = True

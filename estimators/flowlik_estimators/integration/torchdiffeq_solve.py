@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -62,6 +64,9 @@ ONE_STEP = {name: method.order for name, method in SOLVERS.items() if method.ord
 
 GAVE_UP = ("underflow in dt", "non-finite values", "max_num_steps")
 """How the messages begin by which torchdiffeq gives a solve up."""
+
+LATEST = 14
+"""Evaluations that are remembered, all of a step: where a solve is given up, they say which rows it was."""
 
 _SAME_TIME = 1e-9
 
@@ -171,7 +176,8 @@ class Solve:
             if not str(error).startswith(GAVE_UP):
                 raise
             why = str(error).partition(":")[0]
-            raise Diverged(f"{self.solver} gave up near t = {float(side.last):.6g}: {why}") from error
+            message = f"{self.solver} gave up near t = {float(side.last):.6g}: {why}"
+            raise Diverged(message, rows=side.not_finite(), suspicion=side.unsteadiness()) from error
         return path
 
 
@@ -210,6 +216,22 @@ class _RightHandSide:
         self.evaluate, self.run, self.low, self.high, self.max_nfe = evaluate, run, low, high, max_nfe
         self.last = torch.tensor(high)
         self.limit = None if max_nfe is None else run.counts.forwards + max_nfe * run.batch
+        self.latest: deque[tuple[Tensor, tuple[Tensor, ...]]] = deque(maxlen=LATEST)
+
+    def not_finite(self) -> Tensor | None:
+        """The rows (batch,) whose values were the first not to be finite; None where all are."""
+        for t, values in self.latest:
+            bad = torch.stack([~torch.isfinite(value).flatten(1).all(1) for value in values]).any(0)
+            if bool(torch.isfinite(t)) and bool(bad.any()):
+                return bad
+        return None
+
+    def unsteadiness(self) -> Tensor | None:
+        """How much the velocity of every row has changed of late, (batch,): most where it is stiff."""
+        if len(self.latest) < 2:
+            return None
+        velocities = [values[0].flatten(1) for _, values in self.latest]
+        return torch.stack([(new - old).norm(dim=1) for old, new in pairwise(velocities)]).amax(0)
 
     def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         run = self.run
@@ -217,6 +239,8 @@ class _RightHandSide:
         self.last = t.detach()
         if self.limit is not None and run.counts.forwards >= self.limit:
             last = float(self.last)
-            raise Diverged(f"stopped at t = {last:.6g} after max_nfe = {self.max_nfe} evaluations")
+            message = f"stopped at t = {last:.6g} after max_nfe = {self.max_nfe} evaluations"
+            raise Diverged(message, suspicion=self.unsteadiness())
         values = self.evaluate(state[0].to(run.dtype), run.at(t))
+        self.latest.append((self.last, tuple(value.detach() for value in values)))
         return tuple(value.to(state[0].dtype) for value in values)
