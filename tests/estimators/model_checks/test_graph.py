@@ -258,7 +258,7 @@ def test_what_really_is_constant_has_divergence_nought(kind: str, trace: str, ba
     cond = torch.arange(batch, dtype=torch.float64) if "condition" in kind else None
     estimator = get("ode", solver="midpoint", steps=40, trace=trace)
     out = estimator.log_prob(model, points(batch, 4), cond=cond)
-    x0, _ = estimator._solved(
+    x0, *_ = estimator._solved(
         model, points(batch, 4), _run(estimator, model, batch, cond), start=1.0, end=0.0, log_prob=False
     )
     prior = -0.5 * x0.square().sum(1) - 2 * math.log(2 * math.pi)
