@@ -221,6 +221,21 @@ def test_a_callers_gradient_through_a_cut_model_is_an_error_though_its_parameter
         out.log_prob.sum().backward()
 
 
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("peer", ["flow-matching", "zuko", "torchode"])
+@pytest.mark.parametrize("cut", [*WHOLE, "part"])
+def test_public_libraries_get_the_same_error(peer: str, trace: str, cut: Any) -> None:
+    estimator = get(f"peer-{peer}", trace=trace)
+    if (why := estimator.unavailable()) is not None:
+        pytest.skip(why)
+
+    def part(method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda x, t, *, cond=None: PARTS["cat"](method(x, t, cond=cond))
+
+    with pytest.raises(ValueError, match="velocity cannot be differentiated"):
+        estimator.log_prob(broken("velocity", part if cut == "part" else cut), points(3, 4))
+
+
 def test_samples_with_their_density_are_an_error_too_and_without_it_are_not() -> None:
     model = broken("velocity", under_no_grad)
     estimator = get("ode", solver="euler", steps=2)
