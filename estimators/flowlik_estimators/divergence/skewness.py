@@ -44,7 +44,7 @@ def pair_count(probes: int) -> int:
 
 
 def widening(variance: Tensor, cross: Tensor, probes: int) -> Tensor:
-    """What a standard error grows by, (batch,), from one probe's sample variance and (batch, pairs) cross forms."""
+    """What a standard error grows by, (batch,), from the variance of one probe and the cross forms (batch, pairs)."""
     square, triple, triples = cross.new_zeros(len(cross)), cross.new_zeros(len(cross)), 0
     start = 0
     for size in _sizes(probes):

@@ -15,6 +15,7 @@ DIRECTION_STREAM = 3  # random directions of self-guidance
 NODE_STREAM = 2**16  # fresh probes of a node: this plus its index in the finest rule
 PILOT_STREAM = 2**17  # probes of a pilot, whose key is 0
 TIME_STREAM = 2**20  # random times of f2d2-corrected; those of its probes follow, one a step
+OPPOSED_STREAM = 2**20  # added to the stream of those probes: which of their signs the next one turns round
 ORDER_STREAM = (
     2**20
 )  # added to the stream of orthogonal probes: the order in which an item takes their columns
@@ -39,6 +40,7 @@ def _ordered(streams: range) -> range:
 
 
 _SAMPLE, _PROBE = range(SAMPLE_STREAM, SAMPLE_STREAM + 1), range(PROBE_STREAM, PROBE_STREAM + 1)
+_STEP_PROBES = range(TIME_STREAM + 1, TIME_STREAM + 1 + _STEPS)
 _NODES = range(NODE_STREAM, NODE_STREAM + _FINEST_RULE)
 
 RANGES: dict[str, dict[str, range]] = {
@@ -53,7 +55,8 @@ RANGES: dict[str, dict[str, range]] = {
     "a corrected map": {
         "starting points": _SAMPLE,
         "times": range(TIME_STREAM, TIME_STREAM + 1),
-        "probes of steps": range(TIME_STREAM + 1, TIME_STREAM + 1 + _STEPS),
+        "probes of steps": _STEP_PROBES,
+        "signs turned round": range(_STEP_PROBES.start + OPPOSED_STREAM, _STEP_PROBES.stop + OPPOSED_STREAM),
     },
     "a generator": {"starting points": _SAMPLE, "bank": range(BANK_STREAM, BANK_STREAM + 1)},
     "self-guidance": {

@@ -32,6 +32,7 @@ def test_values_of_streams_are_those_of_all_records() -> None:
         "NODE_STREAM": 65_536,
         "PILOT_STREAM": 131_072,
         "TIME_STREAM": 1_048_576,
+        "OPPOSED_STREAM": 1_048_576,
         "ORDER_STREAM": 1_048_576,
         "FLIP_STREAM": 2_097_152,
         "ROUND_STREAMS": 4096,
