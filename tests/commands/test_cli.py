@@ -198,7 +198,7 @@ def test_absolute_paths_are_left_out_of_the_command_line() -> None:
 
 
 def test_check_prints_verdicts_and_fails_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flowlik.records import paths
+    from flowlik.checks import gates
 
     entry = {
         "id": "few", "task": "gaussian-2d", "model": "closed-form", "estimator": "f2d2[steps=2]", "n_items": 10,
@@ -206,7 +206,7 @@ def test_check_prints_verdicts_and_fails_with_them(monkeypatch: pytest.MonkeyPat
     }  # fmt: skip
     (tmp_path / "baselines").mkdir()
     file = tmp_path / "baselines" / "some.json"
-    monkeypatch.setattr(paths, "results_dir", lambda: tmp_path)
+    monkeypatch.setattr(gates, "results_dir", lambda: tmp_path)
     file.write_text(json.dumps({"gates": [entry]}))
     fine = call("check", "--device", "cpu")
     assert fine.exit_code == 0
