@@ -33,7 +33,8 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
     """Replace the network's methods by compiled ones; None, or in one line why that is not possible here.
 
     One evaluation with two vector-Jacobian products is tried, as estimators take them. Compiled methods have no
-    forward-mode and no second derivatives. Evaluations are counted outside of them, so counts do not change.
+    forward-mode and no second derivatives, and their parameters no gradients from then on: a compiled backward pass
+    would take them with every product. Evaluations are counted outside of them, so counts do not change.
     """
     abilities = {CAPABILITIES[each].attributes[0]: each for each in COMPILED if can(model, each)}
     names = list(abilities)
@@ -42,9 +43,11 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
     if not names:
         return "the model has no network to compile"
     own = {name: model.__dict__[name] for name in names if name in getattr(model, "__dict__", {})}
+    trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     x = torch.zeros(2, *model.event_shape, device=device, dtype=dtype)
     # buffers that the backward pass may overwrite would allow one product a forward only
     functorch_config.donated_buffer = False  # type: ignore[attr-defined]
+    _require_grad(trained, False)
     try:
         for name, ability in abilities.items():
             setattr(model, name, torch.compile(getattr(model, name), backend=backend))
@@ -53,9 +56,15 @@ def compiled(model: Any, device: str, dtype: torch.dtype, *, backend: str = "ind
         for name in names:
             model.__dict__.pop(name, None)
         model.__dict__.update(own)
+        _require_grad(trained, True)
         first = (str(error).strip().splitlines() or [""])[0]
         return f"torch.compile failed: {type(error).__name__}: {first}"[:300]
     return None
+
+
+def _require_grad(parameters: list[nn.Parameter], require: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(require)
 
 
 def _try(model: Any, x: torch.Tensor, ability: Ability) -> None:

@@ -108,8 +108,9 @@ def _depends_on_mode(module: nn.Module) -> bool:
 class _Copier:
     """Copies what leads to a module, once each; `made` notes what was found."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: set[int] | None = None) -> None:
         self.made = StandIn()
+        self.opened = set[int]() if opened is None else opened
         self.done: dict[int, Any] = {}
         self.alive: list[Any] = []
 
@@ -136,7 +137,7 @@ class _Copier:
         if _may_be_copied(value):
             return self._object(value, depth + 1)
         for name in _slots(type(value)):
-            self._share(of(getattr(value, name, None)).modules)
+            self._share_within(getattr(value, name, None))
         return value
 
     def _tensor(self, tensor: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class _Copier:
         copy = object.__new__(type(module))
         self.done[id(module)] = copy
         self.made.modules.append(module)
-        state = vars(module)
+        state = dict(vars(module))
         own = {
             name: value for name, value in state.items() if name not in _OF_MODULES and "hooks" not in name
         }
@@ -174,7 +175,7 @@ class _Copier:
         copy = SimpleNamespace() if kind is SimpleNamespace else object.__new__(kind)
         self.done[id(value)] = copy
         self.made.objects.append(value)
-        state = vars(value)
+        state = dict(vars(value))
         copied = {name: self.of(held, depth) for name, held in state.items()}
         methods = self._methods(value, copy, depth)
         if not methods and all(copied[name] is held for name, held in state.items()):
@@ -189,7 +190,7 @@ class _Copier:
         for name, function in _holding(type(value)):
             found = self.of(function, depth + 1)
             if name.startswith("__"):  # looked up in the class
-                self._share(of(function).modules)
+                self._share_within(function)
             elif found is not function:
                 methods[name] = MethodType(found, copy)
         for base in type(value).__mro__:
@@ -204,10 +205,20 @@ class _Copier:
             self.made.modules.append(module)
             self.made.tensors.extend([*module.parameters(recurse=False), *module.buffers(recurse=False)])
 
+    def _share_within(self, value: Any) -> None:
+        """Note the modules in what is not copied; it may lead back to itself."""
+        if id(value) not in self.opened:
+            self.opened.add(id(value))
+            self.alive.append(value)
+            inner = _Copier(self.opened)
+            inner.of(value, 0)
+            self.alive.extend(inner.alive)
+            self._share(inner.made.modules)
+
     def _function(self, function: FunctionType, depth: int) -> FunctionType:
         compiled = getattr(function, "_torchdynamo_orig_callable", None)
         if compiled is not None:
-            self._share(of(compiled).modules)
+            self._share_within(compiled)
             return function
         names = (function.__globals__.get(name) for name in function.__code__.co_names)
         for module in (value for value in names if isinstance(value, nn.Module)):
@@ -247,15 +258,18 @@ class _Copier:
     def _dict(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         if type(value) not in (dict, OrderedDict) or len(value) > LONGEST:
             return value
-        copied = {name: self.of(held, depth) for name, held in value.items()}
-        return value if all(copied[name] is value[name] for name in value) else type(value)(copied)
+        items = dict(value)  # another thread may write to it
+        copied = {name: self.of(held, depth) for name, held in items.items()}
+        same = all(copied[name] is held for name, held in items.items())
+        return value if same else type(value)(copied)
 
     def _sequence(self, value: Any, depth: int) -> Any:
         named = hasattr(value, "_fields")
         if not (named or type(value) in (list, tuple)) or len(value) > LONGEST:
             return value
-        copied = [self.of(held, depth) for held in value]
-        if all(new is old for new, old in zip(copied, value, strict=True)):
+        items = list(value)  # another thread may write to it
+        copied = [self.of(held, depth) for held in items]
+        if all(new is old for new, old in zip(copied, items, strict=True)):
             return value
         return type(value)(*copied) if named else type(value)(copied)
 
