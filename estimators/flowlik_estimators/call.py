@@ -50,8 +50,8 @@ class Estimate:
 
     ``log_prob`` (batch,) float64 nats, not finite where there is no value; ``stderr`` (batch,) the estimator's own
     standard error or None; ``cost`` per sample; ``valid`` (batch,) bool; ``status`` of the call: ok if any
-    item is valid; ``reason`` one line when it is not ok; ``extra`` tensors of the family's own, stored with
-    the record.
+    item is valid; ``reason`` one line when it is not ok or fell short of what was asked; ``extra`` tensors of the
+    family's own, stored with the record.
     """
 
     log_prob: Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,11 +35,17 @@ class Quadrature:
 
     nodes: int | None
     tol: float | None
+    rule: clenshaw_curtis.Rule = clenshaw_curtis.angle_rule
+
+    @property
+    def stiff(self) -> Quadrature:
+        """The same with its nodes where a stiff field needs them."""
+        return replace(self, rule=clenshaw_curtis.stretched_rule)
 
     def times(self, run: Run) -> Tensor:
         """Node times from 0 to the data end, as fine as this call may want them."""
         nodes = self.nodes or clenshaw_curtis.FINEST
-        return clenshaw_curtis.angle_rule(nodes, run.data_end)[0].to(run.device)
+        return self.rule(nodes, run.data_end)[0].to(run.device)
 
     def exact(self, evaluator: Evaluator, path: Tensor, run: Run) -> Estimate:
         """The integral of div v over [0, data end] along states (nodes, batch, *event) at `times`.
@@ -59,8 +65,8 @@ class Quadrature:
                 values[active[:, None], js] = divergences
             evaluated.update(fresh)
             here = values[active][:, ::stride]
-            total = total.index_copy(0, active, clenshaw_curtis.integral(here, run.data_end))
-            estimated = clenshaw_curtis.error_estimate(here, run.data_end)
+            total = total.index_copy(0, active, clenshaw_curtis.integral(here, run.data_end, self.rule))
+            estimated = clenshaw_curtis.error_estimate(here, run.data_end, self.rule)
             error[active], nodes[active] = estimated, float(level)
             if self.tol is None:
                 break

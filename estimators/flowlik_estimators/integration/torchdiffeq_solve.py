@@ -114,6 +114,12 @@ class Solve:
         rtol, atol = (max(value or 0.0, tolerance) for value in (self.rtol, self.atol))
         return replace(self, rtol=rtol, atol=atol)
 
+    def tightened(self, share: float) -> Solve:
+        """An adaptive solve at that share of its tolerances."""
+        assert self.rtol is not None
+        assert self.atol is not None
+        return replace(self, rtol=share * self.rtol, atol=share * self.atol)
+
     def halved(self) -> Solve:
         """A fixed-step solve by twice as many steps."""
         assert self.steps is not None
