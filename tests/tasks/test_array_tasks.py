@@ -194,11 +194,19 @@ def test_moments_above_3072_dimensions_are_of_low_rank_and_keep_the_trace(
     found = moments_of_rows(rows(x, "train"), 256, "made up")
     z = 2 * (x + 0.5) / 256 - 1
     assert found.rest is not None
-    assert found.eigenvectors.shape == (3100, 29)
-    trace = found.eigenvalues.sum() + found.rest * (3100 - 29)
+    assert found.eigenvectors.shape == (3100, 1)
+    trace = found.eigenvalues.sum() + found.rest * 3099
     expected = z.var(0).sum() + 3100 * (2 / 256) ** 2 / 12
     assert trace == pytest.approx(expected, rel=2 * LEAST_SHARE)
     assert np.allclose(found.mean, z.mean(0))
+
+
+def test_fewer_rows_than_dimensions_give_no_covariance_that_fits_them_alone() -> None:
+    x = torch.randn(400, 200, generator=torch.Generator().manual_seed(0))
+    task = task_of(train=x[:100], test=x[100:], models={"net": Field((200,))})
+    flat = whole(task.items("test", 300).x).double().numpy()
+    nats = -gaussian_log_density(*task.moments())(flat).mean() / 200
+    assert nats == pytest.approx(0.5 * np.log(2 * np.pi * np.e), abs=0.05)
 
 
 def test_directions_without_variance_get_a_millionth_of_the_mean_variance() -> None:

@@ -78,7 +78,7 @@ def own_cells(tasks: Sequence[str], *, seeds: tuple[int, ...] | None, device: st
     return suites.unique([*cells, *suites.control_cells(cells)])
 
 
-EXACT_DIMS = 128
+EXACT_DIMS = 16
 BATCH_NUMBERS = 1 << 19
 """Numbers in a batch: 1,000 items in up to 524 dimensions, 42 of 64 x 64 pixels in three colours."""
 

@@ -199,7 +199,7 @@ class ArrayTask(Task):
         return labels[(draw * len(labels)).long()]
 
     def data_moments(self) -> Moments:
-        """Moments of the training rows, of low rank above 3,072 dimensions."""
+        """Moments of the training rows, of low rank where these are few or above 3,072 dimensions."""
         if not self._moments:
             self._moments.append(moments_of_rows(self._rows["train"], self.levels, self.data_hash("train")))
         return self._moments[0]

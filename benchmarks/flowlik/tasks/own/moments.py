@@ -1,4 +1,7 @@
-"""Moments of a user's training rows: whole up to `FULL_LIMIT` dimensions, of low rank beyond, kept in the cache folder.
+"""Moments of a user's training rows, kept in the cache folder.
+
+The covariance is whole up to `FULL_LIMIT` dimensions where there are more rows than dimensions; else of low rank, since
+so few rows leave most directions without variance, and their largest eigenvalues are far too large.
 
 The noise of the dequantisation is added exactly. Where the rows leave directions without variance these get
 `LEAST_SHARE` of the mean variance, since estimators that whiten divide by it.
@@ -20,8 +23,12 @@ from flowlik_models.moments.images import noise_variance
 from flowlik_models.moments.moments import FULL_LIMIT, estimate, from_covariance, load, save
 
 RANK, RANK_ROWS = 64, 2048
-"""Eigenpairs that are kept above `FULL_LIMIT` dimensions, and the first so many rows that they come from: 200 MB at
-12,288 dimensions."""
+"""Most eigenpairs of a covariance of low rank, and the first so many rows that they come from: 200 MB at 12,288
+dimensions."""
+
+ROWS_A_PAIR = 32
+"""Rows to one of these eigenpairs. Of isotropic data the pairs then hold 4 to 6 % of the variance, which they take from
+the other directions, at 12,288 dimensions; one pair a row would hold all of it."""
 
 LEAST_SHARE = 1e-6
 CACHED_DIMS = 256
@@ -53,11 +60,12 @@ def moments_of_rows(rows: Rows, levels: int | None, data_hash: str) -> Moments:
 def _found(rows: Rows, levels: int | None, data_hash: str, dim: int) -> Moments:
     scale, shift = (1.0, 0.0) if levels is None else (2.0 / levels, 1.0 / levels - 1.0)
     noise = 0.0 if levels is None else noise_variance(levels)
-    if dim > FULL_LIMIT:
+    if dim > FULL_LIMIT or rows.n <= dim:
         kept = replace(rows, n=min(rows.n, RANK_ROWS))
         x = np.concatenate([part.reshape(len(part), -1) for _, part in kept.chunks()]).astype(np.float64)
         floor = _floor(float(x.var(0).sum()) * scale**2 + noise * dim, dim, rows.name)
-        found = estimate(x * scale + shift, data_hash, min(RANK, kept.n - 1), floor=floor)
+        rank = max(1, min(RANK, kept.n // ROWS_A_PAIR))
+        found = estimate(x * scale + shift, data_hash, rank, floor=floor)
         assert found.rest is not None
         return replace(found, eigenvalues=found.eigenvalues + noise, rest=found.rest + noise)
     total, count = np.zeros(dim), rows.n
