@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
+    from flowlik.tasks.arrays import ArrayTask
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "read_records"]
+__all__ = ["ArrayTask", "__version__", "read_records"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load `read_records` when it is first asked for (it brings pandas)."""
+    """Load what is public when it is first asked for (it brings pandas, or torch)."""
+    if name == "ArrayTask":
+        from flowlik.tasks.arrays import ArrayTask
+
+        return ArrayTask
     if name == "read_records":
         from flowlik.records.reading import read_records
 

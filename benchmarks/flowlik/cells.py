@@ -61,13 +61,17 @@ _NOT_IN_THE_ANSWER = ("rounds", "timing_batch")
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One row to be: `estimator` is an estimator object, or the name of a control."""
+    """One row to be: `estimator` is an estimator object, or the name of a control.
+
+    `task` is the task's id; `task_file` the file that holds it, where it is one's own (no record names it).
+    """
 
     task: str
     model: str
     estimator: Any
     options: Options = Options()
     device: str = "cpu"
+    task_file: str | None = None
 
     @property
     def is_control(self) -> bool:

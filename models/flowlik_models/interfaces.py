@@ -210,12 +210,13 @@ def lacks(model: object, ability: Ability) -> str | None:
     return None if can(model, ability) else f"needs {CAPABILITIES[ability].noun}"
 
 
-def trial_call(model: Any, x: Tensor, ability: Ability) -> Callable[[], Any]:
+def trial_call(model: Any, x: Tensor, ability: Ability, *, cond: Tensor | None = None) -> Callable[[], Any]:
     """One evaluation of the network at x (batch, *event) by a method of that ability, to be called when wanted."""
     capability = CAPABILITIES[ability]
     assert capability.trial_times is not None
     method = next(getattr(model, name) for name in capability.attributes if _has(model, name))
-    return partial(method, x, *(x.new_full((len(x),), time) for time in capability.trial_times))
+    given = {} if cond is None else {"cond": cond}
+    return partial(method, x, *(x.new_full((len(x),), time) for time in capability.trial_times), **given)
 
 
 def velocity_and_divergence(field: Any, x: Tensor, t: Tensor, **cond: Tensor | None) -> tuple[Tensor, Tensor]:

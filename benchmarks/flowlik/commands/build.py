@@ -44,6 +44,10 @@ def train(
     from flowlik_models.training.trainer import TrainingError
 
     with bad_usage():
+        if task.endswith(".py"):
+            raise ValueError(
+                f"{task}: models of a task of one's own are not trained here yet; give trained ones"
+            )
         use_data(data_dir)
         chosen = pick_device(device)
         folder = out or TRAINED
@@ -85,7 +89,11 @@ def reference(
         use_data(data_dir)
         use_checkpoints(checkpoints)
         chosen = pick_device(device)
-        get_task(task)
+        found = get_task(task)
+        task = found.id
+        if ship and found.reference_folders:
+            raise ValueError(f"--ship copies into the source tree, where {found.id} is none of the tasks")
+        found.check([found.reference_model] if found.reference_model in found.models else [], chosen)
     folder = out or (own_checkpoints() or Path("runs")) / FOLDER
     try:
         path = make_reference(task, folder, device=chosen, limit=limit, stderr=stderr, progress=typer.echo)

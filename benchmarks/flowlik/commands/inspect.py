@@ -19,6 +19,10 @@ LISTS = ("estimators", "tasks", "models", "suites")
 
 def list_(
     kind: Annotated[str | None, typer.Argument(metavar="[estimators|tasks|models|suites]")] = None,
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="[mine.py]", help="A file with a task of your own, of tasks and models."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: estimators, tasks, models and suites."""
@@ -28,7 +32,10 @@ def list_(
     with bad_usage():
         if kind is not None and kind not in LISTS:
             raise ValueError(unknown("list", kind, LISTS))
-        found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
+        if file is not None:
+            found = {str(kind): _of_file(str(kind), file)}
+        else:
+            found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
     if as_json:
         typer.echo(json.dumps(found if kind is None else found[kind], indent=2))
         return
@@ -39,7 +46,25 @@ def list_(
             typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
 
 
+def _of_file(kind: str, file: str) -> dict[str, str]:
+    """What `list tasks mine.py` and `list models mine.py` say."""
+    if kind not in ("tasks", "models") or not file.endswith(".py"):
+        raise ValueError(
+            f"list {kind} {file}: a file stands after tasks or models alone, and its name ends in .py"
+        )
+    from flowlik.tasks.registry import get_task
+
+    task = get_task(file)
+    return {task.id: task.description if kind == "tasks" else ", ".join(task.models)}
+
+
 def check(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[mine.py]", help="A file with a task of your own: its models are examined instead."
+        ),
+    ] = None,
     plugins: Annotated[
         bool, typer.Option("--plugins", help="Contract tests on every estimator instead.")
     ] = False,
@@ -51,7 +76,15 @@ def check(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run the accuracy and NFE gates of results/baselines, or the contract tests."""
+    """Run the accuracy and NFE gates of results/baselines, or the contract tests; or examine models of your own."""
+    if file is not None:
+        with bad_usage():
+            if plugins or update or only is not None:
+                raise ValueError(
+                    f"check {file} examines its models; --plugins, --update and --only have no effect"
+                )
+            found = _examined(file, pick_device(device))
+        raise typer.Exit(1 if found else 0)
     with bad_usage():
         chosen = pick_device(device)
         if plugins and update:
@@ -68,6 +101,20 @@ def check(
         count, failed = count + 1, failed + (not verdict.passed)
     typer.echo(f"{count} checks: {count - failed} passed, {failed} failed")
     raise typer.Exit(1 if failed else 0)
+
+
+def _examined(file: str, device: str) -> int:
+    """Print what the examination finds in every model of a file's task; how many findings there are."""
+    from flowlik.checks.examination import examined
+
+    count = 0
+    for model, findings in examined(file, device):
+        for finding in findings:
+            typer.echo(f"{model}: {finding}")
+        if not findings:
+            typer.echo(f"{model}: nothing found")
+        count += len(findings)
+    return count
 
 
 def _gates(only: str | None) -> list[Gate]:

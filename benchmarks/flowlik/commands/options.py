@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +68,25 @@ def use_checkpoints(folder: Path | None) -> None:
 def use_data(folder: Path | None) -> None:
     """Look for image files in this folder, in this process and in those it starts; ValueError where it is none."""
     _look_in(folder, "FLOWLIK_DATA", "data folder", "flowlik data get NAME --data-dir")
+
+
+def use_task_files(names: Iterable[str], *folders: Path) -> None:
+    """Load the files among these names of tasks, and look for their stored references in these folders besides.
+
+    What is started from here on has the files' folders on its path.
+
+    Raises:
+        ValueError: a file that is no task's; the line names it.
+    """
+    files = [name for name in names if name.endswith(".py")]
+    if not files:
+        return
+    from flowlik.tasks.registry import get_task
+
+    for name in files:
+        get_task(name)
+    places = [*folders, *(folder / "references" for folder in folders), Path("runs/references")]
+    os.environ["FLOWLIK_REFERENCES"] = os.pathsep.join(str(place.resolve()) for place in places)
 
 
 def use_inception(file: Path | None) -> None:

@@ -23,6 +23,7 @@ from flowlik.commands.options import (
     use_checkpoints,
     use_data,
     use_inception,
+    use_task_files,
 )
 from flowlik.commands.progress import with_progress
 from flowlik.commands.units import parse_duration, parse_memory, parse_seeds
@@ -37,7 +38,10 @@ EstimatorsOption = Annotated[
     list[str] | None,
     typer.Option("-e", "--estimator", help="Estimators instead of the suite's: 'f2d2[steps=1|2|4|8]'."),
 ]
-TasksOption = Annotated[list[str] | None, typer.Option("-t", "--task", help="Only these tasks.")]
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option("-t", "--task", help="Only these tasks; a file, mine.py, is one of your own."),
+]
 ModelsOption = Annotated[list[str] | None, typer.Option("-m", "--model", help="Only these models.")]
 SeedsOption = Annotated[str | None, typer.Option(help="Seeds of the estimators: 0-4 or 0,3,7.")]
 LimitOption = Annotated[int | None, typer.Option(help="At most so many items (and samples) a cell.", min=1)]
@@ -94,6 +98,7 @@ def run(
         own = own_models(checkpoints, train_first)
         use_data(data_dir)
         use_inception(inception)
+        use_task_files(tasks or (), folder)
         chosen_seeds = None if seeds is None else parse_seeds(seeds)
         where = make_executor(executor, setup, address)
         if is_follower():
@@ -101,7 +106,7 @@ def run(
         try:
             if not dry_run:
                 where.start()  # its libraries load while the cells are planned
-            from flowlik.planning.selection import plan_cells, with_run_options
+            from flowlik.planning.selection import check_own, plan_cells, with_run_options
 
             chosen = pick_device(device)
             cells = plan_cells(
@@ -111,6 +116,7 @@ def run(
             if dry_run:
                 typer.echo("\n".join([*(cell.title for cell in cells), f"{len(cells)} cells"]))
                 return
+            check_own(cells)
             if train_first and own is not None:
                 train_missing(cells, own, chosen)
             stopped.folder = run_folder(folder, resume)

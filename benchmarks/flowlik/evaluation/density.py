@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,7 @@ from flowlik.measures import accuracy
 from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid
 from flowlik.tasks.points import whole
+from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Items, Reference, Task
 from flowlik_estimators.grids import time_grid
 from flowlik_models.interfaces import can
@@ -135,13 +137,15 @@ def agreement(cell: Cell, model: Any, dim: int) -> float | None:
     x, there = sample_with_log_prob(cell, model, AGREEMENT_ITEMS)
     if there is None or not bool(torch.isfinite(x).all()):
         return None
-    back = evaluate(cell, model, x, torch.arange(len(x))).log_prob
+    ids = torch.arange(len(x))
+    cond = get_task(cell.task).sample_conditions(cell.options.split, ids)
+    back = evaluate(cell, model, x, ids, cond).log_prob
     return float(np.mean(np.abs(back - there))) / (dim * math.log(2.0))
 
 
-def cycle_error(estimator: Any, model: Any, x: Tensor) -> float | None:
+def cycle_error(estimator: Any, model: Any, x: Tensor, cond: Tensor | None = None) -> float | None:
     """The mean of `cycle_errors`, None where there are none."""
-    errors = cycle_errors(estimator, model, x)
+    errors = cycle_errors(estimator, model, x, cond)
     return None if errors is None else float(errors.mean())
 
 
@@ -164,13 +168,13 @@ def folds_of_samples(cell: Cell, model: Any) -> str | None:
     return sample_reason(cell, model, AGREEMENT_ITEMS)
 
 
-def cycle_errors(estimator: Any, model: Any, x: Tensor) -> Tensor | None:
+def cycle_errors(estimator: Any, model: Any, x: Tensor, cond: Tensor | None = None) -> Tensor | None:
     """Euclidean distances (n,) between x and its image after data -> noise -> data in the estimator's own steps.
 
     None where estimator or model is no flow map.
     """
     steps = estimator.params().get("steps")
-    step = _map_step(model)
+    step = _map_step(model, cond)
     if estimator.family not in ("flow-map", "joint-flow-map") or not isinstance(steps, int) or step is None:
         return None
 
@@ -185,10 +189,11 @@ def cycle_errors(estimator: Any, model: Any, x: Tensor) -> Tensor | None:
     return distances
 
 
-def _map_step(model: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def _map_step(model: Any, cond: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    given = {} if cond is None else {"cond": cond}
     if can(model, "flow map"):
-        average: Callable[[Tensor, Tensor, Tensor], Tensor] = model.average_velocity
+        average: Callable[[Tensor, Tensor, Tensor], Tensor] = partial(model.average_velocity, **given)
         return average
     if can(model, "joint flow map"):
-        return lambda x, t, s: model.joint(x, t, s)[0]
+        return lambda x, t, s: model.joint(x, t, s, **given)[0]
     return None

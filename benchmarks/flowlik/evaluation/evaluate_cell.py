@@ -21,6 +21,7 @@ from flowlik.evaluation.batching.batches import (
     DivergedError,
     Evaluation,
     RefusedError,
+    conditions_on_device,
     evaluate,
     evaluate_plain,
     on_device,
@@ -45,7 +46,7 @@ SHOWN_SAMPLES = 64
 class Backend:
     """What computes the log-densities and samples of a cell: this process, or several that share the items."""
 
-    evaluate: Callable[[Cell, Any, Tensor | Points, Tensor], Evaluation] = evaluate
+    evaluate: Callable[[Cell, Any, Tensor | Points, Tensor, Tensor | None], Evaluation] = evaluate
     sample: Callable[[Cell, Any, int], tuple[Tensor, dict[str, Array]]] = sample
 
 
@@ -101,7 +102,7 @@ def _evaluate_estimator(
     cell, items, reference = prepared.cell, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
-    out = backend.evaluate(cell, prepared.model, items.x, items.ids)
+    out = backend.evaluate(cell, prepared.model, items.x, items.ids, items.cond)
     halved = None
     if isinstance(asked, str):
         row["batch_size"], row["extra"]["batch_size_asked"] = out.batch_size, asked
@@ -149,7 +150,8 @@ def _add_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) 
         if (agreed := density.agreement(cell, model, task.dim)) is not None:
             row["extra"]["agreement_mae"] = agreed
     x = on_device(cell, items.x[:CYCLE_ITEMS])
-    if (errors := density.cycle_errors(cell.estimator, model, x)) is not None:
+    cond = conditions_on_device(cell, items.cond, slice(CYCLE_ITEMS))
+    if (errors := density.cycle_errors(cell.estimator, model, x, cond)) is not None:
         row["cycle_error"] = float(errors.mean())
         row["reason"] = "; ".join(filter(None, (row["reason"], density.not_back(errors, x)))) or None
 
@@ -240,15 +242,14 @@ def _add_timing(prepared: Prepared, row: Row) -> None:
     assert items is not None
     size = min(cell.options.timing_batch, items.n)
     x = on_device(cell, items.x[:size])
-    ids = items.ids[:size]
-    forward = timing.one_forward(prepared.model, x)
+    ids, cond = items.ids[:size], conditions_on_device(cell, items.cond, slice(size))
+    forward = timing.one_forward(prepared.model, x, cond)
     if forward is None:
         return
 
     def estimate() -> Any:
-        return cell.estimator.log_prob(
-            prepared.model, x, generator=torch.Generator().manual_seed(cell.options.seed), items=ids
-        )
+        generator = torch.Generator().manual_seed(cell.options.seed)
+        return cell.estimator.log_prob(prepared.model, x, cond=cond, generator=generator, items=ids)
 
     row |= asdict(
         timing.measure(

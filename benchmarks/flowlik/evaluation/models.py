@@ -23,7 +23,8 @@ def load(task: str, model: str, device: str, dtype: str) -> tuple[Any, str]:
     found = get_task(task)
     loaded, weights = found.load_model(model, device)
     # Networks hold float32 parameters; closed forms hold float64 ones and compute in x's dtype.
-    loaded = compilation.laid_out(loaded.double() if dtype == "float64" else loaded, device)
+    wider = dtype == "float64" and hasattr(loaded, "double")
+    loaded = compilation.laid_out(loaded.double() if wider else loaded, device)
     return attach(loaded, found.data_moments()), weights
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Prepared:
 
 def prepare(cell: Cell) -> Prepared:
     """Load model, items and reference of a cell; never raises, whatever is missing or broken ends as a status."""
-    task = get_task(cell.task)
+    task = get_task(cell.task_file or cell.task)
     known: dict[str, Any] = {}
     try:
         if not cell.is_control:
@@ -77,7 +77,7 @@ def _items(task: Task, cell: Cell) -> Items:
             f"draws = {cell.options.draws} has no effect: task {task.id!r} gives {items.draws} of each item"
         )
     x = items.x.to(getattr(torch, cell.options.dtype))
-    return Items(x=x, ids=items.ids, n=items.n, draws=items.draws, component=items.component)
+    return replace(items, x=x)
 
 
 def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:

@@ -118,11 +118,11 @@ def peak_bytes(device: torch.device) -> int | None:
     return peaks[0] if peaks else None
 
 
-def one_forward(model: Any, x: Tensor) -> Callable[[], Any] | None:
+def one_forward(model: Any, x: Tensor, cond: Tensor | None = None) -> Callable[[], Any] | None:
     """One evaluation of the model's network on `x`, halfway between noise and data; None where it has none."""
     for ability in TIMED:
         if can(model, ability):
-            return _without_graph(trial_call(model, x, ability))
+            return _without_graph(trial_call(model, x, ability, cond=cond))
     return None
 
 

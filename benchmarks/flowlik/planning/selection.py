@@ -10,6 +10,7 @@ from flowlik.cells import Cell, Options
 from flowlik.evaluation.batching.batch_size import AUTO
 from flowlik.evaluation.models import load
 from flowlik.planning import suites
+from flowlik.tasks.own.task_file import file_of
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
 from flowlik_models.names import unknown
@@ -33,8 +34,8 @@ def plan_cells(
     Raises:
         ValueError: an unknown name, or nothing left to run.
     """
-    for name in tasks or ():
-        get_task(name)
+    tasks = [get_task(name).id for name in tasks or ()]
+    own = [name for name in tasks if file_of(name)]
     overrides = {"seeds": seeds} if seeds else {}
     cells = suites.load_suite(suite or "quick", device=device, overrides=dict(overrides))
     if specs:
@@ -46,6 +47,8 @@ def plan_cells(
     else:
         if tasks:
             cells = [cell for cell in cells if cell.task in tasks]
+        if missing := [name for name in own if name not in {cell.task for cell in cells}]:
+            cells += own_cells(missing, seeds=seeds, device=device)
         if models:
             check_models(models, sorted({cell.task for cell in cells}))
             cells = [
@@ -58,6 +61,37 @@ def plan_cells(
     if limit:
         cells = suites.unique([limited(cell, limit) for cell in cells])
     return cells
+
+
+def own_cells(tasks: Sequence[str], *, seeds: tuple[int, ...] | None, device: str) -> list[Cell]:
+    """What is run on tasks of one's own that no suite knows: every model, by the estimators that fit it.
+
+    Up to `EXACT_DIMS` dimensions the trace is exact, beyond by probes; batches are smaller where items are large.
+    """
+    cells: list[Cell] = []
+    for name in tasks:
+        task = get_task(name)
+        specs = ("ode" if task.dim <= EXACT_DIMS else "ode[trace=hutchinson]", "f2d2[steps=1|2|4|8]")
+        options = Options(batch_size=max(1, min(1000, BATCH_NUMBERS // task.dim)))
+        found = suites.expand([name], None, specs, options, seeds=seeds, device=device)
+        cells += [cell for cell in found if _fits(cell)] or found
+    return suites.unique([*cells, *suites.control_cells(cells)])
+
+
+EXACT_DIMS = 16
+BATCH_NUMBERS = 1 << 19
+"""Numbers in a batch: 1,000 items in up to 524 dimensions, 42 of 64 x 64 pixels in three colours."""
+
+
+def check_own(cells: Sequence[Cell]) -> None:
+    """Make every model of the tasks of one's own and evaluate it once, before anything is written.
+
+    Raises:
+        ValueError: one of them cannot be made or evaluated; the line names the file.
+    """
+    for name, device in dict.fromkeys((cell.task, cell.device) for cell in cells if cell.task_file):
+        models = [cell.model for cell in cells if cell.task == name and not cell.is_control]
+        get_task(name).check(tuple(dict.fromkeys(models)), device)
 
 
 def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
@@ -82,19 +116,19 @@ def limited(cell: Cell, limit: int) -> Cell:
 
 def supported(cells: Sequence[Cell]) -> list[Cell]:
     """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
-
-    def fits(cell: Cell) -> bool:
-        try:
-            model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
-        except UnavailableError:
-            return False  # not trained: one of many that could be
-        except Exception:
-            return True  # the run says what is wrong with the model
-        return cell.estimator.supports(model) is None
-
-    kept = [cell for cell in cells if cell.is_control or fits(cell)]
+    kept = [cell for cell in cells if cell.is_control or _fits(cell)]
     served = {(cell.task, cell.label) for cell in kept}
     return [cell for cell in cells if cell in kept or (cell.task, cell.label) not in served]
+
+
+def _fits(cell: Cell) -> bool:
+    try:
+        model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+    except UnavailableError:
+        return False  # not trained: one of many that could be
+    except Exception:
+        return True  # the run says what is wrong with the model
+    return cell.estimator.supports(model) is None
 
 
 def with_run_options(cells: list[Cell], compile_: bool, batch_size: str | None) -> list[Cell]:

@@ -30,6 +30,7 @@ from typing import Any
 from flowlik.cells import CONTROLS, DTYPES, Cell, Options
 from flowlik.evaluation.batching.batch_size import AUTO
 from flowlik.evaluation.uses import USES
+from flowlik.tasks.own.task_file import file_of
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Task
 from flowlik_estimators import parse_spec
@@ -195,6 +196,7 @@ def expand(
     cells = []
     for name in tasks:
         task = get_task(name)
+        file = file_of(task.id)
         cells += _controls(task, controls, splits or (options.split,), options)
         for model in _models(task, models):
             for split in splits or (options.split,):
@@ -202,7 +204,8 @@ def expand(
                 check_draws(task, split, options)
                 cells += [
                     Cell(
-                        task=name,
+                        task=task.id,
+                        task_file=file,
                         model=model,
                         estimator=estimator,
                         device=device,
@@ -222,7 +225,7 @@ def _controls(task: Task, controls: Sequence[str], splits: Sequence[str], option
         check_draws(task, split, options)
         shared = {name: getattr(options, name) for name in ("n_items", "dtype", "draws")}
         own = replace(Options(), split=split, **shared)
-        cells += [Cell(task=task.id, model=task.reference_model, estimator=c, options=own) for c in controls]
+        cells += [_control(task.id, control, own) for control in controls]
     return cells
 
 
@@ -298,10 +301,15 @@ def control_cells(cells: Iterable[Cell]) -> list[Cell]:
                 draws=options.draws,
             )
     return [
-        Cell(task=name, model=get_task(name).reference_model, estimator=control, options=options)
+        _control(name, control, options)
         for (name, _), options in rows.items()
         for control in (CONTROLS if get_task(name).has_components else _PLAIN)
     ]
+
+
+def _control(task: str, control: str, options: Options) -> Cell:
+    model = get_task(task).reference_model
+    return Cell(task=task, model=model, estimator=control, options=options, task_file=file_of(task))
 
 
 _PLAIN = tuple(name for name in CONTROLS if name != "control-component")

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from flowlik.records.environment import commit, versions
 from flowlik.records.writing import read_arrays, to_plain, utc_now, write_arrays
+from flowlik.tasks.task import Task
 from flowlik_estimators import get
+from flowlik_estimators._guards import device_of
 from flowlik_models.files import write_atomically
 
 Say = Callable[[str], None]
@@ -38,8 +40,10 @@ def write_card(file: Path, card: dict[str, Any]) -> Path:
     return file
 
 
-def teacher_samples(model: Any, n: int, parts: Path, progress: Say) -> Tensor:
+def teacher_samples(task: Task, model: Any, n: int, parts: Path, progress: Say) -> Tensor:
     """The first n draws of the teacher, (n, *event) float32; each batch is kept on disk.
+
+    Of a conditional one each draw has the condition that the task says.
 
     Raises:
         ValueError: a draw is not finite.
@@ -50,7 +54,9 @@ def teacher_samples(model: Any, n: int, parts: Path, progress: Say) -> Tensor:
         file = parts / f"samples-{int(ids[0])}-{len(ids)}.npz"
         if not file.exists():
             generator = torch.Generator().manual_seed(SAMPLES_SEED)
-            out = estimator.sample(model, len(ids), generator=generator, items=ids, log_prob=False)
+            cond = task.sample_conditions("teacher-samples", ids)
+            cond = None if cond is None else cond.to(device_of(model))
+            out = estimator.sample(model, len(ids), cond=cond, generator=generator, items=ids, log_prob=False)
             if not bool(out.valid.all()):
                 raise ValueError(
                     f"the teacher's samples by {estimator.label} are not all finite ({out.reason})"

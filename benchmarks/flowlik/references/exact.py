@@ -26,8 +26,14 @@ from flowlik.references.card import (
     teacher_samples,
     write_card,
 )
+from flowlik.references.conditions import (
+    check_standard_source,
+    conditioned,
+    first,
+    part_hash,
+    points_of,
+)
 from flowlik.references.fixed_rk4 import NEAR_DATA, converged_log_prob
-from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, tensor_hash
 from flowlik_estimators import get
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
@@ -44,14 +50,16 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
     model, model_hash = load(task.id, task.reference_model, device, "float32")
     parts = folder / f"{task.id}-{model_hash}-parts"
     end = 1.0 - float(getattr(model, "eps", 0.0))
-    samples = teacher_samples(model, TEACHER_SAMPLES, parts, progress)
+    check_standard_source(task.id, model)
+    samples = teacher_samples(task, model, TEACHER_SAMPLES, parts, progress)
     arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
     card = _how(task, model_hash, end) | {"splits": {}, "checks": []}
     for split in task.splits:
-        x = samples[:n] if split == "teacher-samples" else whole(task.items(split, n).x)
-        values = _in_chunks(model, x, STEPS, end, parts, split, device, progress)
-        halved = _in_chunks(model, x[:HALVED_ITEMS], HALVED, end, parts, split, device, progress)
-        adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], device)
+        x, cond = points_of(task, split, n, samples)
+        options = (end, parts, split, device, progress)
+        values = _in_chunks(model, x, cond, STEPS, *options)
+        halved = _in_chunks(model, x[:HALVED_ITEMS], cond, HALVED, *options)
+        adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], first(cond, ADAPTIVE_ITEMS, device), device)
         arrays[f"{split}_log_prob"] = values
         summary, checks = _judged(task, split, x, values, halved, adaptive)
         card["splits"][split] = summary
@@ -102,20 +110,30 @@ def _judged(
     return summary, [check(halving, distance.mean(), HALVING_LIMIT), check(solving, gap, ADAPTIVE_LIMIT)]
 
 
-def _adaptive(model: Any, x: Tensor, device: str) -> Array:
-    out = get("ode", solver="dopri5", rtol=1e-5, atol=1e-5).log_prob(model, x.to(device))
+def _adaptive(model: Any, x: Tensor, cond: Tensor | None, device: str) -> Array:
+    out = get("ode", solver="dopri5", rtol=1e-5, atol=1e-5).log_prob(model, x.to(device), cond=cond)
     return np.asarray(out.log_prob.cpu().numpy())
 
 
 def _in_chunks(
-    model: Any, x: Tensor, steps: int, end: float, parts: Path, split: str, device: str, progress: Say
+    model: Any,
+    x: Tensor,
+    cond: Tensor | None,
+    steps: int,
+    end: float,
+    parts: Path,
+    split: str,
+    device: str,
+    progress: Say,
 ) -> Array:
     """The converged values of all points; each chunk is kept on disk, so that an interrupted call goes on."""
     values = []
     for number, chunk in enumerate(torch.split(x, CHUNK)):
-        file = parts / f"{split}-{steps}-{number}-{tensor_hash(chunk)}.npz"
+        given = first(cond, len(chunk), device, number * CHUNK)
+        file = parts / f"{split}-{steps}-{number}-{part_hash(chunk, given)}.npz"
         if not file.exists():
-            write_arrays(file, {"log_prob": converged_log_prob(model, chunk.to(device), steps, end)})
+            field = conditioned(model, given)
+            write_arrays(file, {"log_prob": converged_log_prob(field, chunk.to(device), steps, end)})
             progress(f"{split}: {steps} steps, {min(len(x), (number + 1) * CHUNK)} of {len(x)} items")
         values.append(read_arrays(file)["log_prob"])
     return np.concatenate(values)

@@ -17,6 +17,7 @@ from flowlik.references.card import Say
 from flowlik.references.closed_form import _summarise_closed_form
 from flowlik.references.exact import ITEMS, _converge
 from flowlik.references.pooled import converge
+from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.stored_references import FOLDER, read_stored
 
@@ -48,7 +49,10 @@ def make_reference(
         ValueError: unknown task, an error or a limit that has no effect, or a check that failed. UnavailableError: the
             teacher is not there.
     """
+    read_stored.cache_clear()
     found = get_task(task)
+    if isinstance(found, ArrayTask) and found.reference_model == "closed-form":
+        raise ValueError(f"{found.name}: the truth is given as log_prob: no reference is to be made")
     if found.reference_model == "closed-form":
         for option, value in (("--stderr", stderr), ("--limit", limit)):
             if value is not None:

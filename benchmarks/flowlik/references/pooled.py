@@ -25,9 +25,15 @@ from flowlik.measures.arrays import Array
 from flowlik.records.writing import read_arrays, write_arrays
 from flowlik.references import card as cards
 from flowlik.references.card import SAMPLES_SEED, Say
+from flowlik.references.conditions import (
+    check_standard_source,
+    conditioned,
+    first,
+    part_hash,
+    points_of,
+)
 from flowlik.references.fixed_rk4 import NEAR_DATA, log_prob_columns
 from flowlik.references.pooled_probes import Plan, Pooled, pilot, pooled_log_prob
-from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task, seed_of, tensor_hash
 from flowlik_estimators import get
 from flowlik_estimators.divergence.products import hutchinson
@@ -95,17 +101,20 @@ def converge(
         parts=parts,
         progress=progress,
     )
-    samples = cards.teacher_samples(model, n, parts, progress)
-    plan = pilot(model, samples[:PILOT_ITEMS].to(device), STEPS, end, target_stderr * teacher.nats)
+    check_standard_source(task.id, model)
+    samples = cards.teacher_samples(task, model, n, parts, progress)
+    few, given = points_of(task, "teacher-samples", PILOT_ITEMS, samples)
+    field = conditioned(model, first(given, len(few), device))
+    plan = pilot(field, few.to(device), STEPS, end, target_stderr * teacher.nats)
     progress(plan.words())
     card = _how(teacher, model_hash, plan, n) | {"splits": {}, "checks": []}
     arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
     for split in task.splits:
-        x = samples if split == "teacher-samples" else whole(task.items(split, n).x)
-        found = _partial_results(teacher, x, split, plan)
+        x, cond = points_of(task, split, n, samples)
+        found = _partial_results(teacher, x, cond, split, plan)
         arrays[f"{split}_log_prob"] = found.log_prob.astype(np.float32)
         arrays[f"{split}_stderr"] = found.stderr.astype(np.float32)
-        summary, checks = _judged(teacher, split, x, found)
+        summary, checks = _judged(teacher, split, x, cond, found)
         card["splits"][split] = summary
         card["checks"] += checks
         progress(
@@ -140,15 +149,16 @@ def _how(teacher: _Teacher, model_hash: str, plan: Plan, n: int) -> dict[str, An
     }
 
 
-def _partial_results(teacher: _Teacher, x: Tensor, split: str, plan: Plan) -> Pooled:
+def _partial_results(teacher: _Teacher, x: Tensor, cond: Tensor | None, split: str, plan: Plan) -> Pooled:
     """The values of all items; each partial result is stored on disk, so that an interrupted call goes on."""
     parts: list[Pooled] = []
     ids = torch.arange(len(x))
     for number, (chunk, items) in enumerate(zip(torch.split(x, CHUNK), torch.split(ids, CHUNK), strict=True)):
-        file = teacher.parts / f"{split}-{number}-{tensor_hash(chunk)}.npz"
+        given = first(cond, len(chunk), teacher.device, number * CHUNK)
+        file = teacher.parts / f"{split}-{number}-{part_hash(chunk, given)}.npz"
         if not file.exists():
             found = pooled_log_prob(
-                teacher.model,
+                conditioned(teacher.model, given),
                 chunk.to(teacher.device),
                 items,
                 plan,
@@ -169,12 +179,13 @@ def _partial_results(teacher: _Teacher, x: Tensor, split: str, plan: Plan) -> Po
 
 
 def _judged(
-    teacher: _Teacher, split: str, x: Tensor, found: Pooled
+    teacher: _Teacher, split: str, x: Tensor, cond: Tensor | None, found: Pooled
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a card says of a split, and its checks."""
     task, stderr = teacher.task, found.stderr / teacher.nats
-    first = x[:JUDGED_ITEMS].to(teacher.device)
-    coarse, fine, adaptive = _with_one_set_of_probes(teacher, first)
+    few = x[:JUDGED_ITEMS].to(teacher.device)
+    given = first(cond, len(few), teacher.device)
+    coarse, fine, adaptive = _with_one_set_of_probes(teacher, few, given)
     rule = float(np.abs((fine - coarse).mean(1)).mean()) / teacher.nats
     gap = float(np.abs(adaptive - coarse.mean(1)).mean()) / teacher.nats
     levels = None if split == "teacher-samples" else task.levels
@@ -199,15 +210,15 @@ def _judged(
     ]
 
 
-def _with_one_set_of_probes(teacher: _Teacher, x: Tensor) -> tuple[Array, Array, Array]:
+def _with_one_set_of_probes(teacher: _Teacher, x: Tensor, cond: Tensor | None) -> tuple[Array, Array, Array]:
     """log p of x with probes that are kept along the path: by the rule in `STEPS` and `HALVED` steps, (batch, probes)
     each, and by an adaptive solver, (batch,)."""
     generator = torch.Generator().manual_seed(SAMPLES_SEED)
     key, ids = random.draw_key(torch.Generator().manual_seed(SAMPLES_SEED)), torch.arange(len(x))
     shape = (JUDGED_PROBES, *x.shape[1:])
     probes = random.rademacher(key, ids, shape, stream=PROBE_STREAM, dtype=x.dtype, device=x.device)
-    kept = partial(hutchinson, probes=probes)
-    coarse, fine = (log_prob_columns(teacher.model, x, steps, teacher.end, kept) for steps in (STEPS, HALVED))
+    kept, field = partial(hutchinson, probes=probes), conditioned(teacher.model, cond)
+    coarse, fine = (log_prob_columns(field, x, steps, teacher.end, kept) for steps in (STEPS, HALVED))
     solver = get("ode", rtol=1e-5, atol=1e-5, trace="hutchinson", probes=JUDGED_PROBES)
-    out = solver.log_prob(teacher.model, x, generator=generator, items=ids)
+    out = solver.log_prob(teacher.model, x, cond=cond, generator=generator, items=ids)
     return coarse, fine, np.asarray(out.log_prob.cpu().numpy())

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
+from flowlik.references.conditions import of_rows
 from flowlik.references.fixed_rk4 import log_source, states, weights_of
 from flowlik_estimators.divergence import probe_variance
 from flowlik_estimators.divergence import probes as laws
@@ -196,7 +197,8 @@ def pooled_log_prob(
         for j, time in enumerate(times):
             stream = 1 + number * ROUND_STREAMS + j
             y = path[j] if len(active) == len(x) else path[j][chosen.to(x.device)]
-            columns = _columns(model, kit, y, time, plan, j, key, items[chosen], stream)
+            field = model if len(active) == len(x) else of_rows(model, chosen)
+            columns = _columns(field, kit, y, time, plan, j, key, items[chosen], stream)
             pool.add(active, j, columns)
         active = active[pool.surely()[active] > target_stderr]
     return Pooled(

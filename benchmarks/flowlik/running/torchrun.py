@@ -88,7 +88,7 @@ def _share_of_points(prepared: Prepared) -> None:
     if prepared.status != "ok" or items is None:
         _gather(RuntimeError(prepared.reason or prepared.status))
     else:
-        evaluate(prepared.cell, prepared.model, items.x, items.ids)
+        evaluate(prepared.cell, prepared.model, items.x, items.ids, items.cond)
 
 
 def _share_of_samples(prepared: Prepared) -> None:
@@ -98,9 +98,9 @@ def _share_of_samples(prepared: Prepared) -> None:
 _SHARES: dict[str, Callable[[Prepared], None]] = {"evaluate": _share_of_points, "sample": _share_of_samples}
 
 
-def _led_evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluation:
+def _led_evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, cond: Tensor | None) -> Evaluation:
     _tell(("evaluate", cell))
-    return evaluate(cell, model, x, ids)
+    return evaluate(cell, model, x, ids, cond)
 
 
 def _led_sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, dict[str, Array]]:
@@ -142,12 +142,13 @@ def _shared(call: Callable[[slice], T], n: int, asked: int | str) -> list[T]:
     return [parts[number % world][number // world] for number in range(len(slices))]
 
 
-def evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluation:
+def evaluate(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, cond: Tensor | None) -> Evaluation:
     """As `flowlik.evaluation.batching.batches.evaluate`, shared by all processes."""
-    parts = _shared(
-        lambda part: batches.evaluate(cell, model, x[part], ids[part]), len(x), cell.options.batch_size
-    )
-    return batches.joined(parts)
+
+    def batch(part: slice) -> Evaluation:
+        return batches.evaluate(cell, model, x[part], ids[part], None if cond is None else cond[part])
+
+    return batches.joined(_shared(batch, len(x), cell.options.batch_size))
 
 
 def sample(cell: Cell, model: Any, n: int) -> tuple[Tensor, dict[str, Array]]:

@@ -1,6 +1,7 @@
 """Tasks: data sets and closed forms with their items, truths and models."""
 
 from flowlik.measures.arrays import Array
+from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.closed_forms import BLOCK, CheckerboardTask, ClosedFormTask
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.grid import Grid, square_grid
@@ -24,6 +25,7 @@ __all__ = [
     "BLOCK",
     "DRAW_STRIDE",
     "Array",
+    "ArrayTask",
     "CheckerboardTask",
     "ClosedFormTask",
     "DigitsTask",

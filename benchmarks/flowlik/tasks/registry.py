@@ -10,6 +10,7 @@ from flowlik.tasks.closed_forms import CheckerboardTask, ClosedFormTask
 from flowlik.tasks.digits import DIGITS
 from flowlik.tasks.image_mixtures import ImageMixtureTask
 from flowlik.tasks.images import TEACHER_SAMPLES, ImageTask
+from flowlik.tasks.own import task_file
 from flowlik.tasks.task import Task
 from flowlik_models.closed_forms.catalogue import SCALING_DIMS
 from flowlik_models.moments.training_images import IMAGE_SHAPES
@@ -126,15 +127,19 @@ def available() -> tuple[str, ...]:
 
 
 def get_task(name: str) -> Task:
-    """The task of this id.
+    """The task of this id, or the one that a file holds: `get_task("mine.py")`, then also by its own id.
 
     Raises:
-        ValueError: unknown id; the line names the valid ones and the nearest match.
+        ValueError: unknown id; the line names the valid ones and the nearest match. A file that is no task's.
 
     >>> task = get_task("gmm-2d")
     >>> task.dim, task.models[0], task.items("test", 3).x.shape
     (2, 'closed-form', torch.Size([3, 2]))
     """
+    if task_file.names_a_file(name):
+        return task_file.load_file(name, registry())
+    if (own := task_file.loaded(name)) is not None:
+        return own
     if name not in registry():
         raise ValueError(unknown("task", name, available()))
     return registry()[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,18 +40,19 @@ def own_checkpoints() -> Path | None:
     return Path(folder) if folder else None
 
 
-def stored(task: str) -> Stored:
-    """The stored reference of a task: beside the user's own checkpoints where it is there, else shipped.
+def stored(task: str, more: Sequence[Path] = (), cure: str | None = None) -> Stored:
+    """The stored reference of a task: beside the user's own checkpoints where it is there, else shipped, else in one of
+    `more` folders; `cure` is the command that makes it, where it is not that of a built-in task.
 
     Raises:
         UnavailableError: there is none. ValueError: it is damaged; the message names the file.
     """
     name = f"{task}.json"
     own = own_checkpoints()
-    for folder in (*([own / FOLDER] if own else []), results_dir() / FOLDER):
+    for folder in (*([own / FOLDER] if own else []), results_dir() / FOLDER, *more):
         if (folder / name).is_file() and (folder / name).with_suffix(".npz").is_file():
             return read_stored(folder / name)
-    raise UnavailableError(f"no stored reference of {task}; make it with: {_cure(task)}")
+    raise UnavailableError(f"no stored reference of {task}; make it with: {cure or _cure(task)}")
 
 
 @cache
@@ -69,12 +71,12 @@ def read_stored(file: Path) -> Stored:
 
 def _of_present_model(task: Task) -> Stored:
     """The stored reference; UnavailableError where it is another model's."""
-    found = stored(task.id)
-    present = model_hash(task.id, task.reference_model)
+    found = stored(task.id, task.reference_folders, task.reference_command)
+    present = task.own_model_hash(task.reference_model) or model_hash(task.id, task.reference_model)
     if found.card["model_hash"] != present:
         raise UnavailableError(
             f"the reference of {task.id} is of model {found.card['model_hash']}, not {present}; make it again with: "
-            f"{_cure(task.id)}"
+            f"{task.reference_command or _cure(task.id)}"
         )
     return found
 
@@ -109,7 +111,7 @@ def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference
     if tensor_hash(whole(task.items(split, len(values)).x)) != part["x_hash"]:
         raise ValueError(
             f"{found.file}: expected the points of {split} with hash {part['x_hash']}; "
-            f"make it again with: {_cure(task.id)}"
+            f"make it again with: {task.reference_command or _cure(task.id)}"
         )
     log_prob = np.full((items.draws, items.n), np.nan)
     known = min(items.n, len(values))

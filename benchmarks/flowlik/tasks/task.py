@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class UnavailableError(Exception):
 class Items:
     """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, `component` (n,) where known.
 
-    `x` may be `Points`, which are made batch by batch.
+    `x` may be `Points`, which are made batch by batch. `cond` (draws * n, ...) is what each is conditioned on.
     """
 
     x: Tensor | Points
@@ -46,6 +47,7 @@ class Items:
     n: int
     draws: int = 1
     component: NDArray[np.int64] | None = None
+    cond: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,28 @@ class Task(ABC):
             cure = f"make it with `flowlik train {self.id} {model}` and run with `--checkpoints runs/train`"
             raise UnavailableError(f"the checkpoint of {model} on {self.id} is not there; {cure}")
         return load_model(self.id, model, device=device), model_hash(self.id, model)
+
+    def own_model_hash(self, model: str) -> str | None:
+        """The digits that `load_model` gives; None: the model's checkpoint has them."""
+        return None
+
+    def check(self, models: Sequence[str], device: str) -> None:
+        """Raise ValueError where data or models of one's own cannot be used; called before a run writes anything."""
+        return
+
+    def sample_conditions(self, split: str, ids: Tensor) -> Tensor | None:
+        """What samples with these ids (n,) are conditioned on, (n, ...); None: nothing."""
+        return None
+
+    @property
+    def reference_folders(self) -> tuple[Path, ...]:
+        """Folders in which a stored reference is looked for besides the shipped and the user's own checkpoints'."""
+        return ()
+
+    @property
+    def reference_command(self) -> str | None:
+        """The command that makes the stored reference; None: that of the built-in tasks."""
+        return None
 
     def has_model(self, model: str) -> bool:
         """Whether the model can be loaded: the task's own and closed forms always, others where their checkpoint is.

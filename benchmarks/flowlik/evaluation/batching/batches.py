@@ -16,6 +16,7 @@ from flowlik.cells import Cell
 from flowlik.evaluation.batching import batch_size as sizes
 from flowlik.measures.arrays import Array
 from flowlik.tasks.points import Points, whole
+from flowlik.tasks.registry import get_task
 
 T = TypeVar("T")
 FAR_BATCH = 4096
@@ -77,9 +78,15 @@ def stream(call: Callable[[slice], T], n: int, batch_size: int) -> tuple[list[T]
 
 
 def evaluate(
-    cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, *, all_or_nothing: bool = False
+    cell: Cell,
+    model: Any,
+    x: Tensor | Points,
+    ids: Tensor,
+    cond: Tensor | None = None,
+    *,
+    all_or_nothing: bool = False,
 ) -> Evaluation:
-    """The estimator on all points, in batches; `Points` are made a batch at a time.
+    """The estimator on all points, each with its condition, in batches; `Points` are made a batch at a time.
 
     Raises:
         RefusedError: it does not fit the model. DivergedError: `all_or_nothing`, and one batch got no value.
@@ -89,7 +96,8 @@ def evaluate(
         # A fresh generator each time: randomness is keyed by item, so batches of any size draw the same.
         generator = torch.Generator().manual_seed(cell.options.seed)
         points = on_device(cell, x[where])
-        out = cell.estimator.log_prob(model, points, generator=generator, items=ids[where])
+        given = conditions_on_device(cell, cond, where)
+        out = cell.estimator.log_prob(model, points, cond=given, generator=generator, items=ids[where])
         if out.status == "refused":
             raise RefusedError(out.reason or f"{cell.label} does not fit this model")
         if all_or_nothing and out.status != "ok":
@@ -193,8 +201,9 @@ def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool, first: int = 0) 
         ids = torch.arange(first + where.start, first + where.stop)
         generator = torch.Generator().manual_seed(cell.options.seed)
         dtype = getattr(torch, cell.options.dtype)
+        cond = conditions_on_device(cell, get_task(cell.task).sample_conditions(cell.options.split, ids))
         return cell.estimator.sample(
-            model, len(ids), generator=generator, items=ids, dtype=dtype, log_prob=log_prob
+            model, len(ids), cond=cond, generator=generator, items=ids, dtype=dtype, log_prob=log_prob
         )
 
     return stream(batch, n, starting_batch(cell, batch, n))[0]
@@ -209,6 +218,14 @@ def starting_batch(cell: Cell, batch: Callable[[slice], Any], n: int) -> int:
 def on_device(cell: Cell, x: Tensor | Points) -> Tensor:
     """x on the cell's device, in its dtype."""
     return whole(x).to(device=cell.device, dtype=getattr(torch, cell.options.dtype))
+
+
+def conditions_on_device(cell: Cell, cond: Tensor | None, where: slice = slice(None)) -> Tensor | None:
+    """Some of the conditions on the cell's device; floats in its dtype, labels as they are."""
+    if cond is None:
+        return None
+    dtype = getattr(torch, cell.options.dtype) if cond.is_floating_point() else cond.dtype
+    return cond[where].to(device=cell.device, dtype=dtype)
 
 
 def with_bounded_evaluations(cell: Cell, row: dict[str, Any]) -> Cell:

@@ -24,16 +24,16 @@ from flowlik.tasks.points import Points
 ITEMS = 500
 """Items of a partial result, rounded up to whole batches; a cell of no more has none."""
 
-Evaluate = Callable[[Cell, Any, Tensor | Points, Tensor], Evaluation]
+Evaluate = Callable[[Cell, Any, Tensor | Points, Tensor, Tensor | None], Evaluation]
 
 
 def with_partial_results(folder: Path) -> Evaluate:
     """`batches.evaluate` for one cell, whose partial results are kept in `folder` and used again."""
 
-    def evaluated(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor) -> Evaluation:
+    def evaluated(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, cond: Tensor | None) -> Evaluation:
         batch = cell.options.batch_size
         if isinstance(batch, str) or len(x) <= max(ITEMS, batch):
-            return evaluate(cell, model, x, ids)
+            return evaluate(cell, model, x, ids, cond)
         size = -(-ITEMS // batch) * batch
         parts = []
         for start in range(0, len(x), size):
@@ -41,7 +41,7 @@ def with_partial_results(folder: Path) -> Evaluate:
             file = folder / f"{where.start}-{where.stop}-by-{batch}.npz"
             found = _stored(file)
             if found is None:
-                found = evaluate(cell, model, x[where], ids[where])
+                found = evaluate(cell, model, x[where], ids[where], None if cond is None else cond[where])
                 _store(file, found)
                 _print_progress(f"{cell.title}: {where.stop} of {len(x)} items")
             parts.append(found)

@@ -1,0 +1,137 @@
+"""A file in place of a task's name, as a user types it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_files import TASK, write_task
+from typer.testing import CliRunner, Result
+
+import flowlik
+from flowlik.cli import app
+from flowlik.evaluation.models import load
+from flowlik.tasks.arrays import REFERENCES_VARIABLE
+from flowlik.tasks.own import task_file
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your-own-data.md"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(REFERENCES_VARIABLE, "")
+    path = list(sys.path)
+    yield
+    task_file.forget()
+    load.cache_clear()
+    sys.modules.pop("field", None)
+    sys.path[:] = path
+
+
+def flowlik_(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def refused(*words: str) -> str:
+    """The one line that a command ends with, status 2."""
+    done = flowlik_(*words)
+    assert done.exit_code == 2, done.output
+    (line,) = [line for line in done.output.splitlines() if line.startswith("flowlik: ")]
+    return line
+
+
+def test_a_run_of_a_file_its_reference_and_the_run_that_finds_it(tmp_path: Path) -> None:
+    file = str(write_task(tmp_path / "user", "cli-mine"))
+    run = ("run", "-t", file, "--limit", "20", "--out", "out", "--no-report")
+    done = flowlik_(*run)
+    assert done.exit_code == 0, done.output
+    first = flowlik.read_records(Path("out/records.jsonl")).set_index("estimator")
+    assert set(first.index) == {"ode", "control-mean", "control-gaussian"}  # f2d2 does not fit a field
+    assert first.loc["ode", "status"] == "ok"
+    assert first.loc["ode", "bpd"] == pytest.approx(3.05, abs=0.4)  # log2(2 sqrt(2 pi e)), 20 items
+    assert np.isnan(first.loc["ode", "bpd_error"])
+    assert "flowlik reference mine.py" in first.loc["ode", "reason"]
+    assert "3 done before" not in done.output
+
+    assert flowlik_("reference", file, "--limit", "20").exit_code == 0
+    done = flowlik_(*run, "--resume")
+    assert done.exit_code == 0, done.output
+    both = flowlik.read_records(Path("out/records.jsonl"))
+    last = both[both["estimator"] == "ode"].iloc[-1]
+    assert last["ref_id"] == "net-rk4-64"
+    assert abs(last["bpd_error"]) < 1e-3
+    assert last["bpd"] == first.loc["ode", "bpd"]
+    assert "done before" in flowlik_(*run, "--resume").output
+    for written in (*Path("out").glob("*.json*"), *Path("runs/references").glob("*.json")):
+        assert str(tmp_path) not in written.read_text(), written
+
+
+def test_the_example_of_the_page_runs_and_is_short(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(example.splitlines()) <= 15
+    Path("mine.py").write_text(example)
+    done = flowlik_("run", "-t", "mine.py", "--limit", "12", "--out", "out", "--no-report")
+    assert done.exit_code == 0, done.output
+    records = flowlik.read_records(Path("out/records.jsonl")).set_index("estimator")
+    assert 2.0 < records.loc["ode", "bpd"] < 3.0
+    assert records.loc["ode", "bpd"] < records.loc["control-gaussian", "bpd"]
+    assert flowlik_("list", "models", "mine.py").output.split() == ["my-digits", "teacher"]
+
+
+BAD = {
+    "raises": ("1 / 0", r"mine\.py, line 1: ZeroDivisionError"),
+    "NaN": (TASK.replace("x[:300]", "x[:300] / 0"), "holds NaN or infinity"),
+    "weights": (
+        TASK.replace("Field}", "lambda: Field().load_state_dict({'w': x})}"),
+        r"flowlik: mine\.py.*the weights do not fit",
+    ),
+    "no velocity": (
+        TASK.replace("Field}", "torch.nn.Linear(2, 2)}"),
+        r"mine\.py: model 'net'.*flowlik\.wrap",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("command", ["run", "reference"])
+def test_a_bad_file_ends_with_status_2_and_nothing_written(tmp_path: Path, case: str, command: str) -> None:
+    text, words = BAD[case]
+    file = str(write_task(tmp_path / "user", f"cli-bad-{command}", text))
+    line = refused(*(("run", "-t") if command == "run" else ("reference",)), file, "--out", "out")
+    assert re.search(words, line), line
+    assert not Path("out").exists()
+
+
+def test_what_a_command_has_not_for_a_file_it_says_in_one_line(tmp_path: Path) -> None:
+    file = str(write_task(tmp_path / "user", "cli-words"))
+    assert "no such file" in refused("run", "-t", "nothere.py")
+    assert "are not trained here yet" in refused("train", file, "direct-f2d2")
+    assert "its name ends in .py" in refused("list", "suites", file)
+    assert "--ship copies into the source tree" in refused("reference", file, "--ship")
+    assert "have no effect" in refused("check", file, "--plugins")
+    assert "unknown model of task 'cli-words'" in refused("run", "-t", file, "-e", "ode", "-m", "nett")
+    other = str(write_task(tmp_path / "other", "cli-words"))
+    line = refused("run", "-t", file, "-t", other)
+    assert file in line
+    assert other in line
+
+
+def test_check_examines_the_models_or_says_that_it_cannot_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flowlik_estimators
+
+    file = str(write_task(tmp_path / "user", "cli-check"))
+    monkeypatch.setattr(flowlik_estimators, "examine", lambda model, x: ["time turned"], raising=False)
+    done = flowlik_("check", file)
+    assert (done.exit_code, done.output) == (1, "net: time turned\n")
+    monkeypatch.setattr(flowlik_estimators, "examine", lambda model, x: [], raising=False)
+    done = flowlik_("check", file)
+    assert (done.exit_code, done.output) == (0, "net: nothing found\n")
+    monkeypatch.delattr(flowlik_estimators, "examine")
+    assert "not there yet" in refused("check", file)
