@@ -28,6 +28,9 @@ NODES = 2048
 
 NEAREST = 1e-12
 
+ROUNDING = 1e-6
+"""Of log(a/s): between nodes that are all but one, scales that hardly change may seem to fall by less."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Path:
@@ -87,14 +90,17 @@ class Clock:
             raise ValueError(
                 f"path: alpha and sigma must be finite and not negative on the clock {path.clock}"
             )
-        self._ratio = path.log_ratio(self._u)
-        rises = self._ratio.diff() > 0
-        if not bool((rises | (self._ratio[1:].abs() >= MOST) | (self._ratio[:-1].abs() >= MOST)).all()):
-            where = float(self._u[:-1][~rises][0])
+        ratio = path.log_ratio(self._u)
+        highest = torch.cummax(ratio, 0).values
+        falls = ratio < highest - ROUNDING
+        if bool(falls.any()) or not ratio[-1] > ratio[0]:
+            where = float(self._u[falls][0]) if bool(falls.any()) else last
             raise ValueError(
                 f"path: alpha/sigma must rise from the noisy end u = {first:g} to the clean one u = {last:g}, and does "
                 f"not near u = {where:g}; give clock=(u at the noisiest end, u at the cleanest)"
             )
+        rises = torch.cat([torch.ones(1, dtype=torch.bool), ratio[1:] > highest[:-1]])
+        self._u, self._ratio = self._u[rises], ratio[rises]
         ends = (a / (a + s))[[0, -1]].tolist()
         self.noisy_end, self.clean_end = max(ends[0], noisy), min(ends[1], clean)
 
