@@ -6,24 +6,27 @@ Estimators live in `flowlik_estimators`, models and data in `flowlik_models`; im
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
     from flowlik.tasks.arrays import ArrayTask
+    from flowlik_models.adapters import wrap
 
 __version__ = "0.1.0"
-__all__ = ["ArrayTask", "__version__", "read_records"]
+__all__ = ["ArrayTask", "__version__", "read_records", "wrap"]
+
+_HOMES = {
+    "ArrayTask": "flowlik.tasks.arrays",
+    "read_records": "flowlik.records.reading",
+    "wrap": "flowlik_models.adapters",
+}
+"""Public name -> where it is; loaded when first asked for, since these bring pandas and torch."""
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is public when it is first asked for (it brings pandas, or torch)."""
-    if name == "ArrayTask":
-        from flowlik.tasks.arrays import ArrayTask
-
-        return ArrayTask
-    if name == "read_records":
-        from flowlik.records.reading import read_records
-
-        return read_records
+    """Load a public name when it is first asked for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'flowlik' has no attribute {name!r}")

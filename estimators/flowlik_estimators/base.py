@@ -11,7 +11,7 @@ import math
 import types
 from dataclasses import MISSING, dataclass, fields, replace
 from inspect import get_annotations
-from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
 from flowlik_models import random
+from flowlik_models.interfaces import ends_of
 from flowlik_models.names import unknown
+
+Answer = TypeVar("Answer", Estimate, Samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,9 @@ class Estimator:
         return f"{self.name}[{','.join(given)}]" if given else self.name
 
     def data_end(self, model: object) -> float:
-        """The time at which the density is estimated, 1 - eps."""
+        """The time at which the density is estimated, 1 - eps; without an eps a model's own clean end."""
+        if self.eps is None and (ends := ends_of(model)) is not None:
+            return float(ends.clean_end)
         eps = getattr(model, "eps", 0.0) if self.eps is None else self.eps
         return 1.0 - float(eps)
 
@@ -120,6 +125,9 @@ class Estimator:
         differentiable: bool = False,
     ) -> Estimate:
         """Estimate log p at t = 1 - eps of every row of x, in nats.
+
+        A model with a clean end t_1 of its own (`HasSource`) is estimated there, ``log p_{t_1}(t_1 x) + d log t_1``,
+        unless ``eps`` is given: then it is log p_{1 - eps}(x) as everywhere.
 
         Args:
             model: the flow; what it must offer depends on the family.
@@ -157,17 +165,21 @@ class Estimator:
             one_dtype(held.tensors, x),
         ):
             x = own_copy(x, differentiable=differentiable)
-            run = self._run(model, x, cond, generator, items, differentiable)
+            run, scale = self._run(model, x, cond, generator, items, differentiable), self._scale(model)
 
             def attempt(part: Run, rows: Tensor | None, watch: bool) -> Estimate:
                 asked = _asked(model, held, part)
                 points = x if rows is None else x[rows.to(x.device)]
+                points = points if scale == 1.0 else scale * points
                 return self._log_prob(watched(asked) if watch else asked, points, part)
 
             try:
                 estimate, cost = answered(attempt, run)
             except Unanswered as failure:
                 return _failed(x, "diverged", str(failure), failure.cost)
+            if (why := self._ignores_source(run, "noise_end", "source_log_prob")) is not None:
+                return _failed(x, "refused", why, cost)
+            estimate = estimate if scale == 1.0 else _rescaled(estimate, scale, run)
             return _finished(_with_mode(estimate, held) if differentiable else estimate, run, cost)
 
     @final
@@ -183,6 +195,8 @@ class Estimator:
         log_prob: bool = True,
     ) -> Samples:
         """Draw n samples at t = 1 - eps by the same steps, 0 -> 1 - eps, on the model's device.
+
+        Those of a model with ends of its own run from its source to its clean end t_1 and are divided by t_1.
 
         Args:
             model: the flow.
@@ -234,6 +248,10 @@ class Estimator:
                 samples, cost = answered(attempt, run)
             except Unanswered as failure:
                 return _no_samples(like, "diverged", str(failure), failure.cost)
+        if (why := self._ignores_source(run, "noise_end")) is not None:
+            return _no_samples(like, "refused", why, cost)
+        if (scale := self._scale(model)) != 1.0:
+            samples = _rescaled(replace(samples, x=samples.x / scale), scale, run)
         valid = torch.isfinite(samples.x).flatten(1).all(1)
         if samples.log_prob is not None:
             valid &= torch.isfinite(samples.log_prob)
@@ -245,7 +263,30 @@ class Estimator:
     def _refusal(self, model: object) -> str | None:
         if not hasattr(model, "event_shape"):
             return "needs a model with an event_shape"
-        return self.supports(model)
+        return self._beyond_ends(model) or self.supports(model)
+
+    def _beyond_ends(self, model: object) -> str | None:
+        """None, or why a given eps leaves the times between which the model knows its field."""
+        ends = ends_of(model)
+        if ends is None or self.eps is None or ends.noisy_end < 1.0 - self.eps <= ends.clean_end:
+            return None
+        return (
+            f"eps={self.eps:g} asks for t = {1.0 - self.eps:g}, the model knows its field from t = "
+            f"{ends.noisy_end:g} to {ends.clean_end:g}; leave eps out"
+        )
+
+    def _scale(self, model: object) -> float:
+        """The clean end t_1 of a model with ends of its own, by which data are multiplied; 1 elsewhere."""
+        return 1.0 if self.eps is not None or ends_of(model) is None else self.data_end(model)
+
+    def _ignores_source(self, run: Run, *needed: str) -> str | None:
+        """None, or why the answer is not that of a model with a source of its own."""
+        if run.law is None or run.read.issuperset(needed):
+            return None
+        return (
+            f"{self.name} starts from N(0, I) at t = 0, the model from a source of its own at "
+            f"t = {run.first_time:g}; a family that reads run.noise_end and run.source_log_prob, such as ode, can"
+        )
 
     def _run(
         self,
@@ -265,6 +306,7 @@ class Estimator:
             raise ValueError(
                 f"items must be int64 of shape ({batch},), got {items.dtype} of shape {tuple(items.shape)}"
             )
+        ends = ends_of(model)
         return Run(
             batch=batch,
             event_shape=tuple(x.shape[1:]),
@@ -276,6 +318,8 @@ class Estimator:
             differentiable=differentiable,
             data_end=self.data_end(model),
             counts=Counts(),
+            first_time=0.0 if ends is None else float(ends.noisy_end),
+            law=None if ends is None else ends.source,
         )
 
     def _checked(self, option: str, value: Any, hint: Any) -> Any:
@@ -359,6 +403,13 @@ def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:
 def _no_samples(x: Tensor, status: Status, reason: str, cost: Cost) -> Samples:
     nothing = torch.zeros(x.shape[:1], dtype=torch.bool, device=x.device)
     return Samples(x=x, cost=cost, valid=nothing, status=status, reason=reason)
+
+
+def _rescaled(answer: Answer, scale: float, run: Run) -> Answer:
+    """The log-density of x where that of ``scale * x`` is given: d log scale more."""
+    if answer.log_prob is None:
+        return answer
+    return replace(answer, log_prob=answer.log_prob.double() + math.prod(run.event_shape) * math.log(scale))
 
 
 def _finished(estimate: Estimate, run: Run, cost: Cost) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from flowlik_estimators.counting import Cost, Counts
 from flowlik_estimators.grids import time_grid
 from flowlik_estimators.model_checks.answers import mapped
 from flowlik_models import random
-from flowlik_models.interfaces import VelocityField
+from flowlik_models.interfaces import Source, VelocityField
 from flowlik_models.numerics.standard_normal import standard_normal_log_prob as standard_normal_log_prob
 from flowlik_models.numerics.streams import PROBE_STREAM as PROBE_STREAM
 from flowlik_models.numerics.streams import SAMPLE_STREAM
@@ -89,6 +89,24 @@ class Run:
     differentiable: bool
     data_end: float
     counts: Counts
+    first_time: float = 0.0
+    law: Source | None = None
+    read: set[str] = field(default_factory=set)
+    """What the family has read of `noise_end` and `source_log_prob`."""
+
+    @property
+    def noise_end(self) -> float:
+        """The time at which the source stands: 0, or the model's noisy end."""
+        self.read.add("noise_end")
+        return self.first_time
+
+    def source_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the source at x (batch, *event), (batch,) float64 nats: N(0, I), or the model's own."""
+        self.read.add("source_log_prob")
+        if self.law is None:
+            return standard_normal_log_prob(x)
+        value = self.law.log_prob(x)
+        return self._shaped(value, x.shape[:1], "source's log_prob").double()
 
     def zeros(self) -> Tensor:
         """A float64 accumulator, (batch,)."""
@@ -104,8 +122,8 @@ class Run:
         return times
 
     def source(self) -> Tensor:
-        """Standard normal starting points, (batch, *event), keyed by item."""
-        return random.gaussian(
+        """Starting points of the source, (batch, *event), keyed by item."""
+        normal = random.gaussian(
             self.key,
             self.items,
             self.event_shape,
@@ -113,6 +131,18 @@ class Run:
             dtype=self.dtype,
             device=self.device,
         )
+        if self.law is None:
+            return normal
+        drawn = (
+            self.law.from_normal(normal) if hasattr(self.law, "from_normal") else self._one_by_one(self.law)
+        )
+        return self.event(drawn, "source's draw").to(self.device)
+
+    def _one_by_one(self, law: Source) -> Tensor:
+        """Draws of a law that knows only ``sample``, a generator a row so that the draws are keyed by item."""
+        unit = random.uniform(self.key, self.items, (), stream=SAMPLE_STREAM, dtype=torch.float64)
+        seeds = [int(u * 2**53) for u in unit.flatten().tolist()]
+        return torch.cat([law.sample(1, torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def rows(self, index: Tensor) -> Run:
         """The same call for some of its items; costs add up in the same counts."""
@@ -152,9 +182,9 @@ class Run:
         """A model's (batch,) answer in float64; ValueError where the shape is another, never a broadcast."""
         return self._shaped(value, (self.batch,), what).double()
 
-    def _shaped(self, value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-        if value.shape != shape:
-            raise ValueError(f"the model's {what} has shape {tuple(value.shape)}, expected {shape}")
+    def _shaped(self, value: Tensor, shape: Sequence[int], what: str) -> Tensor:
+        if value.shape != tuple(shape):
+            raise ValueError(f"the model's {what} has shape {tuple(value.shape)}, expected {tuple(shape)}")
         return value
 
     def stepped(self, accepted: bool = True) -> None:

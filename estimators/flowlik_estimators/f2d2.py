@@ -16,7 +16,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from flowlik_estimators.base import Estimator
-from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import JointFlowMap, lacks
@@ -40,12 +40,12 @@ class F2D2(Estimator):
         return lacks(model, "joint flow map")
 
     def _log_prob(self, model: JointFlowMap, x: Tensor, run: Run) -> Estimate:
-        x0, integral = self._walk(model, x, run, start=run.data_end, end=0.0)
-        return Estimate(log_prob=standard_normal_log_prob(x0) + integral)
+        x0, integral = self._walk(model, x, run, start=run.data_end, end=run.noise_end)
+        return Estimate(log_prob=run.source_log_prob(x0) + integral)
 
     def _sample(self, model: JointFlowMap, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
-        x, integral = self._walk(model, x0, run, start=0.0, end=run.data_end)
-        return Samples(x=x, log_prob=standard_normal_log_prob(x0) - integral if log_prob else None)
+        x, integral = self._walk(model, x0, run, start=run.noise_end, end=run.data_end)
+        return Samples(x=x, log_prob=run.source_log_prob(x0) - integral if log_prob else None)
 
     def _walk(
         self, model: JointFlowMap, x: Tensor, run: Run, *, start: float, end: float

@@ -35,7 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.divergence.products import Traced, exact, hutchinson
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.model_checks.calls import checked_part
@@ -80,11 +80,11 @@ class F2D2Corrected(Traced):
         return None
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
-        x0, plain, residuals = self._walk(model, x, run, start=run.data_end, end=0.0)
+        x0, plain, residuals = self._walk(model, x, run, start=run.data_end, end=run.noise_end)
         correction = residuals.mean(2).sum(1)
         variance, dof = _of_the_mean(residuals.detach())
         return Estimate(
-            log_prob=standard_normal_log_prob(x0) + plain + correction,
+            log_prob=run.source_log_prob(x0) + plain + correction,
             stderr=variance.sqrt(),
             extra={"correction": correction.detach(), "dof": dof},
         )
@@ -92,12 +92,12 @@ class F2D2Corrected(Traced):
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         if not log_prob:
             x = x0
-            for t, s in pairwise(run.times(self.grid, self.steps, 0.0, run.data_end)):
+            for t, s in pairwise(run.times(self.grid, self.steps, run.noise_end, run.data_end)):
                 x = x + (s - t) * _joint(model, run, x, run.at(t), run.at(s))[0]
                 run.stepped()
             return Samples(x=x)
-        x, plain, residuals = self._walk(model, x0, run, start=0.0, end=run.data_end)
-        return Samples(x=x, log_prob=standard_normal_log_prob(x0) - plain - residuals.mean(2).sum(1))
+        x, plain, residuals = self._walk(model, x0, run, start=run.noise_end, end=run.data_end)
+        return Samples(x=x, log_prob=run.source_log_prob(x0) - plain - residuals.mean(2).sum(1))
 
     def _walk(
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators.base import Estimator
-from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
@@ -69,25 +69,23 @@ class FlowMapExact(Estimator):
         return None
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
-        x0, signs, logs = self._walk(model, x, run, start=run.data_end, end=0.0)
+        x0, signs, logs = self._walk(model, x, run, start=run.data_end, end=run.noise_end)
         extra = {
             "sign_changes": (signs < 0).sum(1),
             "non_invertible": (signs == 0).sum(1),
             "min_log_abs_det": logs.detach().amin(1),
         }
-        return Estimate(
-            log_prob=standard_normal_log_prob(x0) + logs.sum(1), reason=_folds(signs), extra=extra
-        )
+        return Estimate(log_prob=run.source_log_prob(x0) + logs.sum(1), reason=_folds(signs), extra=extra)
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         if not log_prob:
             x = x0
-            for t, s in pairwise(run.times(self.grid, self.steps, 0.0, run.data_end)):
+            for t, s in pairwise(run.times(self.grid, self.steps, run.noise_end, run.data_end)):
                 x = x + (s - t) * _average_velocity(model, run, slice(None), t, s, x)
                 run.stepped()
             return Samples(x=x)
-        x, signs, logs = self._walk(model, x0, run, start=0.0, end=run.data_end)
-        return Samples(x=x, log_prob=standard_normal_log_prob(x0) - logs.sum(1), reason=_folds(signs))
+        x, signs, logs = self._walk(model, x0, run, start=run.noise_end, end=run.data_end)
+        return Samples(x=x, log_prob=run.source_log_prob(x0) - logs.sum(1), reason=_folds(signs))
 
     def _walk(
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float

@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes, standard_normal_log_prob
+from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes
 from flowlik_estimators.divergence.products import Traced
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
@@ -46,16 +46,16 @@ class MeanFlow(Traced):
     def _log_prob(self, model: FlowMap, x: Tensor, run: Run) -> Estimate:
         divergence = self.divergence_rule(run)
         log_det = run.zeros()[:, None]
-        for t, s in pairwise(run.times(self.grid, self.steps, run.data_end, 0.0)):
+        for t, s in pairwise(run.times(self.grid, self.steps, run.data_end, run.noise_end)):
             u, trace = divergence(partial(_average_velocity, model, run, t, s), x)
             x, log_det = x + (s - t) * u, log_det + (s - t) * trace.double()
             run.stepped()
-        mean, stderr = mean_over_probes(standard_normal_log_prob(x)[:, None] + log_det)
+        mean, stderr = mean_over_probes(run.source_log_prob(x)[:, None] + log_det)
         return Estimate(log_prob=mean, stderr=stderr)
 
     def _sample(self, model: FlowMap, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         x = x0
-        for t, s in pairwise(run.times(self.grid, self.steps, 0.0, run.data_end)):
+        for t, s in pairwise(run.times(self.grid, self.steps, run.noise_end, run.data_end)):
             x = x + (s - t) * _average_velocity(model, run, t, s, x)
             run.stepped()
         return Samples(x=x)

@@ -28,7 +28,6 @@ from flowlik_estimators.call import (
     Run,
     Samples,
     mean_over_probes,
-    standard_normal_log_prob,
 )
 from flowlik_estimators.divergence import augmented, skewness
 from flowlik_estimators.divergence.along_a_path import Quadrature
@@ -83,21 +82,21 @@ class ODE(ODEOptions):
         self._check_condition(run)
         if self.divergence == "quadrature":
             return self._by_quadrature(model, x, run)
-        x0, log_det, cross = self._solved(model, x, run, start=run.data_end, end=0.0, log_prob=True)
-        return self._averaged(standard_normal_log_prob(x0)[:, None] + log_det.double(), cross, run)
+        x0, log_det, cross = self._solved(model, x, run, start=run.data_end, end=run.noise_end, log_prob=True)
+        return self._averaged(run.source_log_prob(x0)[:, None] + log_det.double(), cross, run)
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         if not log_prob:
-            x, *_ = self._solved(model, x0, run, start=0.0, end=run.data_end, log_prob=False)
+            x, *_ = self._solved(model, x0, run, start=run.noise_end, end=run.data_end, log_prob=False)
             return Samples(x=x.to(run.dtype))
         self._check_condition(run)
-        prior = standard_normal_log_prob(x0)
+        prior = run.source_log_prob(x0)
         if self.divergence == "quadrature":
             quadrature = self.quadrature
             path = self._states(model, x0, run, quadrature.times(run), self.solve)
             estimate = _minus(prior, self._integral(model, path, run, quadrature))
             return Samples(x=path[-1].to(run.dtype), log_prob=estimate.log_prob)
-        x, log_det, _ = self._solved(model, x0, run, start=0.0, end=run.data_end, log_prob=True)
+        x, log_det, _ = self._solved(model, x0, run, start=run.noise_end, end=run.data_end, log_prob=True)
         return Samples(x=x.to(run.dtype), log_prob=(prior[:, None] - log_det.double()).mean(1))
 
     # --- x and the integral together ---
@@ -167,7 +166,7 @@ class ODE(ODEOptions):
     def _along(self, model: Any, x: Tensor, run: Run, quadrature: Quadrature, solve: Solve) -> Estimate:
         times = quadrature.times(run)
         path = self._states(model, x, run, times.flip(0), solve).flip(0)
-        return _minus(standard_normal_log_prob(path[0]), self._integral(model, path, run, quadrature))
+        return _minus(run.source_log_prob(path[0]), self._integral(model, path, run, quadrature))
 
     def _states(self, model: Any, x: Tensor, run: Run, times: Tensor, solve: Solve) -> Tensor:
         """x at all times (nodes, batch, *event), the first being x itself."""
@@ -183,7 +182,7 @@ class ODE(ODEOptions):
         return self.trace == "exact" and math.prod(run.event_shape) <= FEW_DIMENSIONS
 
     def _integral(self, model: Any, path: Tensor, run: Run, quadrature: Quadrature) -> Estimate:
-        """The integral of div v over [0, data end] along states at the node times."""
+        """The integral of div v over [noise end, data end] along states at the node times."""
         if not self.stochastic:
             return quadrature.exact(lambda rows: augmented.without_probes(self.trace, model, rows), path, run)
         neyman = self.allocation == "neyman"

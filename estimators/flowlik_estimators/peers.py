@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators.base import Estimator
-from flowlik_estimators.call import Diverged, Estimate, Run, standard_normal_log_prob
+from flowlik_estimators.call import Diverged, Estimate, Run
 from flowlik_estimators.integration.torchdiffeq_solve import (
     GAVE_UP,
     SOLVERS,
@@ -114,13 +114,13 @@ class FlowMatching(Peer):
             raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs steps")
 
     def _answer(self, field: Field, x: Tensor, run: Run) -> Estimate:
-        end = run.data_end  # the library insists on t = 1: a faster time begins there
-        solver = import_module(self.module).ODESolver(lambda x, t: end * field(x, end * t))
+        end, start = run.data_end, run.noise_end
+        solver = import_module(self.module).ODESolver(_between_0_and_1(field, start, end))
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         try:
             _, log_prob = solver.compute_likelihood(
                 x_1=x,
-                log_p0=standard_normal_log_prob,
+                log_p0=run.source_log_prob,
                 step_size=None,
                 method=torchdiffeq_name(self.solver),
                 time_grid=torch.linspace(1.0, 0.0, (self.steps or 1) + 1, dtype=x.dtype, device=x.device),
@@ -156,13 +156,13 @@ class Zuko(Peer):
         transform = import_module(self.module).FreeFormJacobianTransform(
             f=lambda t, x: field(x, t),
             t0=run.data_end,
-            t1=0.0,
+            t1=run.noise_end,
             atol=self.atol,
             rtol=self.rtol,
             exact=self.trace == "exact",
         )
         x0, log_det = transform.call_and_ladj(x)
-        return Estimate(log_prob=standard_normal_log_prob(x0) + log_det.double())
+        return Estimate(log_prob=run.source_log_prob(x0) + log_det.double())
 
 
 @register("peer-torchode")
@@ -191,7 +191,9 @@ class Torchode(Peer):
         method = getattr(torchode, _TORCHODE[self.solver])(term=term)
         solver = torchode.AutoDiffAdjoint(method, controller).to(run.device)
         state = torch.cat([x, x.new_zeros(run.batch, 1)], 1)
-        problem = torchode.InitialValueProblem(state, t_start=run.at(run.data_end), t_end=run.at(0.0))
+        problem = torchode.InitialValueProblem(
+            state, t_start=run.at(run.data_end), t_end=run.at(run.noise_end)
+        )
         solution = solver.solve(problem)
         steps, accepted = solution.stats["n_steps"], solution.stats["n_accepted"]
         run.counts.accepted_steps += int(accepted.sum())
@@ -200,9 +202,7 @@ class Torchode(Peer):
             worst = torchode.Status(int(solution.status.max())).name.lower().replace("_", " ")
             raise Diverged(f"{self.solver} gave up: {worst}")
         x0, log_det = solution.ys[:, -1, :-1], solution.ys[:, -1, -1]
-        return Estimate(
-            log_prob=standard_normal_log_prob(x0) + log_det.double(), extra={"solver_steps": steps}
-        )
+        return Estimate(log_prob=run.source_log_prob(x0) + log_det.double(), extra={"solver_steps": steps})
 
     def _divergence(self, run: Run) -> Callable[[Tensor, Tensor], Tensor]:
         if self.trace == "exact":
@@ -249,6 +249,11 @@ def _field(model: Any, run: Run, max_nfe: int | None) -> Field:
         return value
 
     return velocity
+
+
+def _between_0_and_1(field: Field, start: float, end: float) -> Field:
+    """The field in a time that runs from 0 to 1 where ours runs from ``start`` to ``end``: flow_matching insists."""
+    return lambda x, t: (end - start) * field(x, start + (end - start) * t)
 
 
 def _latest(t: Tensor) -> float:

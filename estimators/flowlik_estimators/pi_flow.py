@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators.base import Estimator
-from flowlik_estimators.call import Diverged, Estimate, Run, Samples, standard_normal_log_prob
+from flowlik_estimators.call import Diverged, Estimate, Run, Samples
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
 from flowlik_estimators.model_checks import answers
 from flowlik_estimators.registry import register
@@ -80,7 +80,7 @@ class PiFlow(Estimator):
         return None
 
     def _log_prob(self, model: PolicyFlow, x: Tensor, run: Run) -> Estimate:
-        path = _Path(self, model, run, run.data_end, 0.0)
+        path = _Path(self, model, run, run.data_end, run.noise_end)
         if self.jacobian == "full":
             x0, change, extra = path.with_determinants(x)
         else:
@@ -89,21 +89,21 @@ class PiFlow(Estimator):
         if path.truncation:
             extra["truncation"] = torch.cat(path.truncation)
         return Estimate(
-            log_prob=standard_normal_log_prob(x0) + change,
+            log_prob=run.source_log_prob(x0) + change,
             valid=path.usable,
             reason=path.complaint(),
             extra=extra,
         )
 
     def _sample(self, model: PolicyFlow, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
-        path = _Path(self, model, run, 0.0, run.data_end)
+        path = _Path(self, model, run, run.noise_end, run.data_end)
         if not log_prob or (self.jacobian == "frozen" and not getattr(model, "frozen_density", True)):
             return path.samples(path.moved(x0))
         if self.jacobian == "full":
             x, change, _ = path.with_determinants(x0)
         else:
             x, change = path.frozen(x0)
-        return path.samples(x, standard_normal_log_prob(x0) - change)
+        return path.samples(x, run.source_log_prob(x0) - change)
 
 
 class _Path:

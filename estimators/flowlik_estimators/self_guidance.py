@@ -20,6 +20,7 @@ from flowlik_estimators.call import Run, Samples
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.registry import register
 from flowlik_models import random
+from flowlik_models.interfaces import ends_of
 from flowlik_models.numerics.streams import DIRECTION_STREAM
 
 Direction = Literal["likelihood", "prior", "random"]
@@ -41,6 +42,11 @@ class SelfGuidance(F2D2):
     updates: int = 1
     step_size: float = 0.05
     direction: Direction = "likelihood"
+
+    def supports(self, model: object) -> str | None:
+        """Needs a joint map that starts from N(0, I), whose gradient the updates take."""
+        own = ends_of(model) is not None
+        return super().supports(model) or ("needs a model that starts from N(0, I) at t = 0" if own else None)
 
     def _check(self) -> None:
         super()._check()

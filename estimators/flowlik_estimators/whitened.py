@@ -81,14 +81,17 @@ class WhitenedODE(ODEOptions):
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
         self._check_condition(run)
         field, t = self._field(model, run), _data_end(run)
-        estimate = self._ode()._log_prob(field, field.whiten(x.double(), t), run)
+        estimate = self._ode()._log_prob(field, field.whiten(x.double(), t), field.whitened(run))
         return replace(estimate, log_prob=estimate.log_prob - field.log_volume(t))
 
     def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
         if log_prob:
             self._check_condition(run)
         field, t = self._field(model, run), _data_end(run)
-        samples = self._ode()._sample(field, x0, run, log_prob=log_prob)
+        inside = field.whitened(run)
+        if run.law is not None:
+            x0 = field.whiten(x0, run.at(run.noise_end))
+        samples = self._ode()._sample(field, x0, inside, log_prob=log_prob)
         x = field.unwhiten(samples.x.double(), t).to(run.dtype)
         if samples.log_prob is None:
             return replace(samples, x=x)
@@ -96,7 +99,11 @@ class WhitenedODE(ODEOptions):
 
     def _field(self, model: Any, run: Run) -> ResidualField:
         variances = _variances(model.moments, self.floor)
-        time = SolverTime(min(variances) ** 0.5, run.data_end) if self.clock == "stretched" else None
+        time = (
+            SolverTime(min(variances) ** 0.5, run.data_end, run.noise_end)
+            if self.clock == "stretched"
+            else None
+        )
         derivative: Derivative = "residual" if self.control == "gaussian" else "data"
         if run.differentiable:
             derivative = "own"
@@ -116,7 +123,7 @@ def _data_end(run: Run) -> Tensor:
 
 
 class SolverTime:
-    """u on [0, end] in which the time ``log((t + 1/2)/(1 - t + width))`` is linear, with the same ends as t.
+    """u on [start, end] in which the time ``log((t + 1/2)/(1 - t + width))`` is linear, with the same ends as t.
 
     1/2: towards the noise nothing is stiff, and it resolves that end as a uniform grid does. Measured, docs/math.md
     section 5.
@@ -124,15 +131,15 @@ class SolverTime:
 
     NEAR_NOISE = 0.5
 
-    def __init__(self, width: float, end: float) -> None:
-        self.end, self._time = end, ReparametrisedTime(width, self.NEAR_NOISE)
-        self.first = self._time.at(0.0)
-        self.rate = (self._time.at(end) - self.first) / end
+    def __init__(self, width: float, end: float, start: float = 0.0) -> None:
+        self.start, self.end, self._time = start, end, ReparametrisedTime(width, self.NEAR_NOISE)
+        self.first = self._time.at(start)
+        self.rate = (self._time.at(end) - self.first) / (end - start)
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """t and dt/du at u (batch,), in u's dtype."""
-        t, slope = self._time.time_and_slope(self.first + self.rate * u.double(), self.rate)
-        return t.clamp(0.0, self.end).to(u.dtype), slope.to(u.dtype)
+        t, slope = self._time.time_and_slope(self.first + self.rate * (u.double() - self.start), self.rate)
+        return t.clamp(self.start, self.end).to(u.dtype), slope.to(u.dtype)
 
 
 class ResidualField:
@@ -192,6 +199,12 @@ class ResidualField:
         scaled = space.combine((y.flatten(1), space.variances(t).sqrt()))
         return (t[:, None] * space.mean + scaled).view_as(y)
 
+    def whitened(self, run: Run) -> Run:
+        """The same call in these coordinates: a source of the model's own is whitened too; at t = 0 nothing changes."""
+        if run.law is None:
+            return run
+        return replace(run, law=_WhitenedSource(self, run))
+
     def log_volume(self, t: Tensor) -> Tensor:
         """log |det dx/dy| = 1/2 sum_i log w_i at the times t, (batch,) float64."""
         space = self._spaces[torch.float64]
@@ -214,6 +227,31 @@ class ResidualField:
         moving = (v.flatten(1) - space.mean, space.variances(t).rsqrt())
         standing = (y.flatten(1), -space.rates(t))
         return space.combine(moving, standing).view_as(y)
+
+
+class _WhitenedSource:
+    """The law of y at the noise end of a call."""
+
+    def __init__(self, field: ResidualField, run: Run) -> None:
+        self._field, self._run = field, run
+        if hasattr(run.law, "from_normal"):
+            self.from_normal = self._from_normal
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """log-density of x plus log |det dx/dy|, (batch,) float64."""
+        t = torch.full(y.shape[:1], self._run.noise_end, dtype=y.dtype, device=y.device)
+        return self._run.source_log_prob(self._field.unwhiten(y, t)) + self._field.log_volume(t.double())
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n draws of y."""
+        assert self._run.law is not None
+        x = self._run.law.sample(n, generator)
+        return self._field.whiten(x, x.new_full((n,), self._run.noise_end))
+
+    def _from_normal(self, z: Tensor) -> Tensor:
+        law: Any = self._run.law
+        x: Tensor = law.from_normal(z)
+        return self._field.whiten(x, x.new_full(x.shape[:1], self._run.noise_end))
 
 
 class _Space:

@@ -15,7 +15,10 @@ from operator import attrgetter
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from flowlik_models.numerics.standard_normal import StandardNormal
 
 
 @runtime_checkable
@@ -143,6 +146,63 @@ class HasMoments(Protocol):
     """A model to which the task has attached the moments of its training split."""
 
     moments: Moments
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The law of a model's states at its noisy end, on the suite's clock: of ``t_0 x + (1 - t_0) n``.
+
+    A method ``from_normal(z)``, which turns standard normal draws (n, *event) into draws of the law, may stand beside:
+    it is faster, and keyed draws then need no generator a row.
+    """
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats, (batch,)."""
+        ...
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n draws, (n, *event)."""
+        ...
+
+
+@runtime_checkable
+class HasSource(Protocol):
+    """A field that is known between two times only (docs/math.md section 10).
+
+    ``noisy_end`` and ``clean_end``, 0 <= noisy_end < clean_end <= 1, are the times; ``source`` is the law at the noisy
+    end. A model without them starts from N(0, I) at t = 0 and has its data at t = 1. An estimate of the model's density
+    is ``log p_{t_1}(t_1 x) + d log t_1`` at the clean end t_1.
+    """
+
+    noisy_end: float
+    clean_end: float
+    source: Source
+
+
+def ends_of(model: Any) -> HasSource | None:
+    """The model, where its ends or its source are others than N(0, I) at t = 0 and data at t = 1; else None.
+
+    Raises:
+        ValueError: a model that says a part of it only, or ends that are no times in order.
+
+    >>> from flowlik_models.synthetic import closed_form
+    >>> ends_of(closed_form("gmm-2d")) is None
+    True
+    """
+    noisy, clean = getattr(model, "noisy_end", None), getattr(model, "clean_end", None)
+    if noisy is None and clean is None:
+        return None
+    source = getattr(model, "source", None)
+    if noisy is None or clean is None or source is None:
+        lacking = [n for n in ("noisy_end", "clean_end", "source") if getattr(model, n, None) is None]
+        raise ValueError(
+            f"a model with ends of its own needs noisy_end, clean_end and source; missing: {lacking[0]}"
+        )
+    if not 0.0 <= noisy < clean <= 1.0:
+        raise ValueError(f"ends must be times 0 <= noisy_end < clean_end <= 1, got {noisy} and {clean}")
+    plain = noisy == 0.0 and clean == 1.0 and isinstance(source, StandardNormal)
+    owner: HasSource = model
+    return None if plain else owner
 
 
 Ability = Literal[

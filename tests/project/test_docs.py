@@ -50,7 +50,7 @@ from flowlik.checks.contract import contract_verdicts
 failed = [verdict.line() for verdict in contract_verdicts(("euler-rule",)) if not verdict.passed]
 assert not failed, failed
 """
-AFTERWARDS = {"README.md": KEEPS_THE_CONTRACT, "CONTRIBUTING.md": ""}
+AFTERWARDS = {"README.md": KEEPS_THE_CONTRACT, "CONTRIBUTING.md": "", "docs/score-your-own-model.md": ""}
 """What has to hold once the blocks of a page have run; the estimator of CONTRIBUTING is that of the templates."""
 
 

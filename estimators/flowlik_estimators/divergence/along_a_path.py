@@ -43,12 +43,12 @@ class Quadrature:
         return replace(self, rule=clenshaw_curtis.stretched_rule)
 
     def times(self, run: Run) -> Tensor:
-        """Node times from 0 to the data end, as fine as this call may want them."""
+        """Node times from the noise end to the data end, as fine as this call may want them."""
         nodes = self.nodes or clenshaw_curtis.FINEST
-        return self.rule(nodes, run.data_end)[0].to(run.device)
+        return self.rule(nodes, run.data_end, run.noise_end)[0].to(run.device)
 
     def exact(self, evaluator: Evaluator, path: Tensor, run: Run) -> Estimate:
-        """The integral of div v over [0, data end] along states (nodes, batch, *event) at `times`.
+        """The integral of div v over [noise end, data end] along states (nodes, batch, *event) at `times`.
 
         Each item takes more nodes until its own estimate of the error meets the tolerance.
         """
@@ -65,8 +65,10 @@ class Quadrature:
                 values[active[:, None], js] = divergences
             evaluated.update(fresh)
             here = values[active][:, ::stride]
-            total = total.index_copy(0, active, clenshaw_curtis.integral(here, run.data_end, self.rule))
-            estimated = clenshaw_curtis.error_estimate(here, run.data_end, self.rule)
+            total = total.index_copy(
+                0, active, clenshaw_curtis.integral(here, run.data_end, self.rule, run.noise_end)
+            )
+            estimated = clenshaw_curtis.error_estimate(here, run.data_end, self.rule, run.noise_end)
             error[active], nodes[active] = estimated, float(level)
             if self.tol is None:
                 break
@@ -89,7 +91,7 @@ class Quadrature:
         """
         plan = self._plan(options, solve, model, run, neyman=neyman)
         path = path[:: (len(path) - 1) // (len(plan) - 1)]
-        times, weights = clenshaw_curtis.angle_rule(len(plan), run.data_end)
+        times, weights = clenshaw_curtis.angle_rule(len(plan), run.data_end, run.noise_end)
         first = clenshaw_curtis.stride(len(plan))
         bases = {node.basis: Law(options, model, run, node.basis) for node in plan}
         pool = _Pool(run, math.prod(run.event_shape) if options.noise == "orthogonal" else None)

@@ -61,7 +61,7 @@ class Pilot:
     def _measure(self, solve: Solve, nodes: int | None, tol: float | None) -> None:
         run = self.run
         finest = nodes or 65
-        times = clenshaw_curtis.angle_rule(finest, run.data_end)[0]
+        times = clenshaw_curtis.angle_rule(finest, run.data_end, run.noise_end)[0]
         path = solve.states(self.model, run.source(), run, times.to(run.device))
         self._draw()
         probes = torch.cat(
@@ -84,7 +84,7 @@ class Pilot:
             self.products = torch.stack([measured[j] for j in order])
             # fixed probes along the path: their forms are smooth in time, as fresh ones are not
             forms = (self.products * probes).sum(3).mean(2).double()
-            errors = clenshaw_curtis.error_estimate(forms.T, run.data_end)
+            errors = clenshaw_curtis.error_estimate(forms.T, run.data_end, start=run.noise_end)
             self.error = float(errors.square().mean().sqrt())
             if tol is not None and self.error <= tol:
                 break
@@ -138,9 +138,13 @@ class Pilot:
         )
         return basis, coefficient, variance, probe_variance.scale(variance, torch.stack(squares), basis)
 
+    def _weights(self, nodes: int) -> Tensor:
+        """Weights of the rule between the ends of the call, (nodes,)."""
+        return clenshaw_curtis.angle_rule(nodes, self.run.data_end, self.run.noise_end)[1]
+
     def of_the_whole_path(self) -> tuple[Basis, float]:
         """One basis and coefficient for a probe that is fixed along the path."""
-        weights = clenshaw_curtis.angle_rule(len(self.products), self.run.data_end)[1]
+        weights = self._weights(len(self.products))
         basis, coefficient, *_ = self._choose(weights[None, :])
         return self.bases[int(basis)], float(coefficient)
 
@@ -157,7 +161,7 @@ class Pilot:
     def _neyman(self, variance: list[float]) -> list[int]:
         """As many probes in all, allocated to the nodes by the variances of one probe there."""
         count = len(variance)
-        weights = clenshaw_curtis.angle_rule(count, self.run.data_end)[1].abs().tolist()
+        weights = self._weights(count).abs().tolist()
         most = math.prod(self.run.event_shape) if self.options.noise == "orthogonal" else None
         noisy = [w * math.sqrt(v) for w, v in zip(weights, variance, strict=True)]
         return clenshaw_curtis.allocate(noisy, self.options.probes * count, most)

@@ -38,7 +38,7 @@ FIRST_JUDGED = 17
 WIDTH, NEAR_NOISE = 1e-5, 0.5
 """Of the time for stiff fields; the second as in `whitened-ode`, docs/math.md section 5."""
 
-Rule = Callable[[int, float], tuple[Tensor, Tensor]]
+Rule = Callable[[int, float, float], tuple[Tensor, Tensor]]
 """Number of nodes and data end -> times and weights."""
 
 ACCIDENT = 0.1
@@ -46,23 +46,23 @@ ACCIDENT = 0.1
 
 
 @lru_cache(maxsize=32)
-def angle_rule(nodes: int, end: float) -> tuple[Tensor, Tensor]:
-    """Times (nodes,) rising from 0 to ``end`` and weights (nodes,), float64: sum w f(t) is about int_0^end f dt."""
-    last = math.atan2(end, 1.0 - end)
-    angle = last * _unit_nodes(nodes)
+def angle_rule(nodes: int, end: float, start: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Times (nodes,) rising from ``start`` to ``end`` and weights (nodes,), float64: sum w f(t) is about int f dt."""
+    first, last = math.atan2(start, 1.0 - start), math.atan2(end, 1.0 - end)
+    angle = first + (last - first) * _unit_nodes(nodes)
     stretch = torch.sin(angle) + torch.cos(angle)
     times = torch.sin(angle) / stretch
-    times[0], times[-1] = 0.0, end
-    return times, _clenshaw_curtis(nodes) * (last / 2.0) / stretch.square()
+    times[0], times[-1] = start, end
+    return times, _clenshaw_curtis(nodes) * ((last - first) / 2.0) / stretch.square()
 
 
 @lru_cache(maxsize=32)
-def stretched_rule(nodes: int, end: float) -> tuple[Tensor, Tensor]:
+def stretched_rule(nodes: int, end: float, start: float = 0.0) -> tuple[Tensor, Tensor]:
     """The same in the reparametrised time, for stiff fields."""
     time = ReparametrisedTime(WIDTH, NEAR_NOISE)
-    first, rate = time.at(0.0), time.at(end) - time.at(0.0)
+    first, rate = time.at(start), time.at(end) - time.at(start)
     times, slope = time.time_and_slope(first + rate * _unit_nodes(nodes), rate)
-    times[0], times[-1] = 0.0, end
+    times[0], times[-1] = start, end
     return times, _clenshaw_curtis(nodes) / 2.0 * slope
 
 
@@ -77,26 +77,26 @@ def stride(nodes: int, of: int = FINEST) -> int:
     return (of - 1) // (nodes - 1)
 
 
-def integral(values: Tensor, end: float, rule: Rule = angle_rule) -> Tensor:
+def integral(values: Tensor, end: float, rule: Rule = angle_rule, start: float = 0.0) -> Tensor:
     """The rule over values (batch, nodes) at its nodes, (batch,).
 
     >>> times, _ = angle_rule(9, 1.0)
     >>> round(float(integral(times[None] ** 2, 1.0)), 4)  # of t^2 from 0 to 1
     0.3333
     """
-    return values @ rule(values.shape[1], end)[1].to(values)
+    return values @ rule(values.shape[1], end, start)[1].to(values)
 
 
-def error_estimate(values: Tensor, end: float, rule: Rule = angle_rule) -> Tensor:
+def error_estimate(values: Tensor, end: float, rule: Rule = angle_rule, start: float = 0.0) -> Tensor:
     """Estimated error of `integral` of each row, from values (batch, nodes) at its nodes alone, (batch,)."""
     nodes = values.shape[1]
     values = values.detach()
-    rules = [integral(values[:, :: 2**k], end, rule) for k in range(3) if (nodes - 1) >> k >= 2]
+    rules = [integral(values[:, :: 2**k], end, rule, start) for k in range(3) if (nodes - 1) >> k >= 2]
     apart = [(fine - coarse).abs() for fine, coarse in pairwise(rules)]
     if len(apart) < 2:
         return apart[0] if apart else rules[0].abs()
     difference = torch.maximum(apart[0], ACCIDENT * apart[1])
-    jacobian = rule(nodes, end)[1] / _clenshaw_curtis(nodes)
+    jacobian = rule(nodes, end, start)[1] / _clenshaw_curtis(nodes)
     coefficients = (values * jacobian.to(values)) @ _chebyshev(nodes).to(values)
     return torch.minimum(difference, (difference * _aliased(coefficients.abs())).sqrt())
 

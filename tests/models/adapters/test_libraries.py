@@ -1,0 +1,186 @@
+"""Objects of other libraries are recognised: by fakes that have their names, and the real ones where installed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flowlik
+from flowlik_estimators import get
+from flowlik_models.synthetic import closed_form
+
+EXACT = closed_form("gmm-2d")
+X = EXACT.sample(50, generator=torch.Generator().manual_seed(0))
+T = torch.linspace(0.1, 0.9, 50)
+
+
+def of(module: str, kind: type) -> type:
+    """The class as if that module had defined it."""
+    kind.__module__ = module
+    return kind
+
+
+class ModelWrapper(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, **extras: Any) -> Tensor:
+        return EXACT.velocity(x, t)
+
+
+class Inside(nn.Module):
+    def forward(self, xt: Tensor) -> Tensor:
+        return EXACT.velocity(xt[:, :-1], xt[:, -1])
+
+
+class torch_wrapper(nn.Module):  # noqa: N801
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Inside()
+
+
+class CNF(nn.Module):
+    def __init__(self, times: tuple[float, float]) -> None:
+        super().__init__()
+        self.times, self.transform = torch.tensor(times), self
+
+    def base(self) -> torch.distributions.Distribution:
+        return torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+
+    def f(self, u: Tensor, x: Tensor, c: Tensor | None) -> Tensor:
+        first, last = self.times.tolist()
+        return -EXACT.velocity(x, (last - u) / (last - first)) / (last - first)
+
+
+class Posterior:
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+
+
+class Denoiser(nn.Module):
+    @staticmethod
+    def schedule(u: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.exp(-4 * u**2), (1 - torch.exp(-8 * u**2) + 1e-6).sqrt()
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Posterior:
+        a, s = self.schedule(t)
+        y, time = x_t / (a + s)[:, None], a / (a + s)
+        return Posterior(y + (1 - time)[:, None] * EXACT.velocity(y, time))
+
+
+ALL = {
+    "flow_matching": (of("flow_matching.utils.model_wrapper", ModelWrapper)(), (2,)),
+    "torchcfm": (of("torchcfm.utils", torch_wrapper)(), (2,)),
+    "zuko": (of("zuko.flows.continuous", CNF)((0.0, 1.0)), None),
+    "zuko, other times": (CNF((0.5, 2.5)), None),
+    "azula": (of("azula.denoise", Denoiser)(), (2,)),
+}
+
+
+@pytest.mark.parametrize("library", list(ALL))
+def test_an_object_of_a_library_is_recognised_by_its_class(library: str) -> None:
+    net, shape = ALL[library]
+    model = flowlik.wrap(net, shape)
+    torch.testing.assert_close(model.velocity(X, T), EXACT.velocity(X, T), rtol=1e-3, atol=1e-3)
+    assert get("ode", solver="euler", steps=2).log_prob(model, X).cost.forwards == 2.0
+
+
+class UNet2DModel(nn.Module):
+    def __init__(self, out: int = 1) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"sample_size": 4, "in_channels": 3})()
+        self.out = out
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Any:
+        return type("Output", (), {"sample": torch.cat([sample] * self.out, 1)})()
+
+
+def test_a_diffusers_network_brings_its_shape_and_its_variances_are_left_away() -> None:
+    of("diffusers.models.unets.unet_2d", UNet2DModel)
+    for out in (1, 2):
+        model = flowlik.wrap(UNet2DModel(out), predicts="noise")
+        assert model.event_shape == (3, 4, 4)
+        assert model.velocity(torch.zeros(2, 3, 4, 4), torch.full((2,), 0.5)).shape == (2, 3, 4, 4)
+
+
+def test_an_exact_flow_of_zuko_is_no_field() -> None:
+    kind = of("zuko.lazy", type("Flow", (nn.Module,), {}))
+    with pytest.raises(ValueError, match="not a field"):
+        flowlik.wrap(kind(), (2,))
+
+
+# --- the real libraries ---
+
+
+def test_a_real_cnf_of_zuko_agrees_with_its_own_log_prob() -> None:
+    zuko = pytest.importorskip("zuko")
+    torch.manual_seed(0)
+    flow = zuko.flows.CNF(2, hidden_features=(16, 16), exact=True, atol=1e-7, rtol=1e-7).double().eval()
+    x = X.double()
+    ours = get("ode", rtol=1e-8, atol=1e-8).log_prob(flowlik.wrap(flow), x).log_prob
+    gap = (ours - flow().log_prob(x)).abs()
+    assert float(gap.mean()) < 3e-4
+
+
+def test_a_real_flow_matching_wrapper_agrees_with_its_own_likelihood() -> None:
+    solver = pytest.importorskip("flow_matching.solver")
+    utils = pytest.importorskip("flow_matching.utils")
+
+    class Mixture(utils.ModelWrapper):  # type: ignore[name-defined, misc]
+        def forward(self, x: Tensor, t: Tensor, **extras: Any) -> Tensor:
+            return EXACT.velocity(x, t.expand(len(x)))
+
+    net = Mixture(nn.Identity())
+    ours = get("ode", rtol=1e-7, atol=1e-7).log_prob(flowlik.wrap(net, (2,)), X).log_prob
+    _, theirs = solver.ODESolver(net).compute_likelihood(
+        x_1=X,
+        log_p0=lambda z: -0.5 * z.square().sum(1) - math.log(2 * math.pi),
+        step_size=None,
+        method="dopri5",
+        atol=1e-6,
+        rtol=1e-6,
+        exact_divergence=True,
+    )
+    assert float((ours - theirs).abs().mean()) < 3e-4
+
+
+def test_a_real_denoiser_of_azula_gives_its_gaussian() -> None:
+    denoise = pytest.importorskip("azula.denoise")
+    noise = pytest.importorskip("azula.noise")
+
+    class Exact(denoise.Denoiser):  # type: ignore[name-defined, misc]
+        schedule = noise.VPSchedule()
+
+        def forward(self, x_t: Tensor, t: Tensor) -> Any:
+            a, s = self.schedule(t)
+            return denoise.DiracPosterior((a * 0.25 / (a**2 * 0.25 + s**2))[:, None] * x_t)
+
+    x = 0.5 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = flowlik.wrap(Exact(), (2,), moments=0.5 * torch.randn(100_000, 2))
+    out = get("ode", rtol=1e-7, atol=1e-7).log_prob(model, x).log_prob
+    truth = torch.distributions.Normal(0.0, 0.5).log_prob(x).sum(1)
+    assert float((out - truth).abs().mean()) < 1e-3
+
+
+def test_a_real_unet_of_torchcfm_is_a_field() -> None:
+    unet = pytest.importorskip("torchcfm.models.unet.unet")
+    net = unet.UNetModelWrapper(dim=(1, 8, 8), num_channels=32, num_res_blocks=1, channel_mult=(1, 2)).eval()
+    x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.3)
+    torch.testing.assert_close(flowlik.wrap(net, (1, 8, 8)).velocity(x, t), net(t, x))
+
+
+def test_a_real_unet_of_diffusers_is_a_field() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    net = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32, 32),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    ).eval()
+    model = flowlik.wrap(net, path=diffusers.DDPMScheduler())
+    out = get("ode", solver="euler", steps=2, trace="hutchinson").log_prob(model, torch.randn(2, 1, 8, 8))
+    assert (out.status, out.cost.forwards) == ("ok", 2.0)
