@@ -171,7 +171,7 @@ def test_the_contract_catches_evaluations_that_pass_the_counter() -> None:
         def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
             model.velocity(x, run.at(0.5))
             for _ in range(9):
-                model._model.velocity(x, run.at(0.5))
+                model._model._model.velocity(x, run.at(0.5))
             return Estimate(log_prob=x.double().sum(1))
 
     assert broken_rules(Hider) >= {"cost is honest", "exact on a Gaussian"}

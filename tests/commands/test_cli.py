@@ -48,13 +48,13 @@ def test_run_writes_records_as_it_goes(tiny: str, tmp_path: Path) -> None:
     result = call("run", tiny, "--out", str(out), "--no-report")
     assert result.exit_code == 0, result.output
     frame = flowlik.read_records(out)
-    assert frame["status"].tolist() == ["ok"] * 4
+    assert frame["status"].tolist() == ["ok"] * 5
     assert frame["estimator_label"].tolist()[:2] == ["f2d2[steps=1]", "f2d2[steps=2]"]
     note = json.loads((out / "run.json").read_text())
     assert note["finished"] >= note["started"]
     assert note["cells"] == {"ok": 4}
     assert "[4/4]" in result.output
-    assert "4 cells: 4 ok" in result.output
+    assert "5 cells: 5 ok" in result.output
 
 
 def test_a_folder_with_records_is_gone_on_with_only_when_asked(tiny: str, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_folder_with_records_is_gone_on_with_only_when_asked(tiny: str, tmp_pa
     assert "--resume" in again.output
     resumed = call("run", tiny, "--out", out, "--no-report", "--limit", "5", "--resume")
     assert resumed.exit_code == 0
-    assert "4 done before" in resumed.output
+    assert "5 done before" in resumed.output
 
 
 def test_resume_needs_the_folder_of_the_run(tiny: str) -> None:
@@ -117,7 +117,7 @@ def test_a_failed_cell_gives_exit_status_1(tmp_path: Path, tiny: str) -> None:
 def test_dry_run_only_lists(tiny: str, tmp_path: Path) -> None:
     result = call("run", tiny, "--dry-run", "--seeds", "0-2", "--out", str(tmp_path / "none"))
     assert result.exit_code == 0
-    assert "8 cells" in result.output
+    assert "10 cells" in result.output
     assert not (tmp_path / "none").exists()
 
 
@@ -235,7 +235,7 @@ def test_end_to_end_in_a_process_of_its_own(tiny: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if re.match(r"\[\d/4\] ok ", line)]
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "\x1b" not in done.stdout
     for name in (
         "records.jsonl",

@@ -205,11 +205,12 @@ def test_evaluation_limit_is_a_status_and_a_bill(solver: str) -> None:
     assert out.status == "diverged"
     assert out.reason is not None
     assert "max_nfe = 200" in out.reason
-    assert out.cost.forwards <= 200
+    assert bool((torch.as_tensor(out.cost.forwards) <= 3 * 200).all())  # of all three rows, of two, of one
     assert not out.valid.any()
     assert bool(out.log_prob.isnan().all())
     drawn = get("ode", solver=solver, max_nfe=200).sample(field, 3)
-    assert (drawn.status, drawn.cost.forwards <= 200) == ("diverged", True)
+    assert drawn.status == "diverged"
+    assert bool((torch.as_tensor(drawn.cost.forwards) <= 3 * 200).all())
     assert bool(drawn.x.isnan().all())
 
 
@@ -242,7 +243,8 @@ def test_one_bad_item_of_a_fixed_step_solve_is_invalid_alone() -> None:
     out = get("ode", solver="midpoint", steps=4).log_prob(field, x)
     assert (out.status, out.valid.tolist()) == ("ok", [True, False, True])
     out = get("ode", solver="midpoint", steps=4).log_prob(field, x[1:2])
-    assert (out.status, out.reason) == ("diverged", "no item has a finite value")
+    assert out.status == "diverged"
+    assert out.reason == "1 of 1 rows have no value: the model's velocity is NaN at t = 1 for finite x"
 
 
 def test_errors_of_the_model_itself_are_not_swallowed() -> None:

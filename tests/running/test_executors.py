@@ -226,7 +226,7 @@ def test_one_cell_over_two_processes_has_the_records_of_one(tmp_path: Path) -> N
             text=True,
             check=False,
         )
-        assert "[10/10]" in done.stdout, done.stderr
+        assert "[12/12]" in done.stdout, done.stderr
         assert done.stdout.count("refused") > 0
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert (table(tmp_path / "two")["status"] == "ok").sum() >= 4

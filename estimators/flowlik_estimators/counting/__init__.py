@@ -21,9 +21,9 @@ methods.
 - Where nothing is found the call of the method counts once: closed forms, and networks that are the model itself.
   Methods of a model that call each other count once.
 
-A model that names its networks in ``networks`` (attributes, or a collection of networks) has the calls of these counted
-and of nothing else; ``networks = ()`` says that it is one network itself. That helps where the rule is wrong: two
-layers that both are given the point and no third, say, or one network behind another.
+A model that names its networks in ``networks`` (attributes, or a collection of networks) has the calls of these
+counted, and its own methods that call none of them; ``networks = ()`` says that it is one network itself. That helps
+where the rule is wrong: two layers that both are given the point and no third, say, or one network behind another.
 """
 
 from __future__ import annotations
