@@ -60,11 +60,12 @@ class WrappedField(nn.Module):
 
     def _predicted(self, z: Tensor, u: Tensor, cond: Tensor | None) -> Tensor:
         """The network's output, guided where a scale is given."""
-        output: Tensor = self.network(z, u, cond=cond)
         if self.guidance is None:
-            return output
+            plain: Tensor = self.network(z, u, cond=cond)
+            return plain
         if cond is None:
             raise ValueError(f"guidance={self.guidance:g} needs cond, the condition that it guides to")
+        output: Tensor = self.network(z, u, cond=cond)
         null = self.null
         if null is not None and not isinstance(null, Tensor):
             null = torch.full_like(cond, null)
