@@ -23,9 +23,9 @@ from flowlik_estimators.counting import Cost, Counts, counted
 from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
-from flowlik_models import random
 from flowlik_models.interfaces import ends_of
 from flowlik_models.names import unknown
+from flowlik_models.numerics import random
 
 Answer = TypeVar("Answer", Estimate, Samples)
 

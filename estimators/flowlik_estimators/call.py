@@ -13,8 +13,8 @@ from torch import Tensor
 from flowlik_estimators.counting import Cost, Counts
 from flowlik_estimators.grids import time_grid
 from flowlik_estimators.model_checks.answers import mapped
-from flowlik_models import random
 from flowlik_models.interfaces import Source, VelocityField
+from flowlik_models.numerics import random
 from flowlik_models.numerics.standard_normal import standard_normal_log_prob as standard_normal_log_prob
 from flowlik_models.numerics.streams import PROBE_STREAM as PROBE_STREAM
 from flowlik_models.numerics.streams import SAMPLE_STREAM

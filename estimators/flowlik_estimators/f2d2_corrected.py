@@ -40,8 +40,8 @@ from flowlik_estimators.divergence.products import Traced, exact, hutchinson
 from flowlik_estimators.grids import Grid
 from flowlik_estimators.model_checks.calls import checked_part
 from flowlik_estimators.registry import register
-from flowlik_models import random
 from flowlik_models.interfaces import can, lacks
+from flowlik_models.numerics import random
 from flowlik_models.numerics.streams import OPPOSED_STREAM, TIME_STREAM
 
 

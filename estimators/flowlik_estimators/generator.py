@@ -39,8 +39,9 @@ from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.model_checks.calls import checked_part
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
-from flowlik_models import interfaces, random
+from flowlik_models import interfaces
 from flowlik_models.interfaces import lacks
+from flowlik_models.numerics import random
 from flowlik_models.numerics.streams import BANK_STREAM
 
 MAX_DIM = 784

@@ -19,8 +19,8 @@ from torch import Tensor
 from flowlik_estimators.call import Run, Samples
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.registry import register
-from flowlik_models import random
 from flowlik_models.interfaces import ends_of
+from flowlik_models.numerics import random
 from flowlik_models.numerics.streams import DIRECTION_STREAM
 
 Direction = Literal["likelihood", "prior", "random"]

@@ -10,9 +10,9 @@ from torch import Tensor
 from toy_flows import Linear
 
 from flowlik_estimators import Estimator, get
-from flowlik_models import random
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.numerics import random
 
 
 def points(task: str, n: int, dtype: torch.dtype = torch.float32, seed: int = 7) -> tuple[Tensor, Tensor]:

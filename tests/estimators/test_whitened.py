@@ -16,7 +16,7 @@ from flowlik_estimators.whitened import SolverTime
 from flowlik_models.closed_forms.gaussian import Gaussian
 from flowlik_models.closed_forms.mixture import GaussianMixture
 from flowlik_models.moments.moments import attach, estimate, from_covariance
-from flowlik_models.random import draw_key, rademacher
+from flowlik_models.numerics.random import draw_key, rademacher
 
 FIXED = ("euler", "midpoint", "heun", "heun3", "rk4")
 CLOCKS = ("time", "stretched")

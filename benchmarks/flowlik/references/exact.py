@@ -26,13 +26,7 @@ from flowlik.references.card import (
     teacher_samples,
     write_card,
 )
-from flowlik.references.conditions import (
-    check_standard_source,
-    conditioned,
-    first,
-    part_hash,
-    points_of,
-)
+from flowlik.references.conditions import check_standard_source, conditioned, first, part_hash, points_of
 from flowlik.references.fixed_rk4 import NEAR_DATA, converged_log_prob
 from flowlik.tasks.task import Task, tensor_hash
 from flowlik_estimators import get

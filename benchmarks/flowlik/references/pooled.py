@@ -25,19 +25,13 @@ from flowlik.measures.arrays import Array
 from flowlik.records.writing import read_arrays, write_arrays
 from flowlik.references import card as cards
 from flowlik.references.card import SAMPLES_SEED, Say
-from flowlik.references.conditions import (
-    check_standard_source,
-    conditioned,
-    first,
-    part_hash,
-    points_of,
-)
+from flowlik.references.conditions import check_standard_source, conditioned, first, part_hash, points_of
 from flowlik.references.fixed_rk4 import NEAR_DATA, log_prob_columns
 from flowlik.references.pooled_probes import Plan, Pooled, pilot, pooled_log_prob
 from flowlik.tasks.task import Task, seed_of, tensor_hash
 from flowlik_estimators import get
 from flowlik_estimators.divergence.products import hutchinson
-from flowlik_models import random
+from flowlik_models.numerics import random
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
 from flowlik_models.numerics.streams import PROBE_STREAM
 

@@ -41,7 +41,7 @@ from flowlik.tasks.task import (
 )
 from flowlik_models.images.pixels import dequantise
 from flowlik_models.interfaces import CAPABILITIES, Ability, Moments, can, trial_call
-from flowlik_models.random import uniform
+from flowlik_models.numerics.random import uniform
 
 TEACHER_SAMPLES = "teacher-samples"
 REFERENCES_VARIABLE = "FLOWLIK_REFERENCES"

@@ -13,7 +13,7 @@ from flowlik.tasks.stored_references import stored_log_prob, stored_samples
 from flowlik.tasks.task import DRAW_STRIDE, Items, Reference, Task, digest, tensor_hash
 from flowlik_models.images.digits import data_hash, digits, mean_and_covariance
 from flowlik_models.images.pixels import dequantise
-from flowlik_models.random import uniform
+from flowlik_models.numerics.random import uniform
 
 
 @dataclass(frozen=True, kw_only=True)

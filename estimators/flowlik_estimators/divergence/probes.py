@@ -30,8 +30,8 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from flowlik_estimators.divergence import skewness
-from flowlik_models import random
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
+from flowlik_models.numerics import random
 from flowlik_models.numerics.cosine_transform import cosines
 from flowlik_models.numerics.streams import ORDER_STREAM
 

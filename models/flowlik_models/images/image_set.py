@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowlik_models import random
 from flowlik_models.images.catalog import CATALOG, DataSet, Release
 from flowlik_models.images.checksums import verify
 from flowlik_models.images.errors import DataError, MissingDataError
 from flowlik_models.images.folders import DATA_VARIABLE, data_root
 from flowlik_models.images.formats.readers import Part, Pixels, read
 from flowlik_models.images.pixels import dequantise
+from flowlik_models.numerics import random
 from flowlik_models.numerics.streams import FLIP_STREAM
 
 _HASHED = 4096

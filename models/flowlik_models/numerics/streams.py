@@ -1,4 +1,4 @@
-"""The streams of keyed random draws (`flowlik_models.random`), in one table.
+"""The streams of keyed random draws (`flowlik_models.numerics.random`), in one table.
 
 What an item gets depends on (key, stream, item). Draws under one key therefore need streams that do not meet; those
 that share a key are listed together in `RANGES`, and a test holds them apart. Values never change: every number of

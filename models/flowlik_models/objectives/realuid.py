@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flowlik_models.conditional_paths import ConditionalPath, column, mixed, weight
-from flowlik_models.frozen_parameters import frozen
+from flowlik_models.objectives.frozen_parameters import frozen
 
 _LEAST_NOISE = 1e-4  # at the data end of a path there is none to divide by
 _SLOPE = 0.05  # of a monotone map, at least

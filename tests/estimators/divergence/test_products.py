@@ -16,8 +16,8 @@ from toy_flows import points, spd, stable_matrix
 from flowlik_estimators import get
 from flowlik_estimators.call import PROBE_STREAM
 from flowlik_estimators.divergence.products import exact, hutchinson, jacobian_rows, with_graph
-from flowlik_models import random
 from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.numerics import random
 
 
 @settings(max_examples=25, deadline=None)

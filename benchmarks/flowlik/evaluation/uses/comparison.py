@@ -34,9 +34,9 @@ from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
 from flowlik_estimators import parse_spec
-from flowlik_models import random
 from flowlik_models.closed_forms.mixture import GaussianMixture
 from flowlik_models.interfaces import can
+from flowlik_models.numerics import random
 
 MODELS = 10
 ITEMS, ITEMS_WIDE = 256, 32

@@ -22,7 +22,7 @@ from flowlik.measures.bootstrap import FEWEST
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.task import UnavailableError
 from flowlik_models.images import MissingDataError, evaluation_order, open_images
-from flowlik_models.random import uniform
+from flowlik_models.numerics.random import uniform
 
 _KEY = 4_711
 SHIFT = 2

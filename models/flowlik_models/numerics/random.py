@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _WORDS_PER_BLOCK = 4  # Philox4x64 yields four 64-bit words a counter step
+
+
 _SPAN_SLACK = 4  # scattered items are gathered from one span up to this many times their number
 
 

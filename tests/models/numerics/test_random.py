@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowlik_models import random
+from flowlik_models.numerics import random
 
 LAWS = (random.uniform, random.gaussian, random.rademacher)
 
