@@ -158,7 +158,8 @@ class _Call:
             return
         x, t, s = (value.detach() for value in inputs)
         middle = (t + s) / 2
-        value = policy.velocity(x, middle)
+        with self.counts.kept():
+            value = policy.velocity(x, middle)
         look = _Look(
             self, inputs, cond, lambda found, rows: found.velocity(x[rows], middle[rows]), by_rows=True
         )

@@ -338,4 +338,6 @@ def test_a_policy_that_does_not_look_at_its_point_is_sound() -> None:
     policy = Towards(torch.zeros(5, 4, dtype=torch.float64))
     few = Towards(torch.zeros(1, 4, dtype=torch.float64))
     model = Field(lambda x, t: x, 4, policy=lambda x, t, s, *, cond=None: policy if len(x) == 5 else few)
-    assert get("pi-flow", jacobian="full").log_prob(model, points(5, 4)).status == "ok"
+    out = get("pi-flow", jacobian="full", substeps=8).log_prob(model, points(5, 4))
+    assert out.status == "ok"
+    assert out.cost.policy_calls % 4 == 0  # four a substep, and none for the look
