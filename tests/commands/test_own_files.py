@@ -78,7 +78,7 @@ def test_the_example_of_the_page_runs_and_is_short(tmp_path: Path) -> None:
     done = flowlik_("run", "-t", "mine.py", "--limit", "12", "--out", "out", "--no-report")
     assert done.exit_code == 0, done.output
     records = flowlik.read_records(Path("out/records.jsonl")).set_index("estimator")
-    assert 2.0 < records.loc["ode", "bpd"] < 3.0
+    assert records.loc["ode", "bpd"] == pytest.approx(1.96, abs=0.4)  # 1.93 and 1.99 by the digits' reference
     assert records.loc["ode", "bpd"] < records.loc["control-gaussian", "bpd"]
     assert flowlik_("list", "models", "mine.py").output.split() == ["my-digits", "teacher"]
 
