@@ -10,6 +10,7 @@ from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.grids import time_grid
 from flowlik_estimators.registry import available, get, load_families, parse_spec, register
+from flowlik_estimators.whole_error import with_error
 
 load_families()
 
@@ -36,4 +37,5 @@ __all__ = [
     "standard_normal_log_prob",
     "time_grid",
     "whitened",
+    "with_error",
 ]

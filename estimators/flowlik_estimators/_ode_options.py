@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
+from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Run
 from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.divergence.along_a_path import Quadrature
@@ -15,6 +18,9 @@ from flowlik_estimators.grids import Grid
 from flowlik_estimators.integration import clenshaw_curtis
 from flowlik_estimators.integration.torchdiffeq_solve import ALIASES, ONE_STEP, SOLVERS, Solve, Solver
 from flowlik_models.interfaces import lacks
+
+FINER, FINEST_TOLERANCE = 1e-2, 1e-7
+"""Share of the tolerances of the solve that shows the error of another one, and where single precision ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,25 @@ class ODEOptions(Traced):
             return False
         chosen = self.allocation == "neyman" or (self.divergence == "quadrature" and self.nodes is None)
         return chosen or self.probe_options.automatic
+
+    def finer(self, dtype: torch.dtype) -> tuple[Estimator, float] | None:
+        """Tolerances of a hundredth (in single precision at least 1e-7), or twice as many steps and node intervals."""
+        changed: dict[str, object] = {}
+        if not self.stochastic and self.nodes is not None:
+            changed["nodes"] = min(2 * self.nodes - 1, clenshaw_curtis.FINEST)
+        if not self.stochastic and self.tol is not None:
+            changed["tol"] = self.tol / 10.0
+        if not self.adaptive:
+            assert self.steps is not None
+            order = (SOLVERS[self.solver].order or 3) + self.richardson
+            return replace(self, steps=2 * self.steps, **changed), 1.0 / (1.0 - 0.5**order)  # type: ignore[arg-type]
+        assert self.rtol is not None
+        assert self.atol is not None
+        least = FINEST_TOLERANCE if dtype == torch.float32 else 0.0
+        rtol, atol = (max(FINER * tolerance, least) for tolerance in (self.rtol, self.atol))
+        if max(rtol / self.rtol, atol / self.atol) > 0.2:
+            return None
+        return replace(self, rtol=rtol, atol=atol, max_nfe=None, **changed), 1.0  # type: ignore[arg-type]
 
     def implied(self) -> dict[str, object]:
         """Tolerances and limit of an adaptive solver, the grid of a fixed-step one; the plain probes; the rule."""

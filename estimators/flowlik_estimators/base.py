@@ -62,6 +62,13 @@ class Estimator:
         """None, or one line why this estimator cannot work with the model."""
         return None
 
+    def finer(self, dtype: torch.dtype) -> tuple[Estimator, float] | None:
+        """The same with the same probes and a much smaller error of rule and solver, for points of that dtype.
+
+        Beside it what the difference of the two is multiplied by, to be the error of this one. None: there is none.
+        """
+        return None
+
     def unavailable(self) -> str | None:
         """None, or one line what to install first: the estimator needs a library that is not there."""
         return None

@@ -49,13 +49,15 @@ class Estimate:
     """The answer of `Estimator.log_prob`.
 
     ``log_prob`` (batch,) float64 nats, not finite where there is no value; ``stderr`` (batch,) the estimator's own
-    standard error or None; ``cost`` per sample; ``valid`` (batch,) bool; ``status`` of the call: ok if any
-    item is valid; ``reason`` one line when it is not ok or fell short of what was asked; ``extra`` tensors of the
-    family's own, stored with the record.
+    standard error or None; ``error`` (batch,) all of its own error, that of rule and solver with it, where
+    `flowlik_estimators.with_error` asked for it, or None; ``cost`` per sample; ``valid`` (batch,) bool; ``status`` of
+    the call: ok if any item is valid; ``reason`` one line when it is not ok or fell short of what was asked; ``extra``
+    tensors of the family's own, stored with the record.
     """
 
     log_prob: Tensor
     stderr: Tensor | None = None
+    error: Tensor | None = None
     cost: Cost = field(default_factory=Cost)
     valid: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
     status: Status = "ok"

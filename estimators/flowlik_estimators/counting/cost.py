@@ -35,6 +35,10 @@ class Cost:
         """Forwards plus derivative products: exact, the same on every machine, fit for gates."""
         return self.forwards + self.vjps + self.jvps
 
+    def plus(self, other: Cost) -> Cost:
+        """The cost of both."""
+        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
 
 @dataclass
 class Counts:
