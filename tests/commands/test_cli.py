@@ -52,8 +52,8 @@ def test_run_writes_records_as_it_goes(tiny: str, tmp_path: Path) -> None:
     assert frame["estimator_label"].tolist()[:2] == ["f2d2[steps=1]", "f2d2[steps=2]"]
     note = json.loads((out / "run.json").read_text())
     assert note["finished"] >= note["started"]
-    assert note["cells"] == {"ok": 4}
-    assert "[4/4]" in result.output
+    assert note["cells"] == {"ok": 5}
+    assert "[5/5]" in result.output
     assert "5 cells: 5 ok" in result.output
 
 
@@ -117,7 +117,7 @@ def test_a_failed_cell_gives_exit_status_1(tmp_path: Path, tiny: str) -> None:
 def test_dry_run_only_lists(tiny: str, tmp_path: Path) -> None:
     result = call("run", tiny, "--dry-run", "--seeds", "0-2", "--out", str(tmp_path / "none"))
     assert result.exit_code == 0
-    assert "10 cells" in result.output
+    assert "9 cells" in result.output
     assert not (tmp_path / "none").exists()
 
 
@@ -234,7 +234,7 @@ def test_end_to_end_in_a_process_of_its_own(tiny: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if re.match(r"\[\d/4\] ok ", line)]
+    lines = [line for line in done.stdout.splitlines() if re.match(r"\[\d/5\] ok ", line)]
     assert len(lines) == 5
     assert "\x1b" not in done.stdout
     for name in (

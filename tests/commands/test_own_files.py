@@ -51,7 +51,12 @@ def test_a_run_of_a_file_its_reference_and_the_run_that_finds_it(tmp_path: Path)
     done = flowlik_(*run)
     assert done.exit_code == 0, done.output
     first = flowlik.read_records(Path("out/records.jsonl")).set_index("estimator")
-    assert set(first.index) == {"ode", "control-mean", "control-gaussian"}  # f2d2 does not fit a field
+    assert set(first.index) == {
+        "ode",
+        "control-mean",
+        "control-median",
+        "control-gaussian",
+    }  # f2d2 does not fit a field
     assert first.loc["ode", "status"] == "ok"
     assert first.loc["ode", "bpd"] == pytest.approx(3.05, abs=0.4)  # log2(2 sqrt(2 pi e)), 20 items
     assert np.isnan(first.loc["ode", "bpd_error"])

@@ -87,11 +87,11 @@ def test_a_run_that_was_stopped_inside_a_cell_goes_on_there(
     (plain,) = run_cells([cell()], tmp_path / "plain")
     asked: list[int] = []
 
-    def stopped(one: Cell, model: Any, x: Any, ids: Any) -> Evaluation:
+    def stopped(one: Cell, model: Any, x: Any, ids: Any, cond: Any = None) -> Evaluation:
         asked.append(len(x))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return evaluate(one, model, x, ids)
+        return evaluate(one, model, x, ids, cond)
 
     monkeypatch.setattr(partial_results, "evaluate", stopped)
     out = tmp_path / "out"

@@ -306,7 +306,7 @@ def test_a_reference_that_is_not_as_sure_as_wanted_fails_its_check(
     monkeypatch.setattr(
         pooled_references,
         "_with_one_set_of_probes",
-        lambda teacher, x: (np.zeros((2, 4)),) * 2 + (np.zeros(2),),
+        lambda teacher, x, cond: (np.zeros((2, 4)),) * 2 + (np.zeros(2),),
     )
     with pytest.raises(ValueError, match="failed its checks: test: largest standard error of an item"):
         make.make_reference("made-up", tmp_path, limit=2, stderr=0.01)

@@ -152,7 +152,7 @@ def test_interrupted_work_is_used_again(tmp_path: Path) -> None:
     x = torch.zeros(3, 2)
     said: list[str] = []
     for _ in range(2):
-        values = exact._in_chunks(model, x, 4, 1.0, tmp_path, "test", "cpu", said.append)
+        values = exact._in_chunks(model, x, None, 4, 1.0, tmp_path, "test", "cpu", said.append)
     assert len(said) == 1
     assert len(values) == 3
 

@@ -15,6 +15,7 @@ from flowlik.records.writing import read_arrays, to_plain, utc_now, write_arrays
 from flowlik.tasks.task import Task
 from flowlik_estimators import get
 from flowlik_estimators._guards import device_of
+from flowlik_estimators.model_checks import stand_in
 from flowlik_models.files import write_atomically
 
 Say = Callable[[str], None]
@@ -55,7 +56,7 @@ def teacher_samples(task: Task, model: Any, n: int, parts: Path, progress: Say) 
         if not file.exists():
             generator = torch.Generator().manual_seed(SAMPLES_SEED)
             cond = task.sample_conditions("teacher-samples", ids)
-            cond = None if cond is None else cond.to(device_of(model))
+            cond = None if cond is None else cond.to(device_of(stand_in.of(model)))
             out = estimator.sample(model, len(ids), cond=cond, generator=generator, items=ids, log_prob=False)
             if not bool(out.valid.all()):
                 raise ValueError(

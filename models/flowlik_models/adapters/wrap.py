@@ -78,7 +78,7 @@ def wrap(
     True
     >>> wrap(lambda z, u: z, (2,), predicts="noise", path="ddpm")
     WrappedField(
-      predicts=noise, t from 0.006308 to 0.9901
+      predicts=noise, t from 0.006313 to 0.9901
       (network): _Network()
     )
     """

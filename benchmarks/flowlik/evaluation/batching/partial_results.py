@@ -30,7 +30,9 @@ Evaluate = Callable[[Cell, Any, Tensor | Points, Tensor, Tensor | None], Evaluat
 def with_partial_results(folder: Path) -> Evaluate:
     """`batches.evaluate` for one cell, whose partial results are kept in `folder` and used again."""
 
-    def evaluated(cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, cond: Tensor | None) -> Evaluation:
+    def evaluated(
+        cell: Cell, model: Any, x: Tensor | Points, ids: Tensor, cond: Tensor | None = None
+    ) -> Evaluation:
         batch = cell.options.batch_size
         if isinstance(batch, str) or len(x) <= max(ITEMS, batch):
             return evaluate(cell, model, x, ids, cond)
