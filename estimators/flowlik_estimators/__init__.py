@@ -9,6 +9,7 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.grids import time_grid
+from flowlik_estimators.model_checks.examination import Finding, examine
 from flowlik_estimators.registry import available, get, load_families, parse_spec, register
 
 load_families()
@@ -17,10 +18,12 @@ __all__ = [
     "Cost",
     "Estimate",
     "Estimator",
+    "Finding",
     "Run",
     "Samples",
     "available",
     "counted",
+    "examine",
     "f2d2",
     "f2d2_corrected",
     "flow_map_exact",

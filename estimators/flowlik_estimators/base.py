@@ -160,6 +160,8 @@ class Estimator:
                 estimate, cost = answered(attempt, run)
             except Unanswered as failure:
                 return _failed(x, "diverged", str(failure), failure.cost)
+            if estimate.status == "ok" and _is_free(cost):
+                return _failed(x, "refused", UNCOUNTED, cost)
             return _finished(estimate, run, cost)
 
     @final
@@ -222,6 +224,8 @@ class Estimator:
                 samples, cost = answered(attempt, run)
             except Unanswered as failure:
                 return _no_samples(like, "diverged", str(failure), failure.cost)
+        if samples.status == "ok" and _is_free(cost):
+            return _no_samples(like, "refused", UNCOUNTED, cost)
         valid = torch.isfinite(samples.x).flatten(1).all(1)
         if samples.log_prob is not None:
             valid &= torch.isfinite(samples.log_prob)
@@ -318,6 +322,16 @@ def _spelled(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return str(value)
+
+
+UNCOUNTED = (
+    "no evaluation of the model was counted: the estimator asks for none, or past the evaluating methods"
+)
+
+
+def _is_free(cost: Cost) -> bool:
+    """Whether nothing of the model was evaluated, networks or policies."""
+    return not bool(torch.as_tensor(cost.forwards + cost.policy_calls).any())
 
 
 def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:

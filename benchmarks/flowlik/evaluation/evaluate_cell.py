@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.cells import Cell
-from flowlik.evaluation import density, timing, uses
+from flowlik.evaluation import density, examination, timing, uses
 from flowlik.evaluation.batching.batches import (
     DivergedError,
     Evaluation,
@@ -72,6 +72,8 @@ def run_prepared(
             _fill(_at(prepared, batch_size), row, arrays, engine, asked=prepared.cell.options.batch_size)
     except Exception as error:
         row["status"], row["reason"] = status_of(error)
+    if row.get("status") not in ("refused", "skipped"):
+        examination.added(row, examination.findings(prepared))
     return row, arrays
 
 

@@ -1,0 +1,1 @@
+"""Checks of a model, made before its numbers are believed."""
