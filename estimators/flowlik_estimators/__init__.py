@@ -8,9 +8,10 @@
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
-from flowlik_estimators.grids import time_grid
+from flowlik_estimators.divergence.whole_error import with_error
+from flowlik_estimators.examination import Finding, examine
+from flowlik_estimators.integration.grids import time_grid
 from flowlik_estimators.registry import available, get, load_families, parse_spec, register
-from flowlik_estimators.whole_error import with_error
 
 load_families()
 
@@ -18,10 +19,12 @@ __all__ = [
     "Cost",
     "Estimate",
     "Estimator",
+    "Finding",
     "Run",
     "Samples",
     "available",
     "counted",
+    "examine",
     "f2d2",
     "f2d2_corrected",
     "flow_map_exact",

@@ -184,6 +184,8 @@ class Estimator:
                 estimate, cost = answered(attempt, run)
             except Unanswered as failure:
                 return _failed(x, "diverged", str(failure), failure.cost)
+            if estimate.status == "ok" and _is_free(cost):
+                return _failed(x, "refused", UNCOUNTED, cost)
             if (why := self._ignores_source(run, "noise_end", "source_log_prob")) is not None:
                 return _failed(x, "refused", why, cost)
             estimate = estimate if scale == 1.0 else _rescaled(estimate, scale, run)
@@ -255,6 +257,8 @@ class Estimator:
                 samples, cost = answered(attempt, run)
             except Unanswered as failure:
                 return _no_samples(like, "diverged", str(failure), failure.cost)
+        if samples.status == "ok" and _is_free(cost):
+            return _no_samples(like, "refused", UNCOUNTED, cost)
         if (why := self._ignores_source(run, "noise_end")) is not None:
             return _no_samples(like, "refused", why, cost)
         if (scale := self._scale(model)) != 1.0:
@@ -400,6 +404,16 @@ def _with_mode(estimate: Estimate, held: stand_in.StandIn) -> Estimate:
         return estimate
     mode_used = f"computed with the model in training mode ({', '.join(training)}); model.eval() for its own likelihood"
     return replace(estimate, reason="; ".join(filter(None, (estimate.reason, mode_used))))
+
+
+UNCOUNTED = (
+    "no evaluation of the model was counted: the estimator asks for none, or past the evaluating methods"
+)
+
+
+def _is_free(cost: Cost) -> bool:
+    """Whether nothing of the model was evaluated, networks or policies."""
+    return not bool(torch.as_tensor(cost.forwards + cost.policy_calls).any())
 
 
 def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_estimators._ode_options import ODEOptions
 from flowlik_estimators.call import Diverged, Estimate, Run, Samples, mean_over_probes
 from flowlik_estimators.divergence import augmented, skewness
 from flowlik_estimators.divergence.along_a_path import Quadrature
+from flowlik_estimators.divergence.ode_options import ODEOptions
 from flowlik_estimators.integration.torchdiffeq_solve import ONE_STEP, Evaluate, Solve, velocity_alone
 from flowlik_estimators.registry import register
 

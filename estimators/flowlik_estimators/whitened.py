@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowlik_estimators._ode_options import ODEOptions
 from flowlik_estimators.call import Estimate, Run, Samples
+from flowlik_estimators.divergence.ode_options import ODEOptions
 from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import CAPABILITIES, Moments, velocity_and_divergence

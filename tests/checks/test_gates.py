@@ -132,17 +132,31 @@ def broken_rules(kind: type[Estimator]) -> set[str]:
 def test_the_contract_catches_a_careless_plugin() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Careless(Estimator):
-        """Answers without asking the model, by the size of the batch."""
+        """Answers by the size of the batch, whatever the model has answered."""
 
         family = "plugin"
 
         def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
+            model.velocity(x, run.at(0.5))
             return Estimate(log_prob=x.sum(1).float() * 0 + len(x))
 
     assert broken_rules(Careless) >= {
-        *("cost is counted", "batching changes nothing", "a broken model is a status"),
+        *("batching changes nothing", "a broken model is a status"),
         *("a misshapen model is misuse", "an unsuitable model is a status"),
     }
+
+
+def test_the_contract_catches_one_that_does_not_ask_the_model() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Idle(Estimator):
+        """Answers without the model: refused."""
+
+        family = "plugin"
+
+        def _log_prob(self, model: Any, x: Any, run: Any) -> Estimate:
+            return Estimate(log_prob=x.double().sum(1))
+
+    assert broken_rules(Idle) >= {"cost is counted", "shapes and validity"}
 
 
 def test_the_contract_catches_one_that_reads_the_answer_off_the_model() -> None:

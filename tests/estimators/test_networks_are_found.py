@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, stack_module_state, vmap
 from toy_flows import Field, Linear, points, stable_matrix
 
-from flowlik_estimators import get
+from flowlik_estimators import Estimate, Estimator, Run, get
+from flowlik_estimators.call import Samples
 from flowlik_estimators.counting import Counts, counted
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.synthetic import closed_form
@@ -435,6 +437,30 @@ def test_networks_within_transforms_are_counted() -> None:
     with torch.no_grad():
         counted(Plain(energy, net=Net()), counts).velocity(x, t)
     assert (counts.forwards, counts.vjps) == (BATCH, BATCH)
+
+
+def test_an_answer_with_no_evaluation_counted_is_refused() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Past(Estimator):
+        name = "past"
+        direct: bool = True
+
+        def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+            value = (past if self.direct else model).velocity(x, run.at(0.5))
+            return Estimate(log_prob=value.sum(1))
+
+        def _sample(self, model: Any, x0: Tensor, run: Run, *, log_prob: bool) -> Samples:
+            return Samples(x=(past if self.direct else model).velocity(x0, run.at(0.5)))
+
+    past = Plain(guided, net=Net())
+    x = points(BATCH, DIM)
+    for direct, status in ((True, "refused"), (False, "ok")):
+        out, drawn = Past(direct=direct).log_prob(past, x), Past(direct=direct).sample(past, 4, dtype=x.dtype)
+        assert (out.status, drawn.status) == (status, status)
+        assert bool(out.valid.any()) == bool(drawn.valid.any()) == (not direct)
+        if direct:
+            assert out.reason is not None
+            assert "no evaluation of the model was counted" in out.reason
 
 
 def test_nothing_is_left_behind_by_calls_that_end_or_fail() -> None:

@@ -15,8 +15,8 @@ import torch
 import flowlik
 from flowlik.cells import CONTROLS, Cell, Options, cell_id
 from flowlik.commands.progress import one_line
-from flowlik.evaluation import models, timing
-from flowlik.evaluation.batching import batches
+from flowlik.evaluation import models
+from flowlik.evaluation.batching import batches, timing
 from flowlik.measures.frechet import frechet, frechet_distance, normal_of
 from flowlik.planning import suites
 from flowlik.records.columns import COLUMNS

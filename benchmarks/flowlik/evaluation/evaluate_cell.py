@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.cells import Cell
-from flowlik.evaluation import density, timing, uses
+from flowlik.evaluation import density, examination, uses
+from flowlik.evaluation.batching import timing
 from flowlik.evaluation.batching.batches import (
     DivergedError,
     Evaluation,
@@ -75,6 +76,8 @@ def run_prepared(
             )
     except Exception as error:
         row["status"], row["reason"] = status_of_error(error)
+    if row.get("status") not in ("refused", "skipped"):
+        examination.added(row, examination.findings(prepared))
     return row, arrays
 
 

@@ -571,6 +571,11 @@ EXTRA: tuple[Column, ...] = (
     Column("cell_s", "Time from preparing the cell to its row.", unit="s", measured="timed"),
     Column("batch_size_asked", "What was asked for where that was `auto`.", kind="text"),
     Column("batch_size_used", "Items in a batch where memory ran out and it was halved."),
+    Column(
+        "examination",
+        "What the examination of the model found, one line a finding; absent where it found nothing.",
+        kind="text",
+    ),
     Column("not_compiled", "Why the network was not compiled.", kind="text"),
     Column("timing_batch", "Items timed at once.", measured="timed"),
     Column("workers_lost", "Processes or machines that vanished over the cell."),

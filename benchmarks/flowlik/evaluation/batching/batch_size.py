@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from flowlik.evaluation import timing
+from flowlik.evaluation.batching import timing
 
 AUTO = "auto"
 TRIAL = 32

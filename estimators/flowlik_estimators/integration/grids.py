@@ -21,7 +21,11 @@ from torch import Tensor
 from flowlik_models.names import unknown
 
 Grid = Literal["uniform", "cosine", "logsnr", "ramped"]
+
+
 LOGSNR_CLIP = 1e-3
+
+
 RAMP_FIRST, RAMP_GROWTH = 0.25, 1.6
 
 

@@ -22,7 +22,10 @@ from flowlik_models.interfaces import Ability, can, trial_call
 TIMED: tuple[Ability, ...] = ("velocity", "joint flow map", "flow map", "policy flow", "generator")
 """Of several abilities the one whose evaluation stands for a forward of the network."""
 
+
 FORWARD_SECONDS = 0.01  # forwards are repeated until a round of them takes about this long
+
+
 BUDGET_SECONDS = 6.0  # no further round is begun after this long, so a slow estimator is timed at least once
 
 

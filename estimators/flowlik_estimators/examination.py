@@ -1,0 +1,395 @@
+"""The examination of a model: checks that need more than one call, at most 20 forwards of one batch of 64.
+
+What a wrong wrapper gives away: two calls that differ, a row that depends on its neighbours or on their times, a
+derivative that is not that of the values, latents of the data that are not of size one. At t = 0 the field of an
+independent coupling is ``mean - y``, of slope -1 in every direction, and its velocities are conditional expectations of
+displacements: ``E[(x - n) . v] = E[v^2]``. Other couplings (optimal transport, reflow) have another slope and another
+share, so that there only what no coupling can have is a finding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowlik_estimators.counting.networks import reachable
+from flowlik_estimators.integration.adams import adams_pec
+from flowlik_models.interfaces import can
+from flowlik_models.numerics import random
+
+ROWS = 64
+
+
+FORWARDS = 20
+
+
+HALFWAY, EARLIER = 0.5, 0.2
+"""The times at which rows and derivatives are looked at."""
+
+
+SAME = 1e-3
+"""Answers that should be equal may differ by this share of their size: other batches are summed in another order."""
+
+
+DERIVATIVE = 0.1
+"""Share by which finite differences of steps `STEPS` may differ from the derivative."""
+
+
+STEPS = (1e-2, 1e-3)
+
+
+SOLVE = 6
+"""Steps of the solve from the data to the latents, of one evaluation each and one more."""
+
+
+NEAR_DATA = 0.05
+"""What is resolved near the data, where the solve begins."""
+
+
+SLOPE_STEP = 0.1
+
+
+SLOPE = 0.15
+"""How near to -1 the slope at t = 0 is taken for that of an independent coupling."""
+
+
+SHARE, SIGMAS = 0.25, 5.0
+"""With such a coupling displacements over velocities are 1 up to this, and up to so many standard errors."""
+
+
+SMALLEST_SHARE = 0.6
+
+
+ABOVE_OPTIMAL_TRANSPORT = 0.5
+"""Optimal transport of data of standard deviation s has a slope of about s - 1 at t = 0 and a share above 1 halfway."""
+
+
+LATENTS, LATENTS_OF_A_FACTOR = 2.5, 1.4
+"""Factors from 1 of the latents' mean square: beyond any doubt, and where slope and share point to a factor already."""
+
+
+LARGE = 100.0
+"""Root mean square of data that no network has been trained on as they are."""
+
+
+WIDE, AWAY = 3.0, 3.0
+"""Ratio to the training data's standard deviation, and distance from their mean in it, of other data than these."""
+
+
+Ask = Callable[[Tensor, float | Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an examination found: the check's ``name``, ``text`` with the number that shows it, the ``likely`` slip."""
+
+    name: str
+    text: str
+    likely: str
+
+    def __str__(self) -> str:
+        return f"{self.text}; likely {self.likely}"
+
+
+def examine(model: Any, x: Tensor, cond: Any = None) -> list[Finding]:
+    """What is wrong with a model as far as its answers on data x (batch, *event) show it; empty: nothing was found.
+
+    >>> from flowlik_models.synthetic import closed_form
+    >>> model = closed_form("gmm-2d")
+    >>> x = model.sample(64, generator=torch.Generator().manual_seed(0))
+    >>> examine(model, x)
+    []
+    >>> model.velocity = lambda x, t, cond=None: -type(model).velocity(model, x, t)
+    >>> [finding.name for finding in examine(model, x)]
+    ['path']
+    """
+    rows = min(len(x), ROWS)
+    x = x[:rows].detach().clone()
+    condition = cond if cond is None else _rows_of(cond, rows)
+    ask = _asked(model, condition)
+    if ask is None or rows == 0 or (cond is None and getattr(model, "conditional", False)):
+        return []
+    with torch.inference_mode(False), torch.no_grad(), _evaluating(model) as training:
+        look = _Look(model, ask, x)
+        if training:
+            look.modes = training
+        return look.findings()
+
+
+def _asked(model: Any, cond: Any) -> Ask | None:
+    """The field at (x, t), or a generator at x; None where the model has neither."""
+    for name, times in (("velocity", 1), ("average_velocity", 2), ("joint", 2)):
+        if hasattr(model, name):
+            return partial(_field, getattr(model, name), times, cond)
+    return partial(_field, model.generate, 0, cond) if can(model, "generator") else None
+
+
+def _field(method: Callable[..., Any], times: int, cond: Any, x: Tensor, t: float | Tensor) -> Tensor:
+    time = t if isinstance(t, Tensor) else x.new_full((len(x),), t)
+    answer = method(x, *[time] * times, cond=cond)
+    value = answer[0] if isinstance(answer, tuple) else answer
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"it answers {got} to points of shape {tuple(x.shape)}")
+    return value
+
+
+class _Found(Exception):  # noqa: N818 - a finding on the way
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+class _Look:
+    def __init__(self, model: Any, ask: Ask, x: Tensor) -> None:
+        self.model, self.ask, self.x = model, ask, x
+        self.is_field = not (can(model, "generator") and not can(model, "velocity"))
+        self.end = 1.0 - float(getattr(model, "eps", 0.0))
+        self.modes: list[tuple[nn.Module, bool]] = []
+        items = torch.arange(len(x))
+        draw = partial(random.gaussian, 0, items, tuple(x.shape[1:]), dtype=x.dtype, device=x.device)
+        self.noise, self.direction, self.other = (draw(stream=stream) for stream in (901, 902, 903))
+        self.y = HALFWAY * (x + self.noise)
+
+    def findings(self) -> list[Finding]:
+        """All of them, those first that explain others."""
+        found = [*self._data()]
+        try:
+            self.value = self.ask(self.y, HALFWAY)
+            if (finding := self._not_finite(self.value, HALFWAY)) is not None:
+                return [*found, finding]
+            checks = [self._repeated, self._rows, self._derivative, self._mode]
+            checks += [self._times, self._path] if self.is_field else []
+            for check in checks:
+                found += check()
+        except _Found as one:
+            found.append(one.finding)
+        except Exception as error:  # whatever a model of somebody's own raises is a finding
+            text = f"a call raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            found.append(Finding("error", text, "a wrapper that does not fit batches of rows and times"))
+        return found
+
+    # --- one check each ---
+
+    def _data(self) -> Iterator[Finding]:
+        moments = getattr(self.model, "moments", None)
+        size = _rms(self.x)
+        if moments is None:
+            if not 1e-3 < size < LARGE:
+                text = f"root mean square of x is {size:.3g}"
+                yield Finding(
+                    "range", text, "data that were not scaled as in training, such as images of 0 to 255"
+                )
+            return
+        x = self.x.double().cpu().flatten(1)
+        total = float(moments.eigenvalues.sum()) + (moments.rest or 0.0) * (
+            x.shape[1] - len(moments.eigenvalues)
+        )
+        spread = math.sqrt(total / x.shape[1])
+        wide = _rms(x - x.mean(0)) / spread
+        away = _rms(x.mean(0) - torch.as_tensor(moments.mean, dtype=torch.float64).flatten()) / spread
+        if away > AWAY or (len(x) >= ROWS and not 1 / WIDE < wide < WIDE):
+            text = f"x has {wide:.3g} times the training data's standard deviation, and a mean {away:.3g} of these away"
+            yield Finding("range", text, "another scaling of the data than in training")
+
+    def _not_finite(self, value: Tensor, t: float) -> Finding | None:
+        bad = int((~torch.isfinite(value)).flatten(1).any(1).sum())
+        if not bad:
+            return None
+        text = f"not finite in {bad} of {len(value)} rows at t = {t:g}"
+        return Finding(
+            "not finite", text, "a division by nought or an overflow in the network or its wrapper"
+        )
+
+    def _repeated(self) -> list[Finding]:
+        gap = _apart(self.ask(self.y, HALFWAY), self.value)
+        if gap <= SAME:
+            return []
+        text = f"two calls on the same input differ by {gap:.3g} of their size"
+        return [Finding("repeatability", text, "noise drawn inside the model, or dropout outside of modules")]
+
+    def _rows(self) -> list[Finding]:
+        half = len(self.y) // 2
+        if half == 0:
+            return []
+        mixed = torch.cat((self.y[:half], 3.0 * self.other[half:]))
+        gap = _apart(self.ask(mixed, HALFWAY)[:half], self.value[:half])
+        if gap <= SAME:
+            return []
+        text = f"with other rows beside it a row's answer differs by {gap:.3g} of its size"
+        return [Finding("rows", text, "statistics over the batch, or rows mixed by a reshape")]
+
+    def _times(self) -> list[Finding]:
+        y = EARLIER * self.x + (1 - EARLIER) * self.noise
+        self.early = self.ask(y, EARLIER)
+        if len(y) < 4:
+            return []
+        flags = torch.arange(len(y), device=y.device) % 4 == 0
+        flags[-1] = True
+        columns = flags.view(-1, *[1] * (y.ndim - 1))
+        t = torch.where(flags, EARLIER, HALFWAY).to(y.dtype)
+        together = self.ask(torch.where(columns, y, self.y), t)
+        gap = _apart(together, torch.where(columns, self.early, self.value))
+        if gap <= SAME:
+            return []
+        text = f"with other times beside it a row's answer differs by {gap:.3g} of its size"
+        likely = "one time read for the whole batch, such as t[0]: use all of t, or set scalar_time = True"
+        return [Finding("times", text, likely)]
+
+    def _derivative(self) -> list[Finding]:
+        with torch.enable_grad():
+            y = self.y.clone().requires_grad_()
+            value = self.ask(y, HALFWAY)
+            slope = None
+            if value.requires_grad:
+                (slope,) = torch.autograd.grad(value, y, self.other, allow_unused=True)
+        by_graph = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+        if slope is not None:
+            by_graph = (slope * self.direction).flatten(1).sum(1).double()
+        gaps = []
+        for step in STEPS:
+            h = step * max(_rms(self.y), 1e-3)
+            up, down = (self.ask(self.y + sign * h * self.direction, HALFWAY) for sign in (1, -1))
+            by_difference = ((up.double() - down.double()) / (2 * h) * self.other).flatten(1).sum(1)
+            gaps.append(_apart(by_graph, by_difference) if bool(by_difference.any()) else _rms(by_graph))
+            if gaps[-1] <= DERIVATIVE:
+                return []
+        if slope is None:
+            text = f"the answer has no graph to x, and changes with it by {_rms(by_difference):.3g} per unit"
+        else:
+            text = f"derivatives by the graph differ by {min(gaps):.3g} of their size from finite differences"
+        likely = "no_grad, inference_mode or detach in the wrapper, or an operation without a derivative"
+        return [Finding("derivative", text, likely)]
+
+    def _mode(self) -> list[Finding]:
+        if not self.modes:
+            return []
+        buffers = [(b, b.clone()) for module, _ in self.modes for b in module.buffers(recurse=False)]
+        devices = [self.x.device] if self.x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            for module, flag in self.modes:
+                module.training = flag
+            try:
+                gap = _apart(self.ask(self.y, HALFWAY), self.value)
+            finally:
+                for module, _ in self.modes:
+                    module.training = False
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+        if gap <= SAME:
+            return []
+        text = f"in training mode, in which it is, the model answers otherwise by {gap:.3g} of its size"
+        return [Finding("training mode", text, "a forgotten model.eval()")]
+
+    def _path(self) -> list[Finding]:
+        """Whether the field carries the data to the noise, and not otherwise."""
+        slope, latents = self._slope(), self._mean_square_of_latents()
+        halfway = _share(self.x - self.noise, self.value)
+        early = _share(self.x - self.noise, self.early)
+        likely = _slip(slope, latents, halfway, early, self.x)
+        if likely is None:
+            return []
+        text = (
+            f"slope at t = 0 is {slope:.3g} (-1 for an independent coupling), displacements over velocities "
+            f"{halfway[0]:.3g} at t = {HALFWAY:g} and {early[0]:.3g} at t = {EARLIER:g} (1), mean square of the "
+            f"data's latents per dimension {latents:.3g} (1)"
+        )
+        return [Finding("path", text, likely)]
+
+    def _mean_square_of_latents(self) -> float:
+        start = min(self.end, 1.0 - NEAR_DATA)
+        state = (start * self.x + (1 - start) * self.noise,)
+        z = state[0]
+        for at in adams_pec(lambda t, at: (self._seen(at[0], float(t)),), state, _grid(start)):
+            z = at[0]
+        return float(z.double().square().mean())
+
+    def _seen(self, x: Tensor, t: float) -> Tensor:
+        """The field's answer to finite x, which is to be finite."""
+        value = self.ask(x, t)
+        if bool(torch.isfinite(x).all()) and (finding := self._not_finite(value, t)) is not None:
+            raise _Found(finding)
+        return value
+
+    def _slope(self) -> float:
+        """Of the field at t = 0 along one direction a row, the median over rows."""
+        up, down = (self._seen(self.noise + sign * SLOPE_STEP * self.direction, 0.0) for sign in (1, -1))
+        along = ((up - down) * self.direction).flatten(1).sum(1) / (2 * SLOPE_STEP)
+        return float((along / self.direction.square().flatten(1).sum(1)).median())
+
+
+def _share(displacement: Tensor, velocity: Tensor) -> tuple[float, float]:
+    """E[displacement . velocity] over E[velocity^2], and its standard error: 1 for a conditional expectation."""
+    d, v = displacement.double().flatten(1), velocity.double().flatten(1)
+    size = max(float(v.square().sum()), 1e-30)
+    share = float((d * v).sum()) / size
+    rest = ((d - share * v) * v).sum(1)
+    return share, float(rest.square().sum().sqrt()) / size
+
+
+def _slip(
+    slope: float, latents: float, halfway: tuple[float, float], early: tuple[float, float], x: Tensor
+) -> str | None:
+    """What explains these numbers, None where they may be right, whatever the coupling."""
+    if not math.isfinite(slope + latents + halfway[0] + early[0]):
+        return "a factor that is wrong, so that the solve leaves all bounds"
+    off = max(latents, 1 / max(latents, 1e-30))
+    spread = float((x - x.mean(0)).double().square().mean().sqrt())
+    independent = abs(slope + 1) <= SLOPE
+    if halfway[0] + SIGMAS * halfway[1] < 0:
+        return "the sign: the answer is noise minus data, with or without time turned round"
+    if slope > spread - 1 + ABOVE_OPTIMAL_TRANSPORT:
+        return "time turned round (t = 0 is its data), or another prediction than the velocity"
+    for share, error in (halfway, early):
+        if independent and abs(share - 1) > max(SHARE, SIGMAS * error):
+            return f"a factor of about {1 / share:.2g}, or time or data scaled otherwise than in training"
+    if not independent and halfway[0] + SIGMAS * halfway[1] < SMALLEST_SHARE:
+        return f"a factor of about {-slope:.2g} on the velocity"
+    if not independent and abs(halfway[0] * slope + 1) < SHARE and off > LATENTS_OF_A_FACTOR:
+        return f"a factor of about {-slope:.2g} on the velocity"
+    return "data scaled otherwise than in training, or a wrong time" if off > LATENTS else None
+
+
+def _grid(start: float) -> Tensor:
+    """Times from ``start`` to 0, uniform in log((t + 1/2)/(1 - t + NEAR_DATA)) as near the data fields are stiff."""
+    first, last = (math.log((t + 0.5) / (1 - t + NEAR_DATA)) for t in (start, 0.0))
+    ratio = torch.linspace(first, last, SOLVE + 1, dtype=torch.float64).exp()
+    times = (ratio * (1 + NEAR_DATA) - 0.5) / (1 + ratio)
+    times[0], times[-1] = start, 0.0
+    return times
+
+
+# --- helpers ---
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def _apart(value: Tensor, other: Tensor) -> float:
+    """Root mean square of the difference over that of ``other``."""
+    return _rms(value.double() - other.double()) / max(_rms(other), 1e-12)
+
+
+def _rows_of(cond: Any, rows: int) -> Any:
+    return {name: value[:rows] for name, value in cond.items()} if isinstance(cond, dict) else cond[:rows]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[list[tuple[nn.Module, bool]]]:
+    """All modules in eval mode; yields those in training mode, which they are in again afterwards."""
+    parts = [model, *reachable(model).parts]
+    modules = {id(m): m for part in parts if isinstance(part, nn.Module) for m in part.modules()}
+    training = [(module, True) for module in modules.values() if module.training]
+    for module, _ in training:
+        module.training = False
+    try:
+        yield training
+    finally:
+        for module, flag in training:
+            module.training = flag
