@@ -10,7 +10,7 @@ from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.divergence.whole_error import with_error
 from flowlik_estimators.examination import Finding, examine
-from flowlik_estimators.integration.grids import time_grid
+from flowlik_estimators.grids import time_grid
 from flowlik_estimators.registry import available, get, load_families, parse_spec, register
 
 load_families()

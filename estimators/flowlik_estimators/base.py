@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators._failing_rows import Unanswered, answered, watched
-from flowlik_estimators._guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
 from flowlik_estimators.call import Condition, Estimate, Run, Samples, Status
 from flowlik_estimators.counting import Cost, Counts, counted
 from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
+from flowlik_estimators.model_checks.guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
 from flowlik_models.interfaces import ends_of
 from flowlik_models.names import unknown
 from flowlik_models.numerics import random

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowlik_estimators.counting import Cost, Counts
-from flowlik_estimators.integration.grids import time_grid
+from flowlik_estimators.grids import time_grid
 from flowlik_estimators.model_checks.answers import mapped
 from flowlik_models.interfaces import Source, VelocityField
 from flowlik_models.numerics import random

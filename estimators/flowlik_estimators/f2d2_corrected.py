@@ -37,7 +37,7 @@ from torch import Tensor
 
 from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.divergence.products import Traced, exact, hutchinson
-from flowlik_estimators.integration.grids import Grid
+from flowlik_estimators.grids import Grid
 from flowlik_estimators.model_checks.calls import checked_part
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import can, lacks

@@ -35,7 +35,7 @@ from torch import Tensor
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, Samples
 from flowlik_estimators.divergence.products import jacobian_rows, with_graph
-from flowlik_estimators.integration.grids import Grid
+from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import lacks
 

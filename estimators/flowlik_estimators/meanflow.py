@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowlik_estimators.call import Estimate, Run, Samples, mean_over_probes
 from flowlik_estimators.divergence.products import Traced
-from flowlik_estimators.integration.grids import Grid
+from flowlik_estimators.grids import Grid
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import FlowMap, lacks
 

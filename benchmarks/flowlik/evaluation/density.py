@@ -32,7 +32,7 @@ from flowlik.tasks.grid import Grid
 from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Items, Reference, Task
-from flowlik_estimators.integration.grids import time_grid
+from flowlik_estimators.grids import time_grid
 from flowlik_models.interfaces import can
 
 BROAD = 1.1  # standard deviations of the proposal's Gaussian third, in those of the data

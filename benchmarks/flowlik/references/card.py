@@ -14,8 +14,8 @@ from flowlik.records.environment import commit, versions
 from flowlik.records.writing import read_arrays, to_plain, utc_now, write_arrays
 from flowlik.tasks.task import Task
 from flowlik_estimators import get
-from flowlik_estimators._guards import device_of
 from flowlik_estimators.model_checks import stand_in
+from flowlik_estimators.model_checks.guards import device_of
 from flowlik_models.files import write_atomically
 
 Say = Callable[[str], None]

@@ -14,8 +14,8 @@ from flowlik_estimators.divergence.along_a_path import Quadrature
 from flowlik_estimators.divergence.law import ProbeOptions
 from flowlik_estimators.divergence.probes import Noise
 from flowlik_estimators.divergence.products import Traced
+from flowlik_estimators.grids import Grid
 from flowlik_estimators.integration import clenshaw_curtis
-from flowlik_estimators.integration.grids import Grid
 from flowlik_estimators.integration.torchdiffeq_solve import ALIASES, ONE_STEP, SOLVERS, Solve, Solver
 from flowlik_models.interfaces import lacks
 

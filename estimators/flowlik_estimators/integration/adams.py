@@ -8,7 +8,7 @@ take N + 1 evaluations, and an integral of f that does not feed back is integrat
 sides of a step. Steps of any lengths: the weights are those of the interpolation on the nodes at hand.
 
 The first steps have fewer values behind them: the very first is Heun's, whose error, of third order, is all that is
-left on fine grids. A grid should therefore begin with small steps, as `ramped` of `flowlik_estimators.integration.grids` does at
+left on fine grids. A grid should therefore begin with small steps, as `ramped` of `flowlik_estimators.grids` does at
 the data.
 
 References: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, sections III.1 and III.5; for

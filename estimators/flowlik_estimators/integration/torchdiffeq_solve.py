@@ -13,8 +13,8 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from flowlik_estimators.call import Diverged, Run
+from flowlik_estimators.grids import time_grid
 from flowlik_estimators.integration.adams import adams_pec
-from flowlik_estimators.integration.grids import time_grid
 
 Adaptive = Literal["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 OneStep = Literal["euler", "midpoint", "heun", "heun3", "rk4"]

@@ -12,8 +12,8 @@ from torch import Tensor
 from toy_flows import points, spd
 
 from flowlik_estimators import get
+from flowlik_estimators.grids import time_grid
 from flowlik_estimators.integration.adams import adams_pec, weights
-from flowlik_estimators.integration.grids import time_grid
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.closed_forms.gaussian import Gaussian
 

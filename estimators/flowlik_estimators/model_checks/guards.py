@@ -11,10 +11,13 @@ from torch import Tensor
 from flowlik_estimators.model_checks.stand_in import StandIn
 
 DTYPES = (torch.float32, torch.float64)
+
+
 HALF = (torch.bfloat16, torch.float16)
 
 
 def check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
+    """Raise ValueError, in one line with the cure, where x is no batch of finite points of this shape."""
     if not isinstance(x, Tensor) or x.dtype not in DTYPES:
         cure = ": use x.float(), and model.float() where its parameters are of half precision"
         raise ValueError(

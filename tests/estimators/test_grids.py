@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowlik_estimators.integration.grids import GRIDS, LOGSNR_CLIP, time_grid
+from flowlik_estimators.grids import GRIDS, LOGSNR_CLIP, time_grid
 
 
 @settings(max_examples=60, deadline=None)
