@@ -160,6 +160,7 @@ class Nothing(Estimator):
     level: float = 0.0
 
     def _log_prob(self, model: Any, x: torch.Tensor, run: Any) -> Estimate:
+        model.velocity(x, run.at(0.5))
         return Estimate(log_prob=run.zeros() + self.level)
 
 
@@ -172,7 +173,7 @@ def test_another_package_adds_an_estimator(fresh_registry: pytest.MonkeyPatch) -
     out = get("nothing", level=2.0).log_prob(Linear(stable_matrix(2)), points(3, 2))
     assert out.log_prob.tolist() == [2.0, 2.0, 2.0]
     assert out.valid.all()
-    assert out.cost.forwards == 0
+    assert out.cost.forwards == 1
 
 
 def test_a_name_is_taken_once(fresh_registry: pytest.MonkeyPatch) -> None:
@@ -242,6 +243,7 @@ class Constant(Estimator):
     level: float = 0.0
 
     def _log_prob(self, model, x, run):
+        model.velocity(x, run.at(0.5))
         return Estimate(log_prob=run.zeros() + self.level)
 '''
 
