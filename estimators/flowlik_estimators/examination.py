@@ -21,67 +21,49 @@ from torch import Tensor, nn
 
 from flowlik_estimators.counting.networks import reachable
 from flowlik_estimators.integration.adams import adams_pec
-from flowlik_models.interfaces import can
+from flowlik_models.interfaces import can, ends_of
 from flowlik_models.numerics import random
 
 ROWS = 64
-
-
 FORWARDS = 20
-
-
 HALFWAY, EARLIER = 0.5, 0.2
 """The times at which rows and derivatives are looked at."""
-
 
 SAME = 1e-3
 """Answers that should be equal may differ by this share of their size: other batches are summed in another order."""
 
-
 DERIVATIVE = 0.1
 """Share by which finite differences of steps `STEPS` may differ from the derivative."""
 
-
 STEPS = (1e-2, 1e-3)
-
-
 SOLVE = 6
 """Steps of the solve from the data to the latents, of one evaluation each and one more."""
-
 
 NEAR_DATA = 0.05
 """What is resolved near the data, where the solve begins."""
 
+LATEST_START = 0.05
+"""Of a field that begins later than this the slope there is not that at t = 0."""
 
 SLOPE_STEP = 0.1
-
-
 SLOPE = 0.15
 """How near to -1 the slope at t = 0 is taken for that of an independent coupling."""
-
 
 SHARE, SIGMAS = 0.25, 5.0
 """With such a coupling displacements over velocities are 1 up to this, and up to so many standard errors."""
 
-
 SMALLEST_SHARE = 0.6
-
-
 ABOVE_OPTIMAL_TRANSPORT = 0.5
 """Optimal transport of data of standard deviation s has a slope of about s - 1 at t = 0 and a share above 1 halfway."""
-
 
 LATENTS, LATENTS_OF_A_FACTOR = 2.5, 1.4
 """Factors from 1 of the latents' mean square: beyond any doubt, and where slope and share point to a factor already."""
 
-
 LARGE = 100.0
 """Root mean square of data that no network has been trained on as they are."""
 
-
 WIDE, AWAY = 3.0, 3.0
 """Ratio to the training data's standard deviation, and distance from their mean in it, of other data than these."""
-
 
 Ask = Callable[[Tensor, float | Tensor], Tensor]
 
@@ -124,16 +106,16 @@ def examine(model: Any, x: Tensor, cond: Any = None) -> list[Finding]:
 
 
 def _asked(model: Any, cond: Any) -> Ask | None:
-    """The field at (x, t), or a generator at x; None where the model has neither."""
-    for name, times in (("velocity", 1), ("average_velocity", 2), ("joint", 2)):
+    """The field at (x, t), a map from t to the noise, or a generator at x; None where the model has none of them."""
+    for name, times in (("velocity", 1), ("average_velocity", 2), ("joint", 2), ("generate", 0)):
         if hasattr(model, name):
-            return partial(_field, getattr(model, name), times, cond)
-    return partial(_field, model.generate, 0, cond) if can(model, "generator") else None
+            return partial(_answer, getattr(model, name), times, cond)
+    return None
 
 
-def _field(method: Callable[..., Any], times: int, cond: Any, x: Tensor, t: float | Tensor) -> Tensor:
+def _answer(method: Callable[..., Any], times: int, cond: Any, x: Tensor, t: float | Tensor) -> Tensor:
     time = t if isinstance(t, Tensor) else x.new_full((len(x),), t)
-    answer = method(x, *[time] * times, cond=cond)
+    answer = method(x, *(time, torch.zeros_like(time))[:times], cond=cond)
     value = answer[0] if isinstance(answer, tuple) else answer
     if not isinstance(value, Tensor) or value.shape != x.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -150,8 +132,11 @@ class _Found(Exception):  # noqa: N818 - a finding on the way
 class _Look:
     def __init__(self, model: Any, ask: Ask, x: Tensor) -> None:
         self.model, self.ask, self.x = model, ask, x
-        self.is_field = not (can(model, "generator") and not can(model, "velocity"))
-        self.end = 1.0 - float(getattr(model, "eps", 0.0))
+        self.is_field = can(model, "velocity")
+        self.has_times = self.is_field or can(model, "flow map") or can(model, "joint flow map")
+        ends = ends_of(model)
+        self.start = 0.0 if ends is None else float(ends.noisy_end)
+        self.end = 1.0 - float(getattr(model, "eps", 0.0)) if ends is None else float(ends.clean_end)
         self.modes: list[tuple[nn.Module, bool]] = []
         items = torch.arange(len(x))
         draw = partial(random.gaussian, 0, items, tuple(x.shape[1:]), dtype=x.dtype, device=x.device)
@@ -166,7 +151,8 @@ class _Look:
             if (finding := self._not_finite(self.value, HALFWAY)) is not None:
                 return [*found, finding]
             checks = [self._repeated, self._rows, self._derivative, self._mode]
-            checks += [self._times, self._path] if self.is_field else []
+            checks += [self._times] if self.has_times and self.start <= EARLIER else []
+            checks += [self._path] if self.is_field and self.start <= LATEST_START else []
             for check in checks:
                 found += check()
         except _Found as one:
@@ -307,7 +293,7 @@ class _Look:
         start = min(self.end, 1.0 - NEAR_DATA)
         state = (start * self.x + (1 - start) * self.noise,)
         z = state[0]
-        for at in adams_pec(lambda t, at: (self._seen(at[0], float(t)),), state, _grid(start)):
+        for at in adams_pec(lambda t, at: (self._seen(at[0], float(t)),), state, _grid(start, self.start)):
             z = at[0]
         return float(z.double().square().mean())
 
@@ -320,7 +306,9 @@ class _Look:
 
     def _slope(self) -> float:
         """Of the field at t = 0 along one direction a row, the median over rows."""
-        up, down = (self._seen(self.noise + sign * SLOPE_STEP * self.direction, 0.0) for sign in (1, -1))
+        up, down = (
+            self._seen(self.noise + sign * SLOPE_STEP * self.direction, self.start) for sign in (1, -1)
+        )
         along = ((up - down) * self.direction).flatten(1).sum(1) / (2 * SLOPE_STEP)
         return float((along / self.direction.square().flatten(1).sum(1)).median())
 
@@ -357,16 +345,18 @@ def _slip(
     return "data scaled otherwise than in training, or a wrong time" if off > LATENTS else None
 
 
-def _grid(start: float) -> Tensor:
-    """Times from ``start`` to 0, uniform in log((t + 1/2)/(1 - t + NEAR_DATA)) as near the data fields are stiff."""
-    first, last = (math.log((t + 0.5) / (1 - t + NEAR_DATA)) for t in (start, 0.0))
+def _grid(start: float, end: float) -> Tensor:
+    """Times from ``start`` to ``end``, uniform in log((t + 1/2)/(1 - t + NEAR_DATA)): stiff near the data."""
+    first, last = (math.log((t + 0.5) / (1 - t + NEAR_DATA)) for t in (start, end))
     ratio = torch.linspace(first, last, SOLVE + 1, dtype=torch.float64).exp()
     times = (ratio * (1 + NEAR_DATA) - 0.5) / (1 + ratio)
-    times[0], times[-1] = start, 0.0
+    times[0], times[-1] = start, end
     return times
 
 
 # --- helpers ---
+
+
 def _rms(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 

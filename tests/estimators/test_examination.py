@@ -217,6 +217,35 @@ def test_a_model_that_raises_and_one_of_another_kind_are_findings_or_none() -> N
     assert examine(Field(lambda x, t: -x), points("gmm-2d")[:0]) == []
 
 
+def test_a_model_with_ends_of_its_own_is_asked_between_them() -> None:
+    inner = load("gmm-2d", "closed-form", "cpu", "float32")[0]
+    asked: list[float] = []
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        asked.extend(t.tolist())
+        answer: Tensor = inner.velocity(x, t)
+        return answer
+
+    ends = {"noisy_end": 0.01, "clean_end": 0.98, "source": object()}
+    assert examine(Field(velocity, **ends), points("gmm-2d")) == []
+    assert math.isclose(min(asked), 0.01, abs_tol=1e-6)
+    assert max(asked) <= 0.98
+    assert [f.name for f in examine(Field(lambda x, t: -velocity(x, t), **ends), points("gmm-2d"))] == [
+        "path"
+    ]
+
+
+def test_a_map_that_is_none_between_equal_times_is_no_finding() -> None:
+    class Map:
+        event_shape = (2,)
+
+        def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Any = None) -> Tensor:
+            moved = x * torch.exp(0.3 * (s - t))[:, None]
+            return (moved - x) / (s - t)[:, None]
+
+    assert examine(Map(), points("gmm-2d")) == []
+
+
 def test_conditions_are_handed_on() -> None:
     inner = load("gmm-2d", "closed-form", "cpu", "float32")[0]
 
