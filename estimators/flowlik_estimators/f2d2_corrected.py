@@ -16,8 +16,9 @@ and by no less, so half the sum of their squared differences over n^2, the first
 variance of the mean or more (collapsed strata; Cochran, Sampling Techniques, 5A.12). ``dof`` is Satterthwaite's.
 
 Replicates at independent times would be one random time each: the residual is large on a short stretch, which few of
-them hit, and where none does the scatter says nothing of it: such bars covered 72 to 92 % with one step. With four
-replicates or more these cover 98 % and more with an exact trace, and 94 % and more with probes.
+them hit, and where none does the scatter says nothing of it: such bars covered 88 to 94 % with one
+step. With four replicates or more these cover 98 % and more with an exact trace, where they may be three times the
+error; with probes the tests ask for 93 % on shipped maps.
 The error of the path itself stays, and no bar covers it: `cycle_error` shows it.
 
 Cost per sample: a step is 1 forward, and for each replicate and correction 2 forwards (head and field), 1 vjp
