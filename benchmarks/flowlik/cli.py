@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "figures": results.figures,
     "table": results.table,
     "report": results.report,
+    "recommend": results.recommend,
     "compare": results.compare,
     "reproduce": results.reproduce,
     "merge": results.merge,

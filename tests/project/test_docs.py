@@ -130,3 +130,11 @@ def test_sections_that_docstrings_cite_exist() -> None:
     }
     assert cited
     assert not [(path, number) for path, number in cited if number not in headings]
+
+
+def test_no_sentence_of_the_readme_is_long() -> None:
+    """At most 30 words, code and tables apart; a link counts as its words."""
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", "!"))]
+    sentences = [part for line in lines for part in re.split(r"(?<=[.:;])\s|\s·\s", line)]
+    assert not [s for s in sentences if len(re.sub(r"\]\([^)]*\)", "", s).split()) > 30]

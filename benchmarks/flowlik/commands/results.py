@@ -47,6 +47,32 @@ def report(folder: RunFolder) -> None:
     typer.echo(str(write_report(folder)))
 
 
+def recommend(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task, or a number of dimensions.")],
+    nfe: Annotated[float | None, typer.Option(help="At most so many evaluations a sample.")] = None,
+    work: Annotated[float | None, typer.Option(help="At most so many evaluations and products.")] = None,
+    ms: Annotated[float | None, typer.Option(help="At most so many milliseconds a sample.")] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the held-out data.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--in", help="Folder of a run; default: the records that come along.")
+    ] = None,
+) -> None:
+    """Say which method to use for a task and a budget, and how wrong it is."""
+    with bad_usage():
+        given = {
+            name: value for name, value in (("nfe", nfe), ("work", work), ("ms", ms)) if value is not None
+        }
+        if len(given) > 1:
+            raise ValueError(f"one budget at a time, not {' and '.join('--' + name for name in given)}")
+        from flowlik.report import recommend as advice
+
+        frame = advice.load([] if folder is None else [folder])
+        cost, budget = next(iter(given.items()), ("nfe", float("inf")))
+        for name in advice.tasks_of(frame, task):
+            found = advice.recommend(frame, name, budget, cost=cost, split=split)
+            typer.echo("\n".join(found.lines()))
+
+
 def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE")], new: Annotated[Path, typer.Argument(metavar="NEW")]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The published figures and the page that shows them: copied from finished runs, with what their records tell.
+"""What is published of finished runs: figures and the page that shows them, records and the page of answers.
 
 `results/figures/made.json` holds, for each picture, the run it was taken from and the hash of its bytes;
 `docs/gallery.md` is made from it alone. A picture that is not the one noted there is shown as "run not recorded".
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,18 +19,35 @@ from typing import Any, Final
 from flowlik.records import journal
 from flowlik.records.paths import source_root
 from flowlik.records.reading import read_rows, run_note
+from flowlik.report import recommend
 from flowlik_models.files import write_atomically
 from flowlik_models.names import unknown
 
 FIGURES = Path("results/figures")
 PAGE = Path("docs/gallery.md")
+CHOOSE = Path("docs/choose.md")
+RECORDS = Path("results/records")
 STATE = "made.json"
+
+ANSWERS: Final = ("quick", "fashion-mnist")
+"""Suites whose records come with the package: `flowlik recommend` reads them."""
 
 HEAD = (
     "# Gallery\n\n"
     "The figures in `results/figures`, none of them drawn for this page: `flowlik gallery RUN` copies them from the "
     "folder of a finished run and notes the command, the commit and the day its records tell. "
     "[How to read them](reading-the-results.md).\n"
+)
+
+
+CHOOSE_HEAD = (
+    "# Which estimator\n\n"
+    "What `flowlik recommend TASK --nfe N` says of the records that come with the package, for one evaluation, for "
+    "eight and for any number. Only what a trained network can use is named: no trace in closed form. A *trained map* "
+    "is a network distilled for this task, a *velocity field alone* any flow or diffusion model. In brackets stands "
+    "the 95 % interval of the mean |error| per sample. Two methods are told apart where the test of the difference "
+    "of their means says so. A budget may also count products (`--work`) or time (`--ms`); `--in RUN` reads a run of "
+    "your own. [How to read the measures](reading-the-results.md).\n"
 )
 
 
@@ -118,7 +136,12 @@ def publish(runs: Sequence[Path], root: Path) -> list[str]:
     if taken:
         text = json.dumps(made, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(root / FIGURES / STATE, text.encode())
+    for run in runs:
+        if (suite := _note(run)["suite"]) in ANSWERS:
+            write_atomically(root / RECORDS / f"{suite}.jsonl", _numbers(run))
     write_atomically(root / PAGE, page(root).encode())
+    if any((root / RECORDS).glob("*.jsonl")):
+        write_atomically(root / CHOOSE, choose_page(root).encode())
     return [shown.name for shown, _, _ in taken]
 
 
@@ -144,6 +167,25 @@ def page(root: Path) -> str:
     order = [name for name in table if name in there] + [name for name in there if name not in table]
     parts = [_section(there[name], table.get(name), made.get(name)) for name in order]
     return "\n".join([HEAD, *parts])
+
+
+def choose_page(root: Path) -> str:
+    """The page that answers which estimator to use, from the records in the source tree."""
+    frame = recommend.load(sorted((root / RECORDS).glob("*.jsonl")))
+    parts = [CHOOSE_HEAD]
+    for task in sorted(set(frame["task"])):
+        answers = [recommend.recommend(frame, task, budget).lines() for budget in (1, 8, math.inf)]
+        parts.append(
+            f"## {task}\n\n```\n" + "\n".join(line for lines in answers for line in lines) + "\n```\n"
+        )
+    return "\n".join(parts)
+
+
+def _numbers(run: Path) -> bytes:
+    """The rows of a run as lines, without what is no number of a table."""
+    kept = {"timing_batch", "hardware"}
+    rows = [{**row, "extra": {k: v for k, v in row["extra"].items() if k in kept}} for row in read_rows(run)]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _section(picture: Path, shown: Shown | None, entry: Mapping[str, Any] | None) -> str:

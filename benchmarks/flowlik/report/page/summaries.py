@@ -8,25 +8,27 @@ from typing import Any, Final
 import pandas as pd
 
 from flowlik.report import labels as method_labels
-from flowlik.report import numbers
+from flowlik.report import numbers, recommend
 from flowlik.report.frame import by_task_and_split
 from flowlik.report.labels import as_dicts
 from flowlik.report.tables.accuracy import mass_cell
 from flowlik.report.tables.table import Cell, Table
 
-BUDGETS: Final[tuple[tuple[str, float], ...]] = (("1 NFE", 1.0), ("≤ 8 NFE", 8.0), ("any NFE", math.inf))
+BUDGETS: Final = (1.0, 8.0, math.inf)
+"""Evaluations that the first table answers for."""
+
+FIELD_BUDGETS: Final = (8.0, math.inf)
+"""The same for who has a velocity field alone, where one evaluation is never enough."""
 
 
 # -------------------------------------------------------------------------------------------------------- at a glance
 def _glance(usable: pd.DataFrame) -> Table | None:
-    """Per task and split the reference, the best control and the smallest error within each budget of NFE."""
+    """Per task and split the reference, the best control and what `flowlik recommend` says within each budget."""
     rows = []
-    for task, split, frame in by_task_and_split(usable):
-        judged = frame[frame["bpd_mae_all"].notna()]
-        methods, controls = judged[judged["method"] != "control"], judged[judged["method"] == "control"]
-        if methods.empty:
+    for task, split, frame in by_task_and_split(recommend.judged(usable)):
+        if (frame["method"] == "control").all():
             continue
-        best = [_best(methods[methods["nfe_mean"] <= budget]) for _, budget in BUDGETS]
+        advice = {budget: recommend.recommend(frame, task, budget, split=split) for budget in BUDGETS}
         row = method_labels.reference(frame)
         ref = row["bpd_ref"] if row else math.nan
         name = (
@@ -34,20 +36,38 @@ def _glance(usable: pd.DataFrame) -> Table | None:
             if len(method_labels.splits(usable[usable["task"] == task])) > 1
             else task
         )
-        rows.append((Cell(name), Cell(numbers.fixed(ref), ref), _best(controls), *best))
+        control = next(iter(advice.values()))
+        cells = [_chosen(advice[budget].best, advice[budget].warnings()) for budget in BUDGETS]
+        cells += [_chosen(advice[budget].field_only) for budget in FIELD_BUDGETS]
+        rows.append((Cell(name), Cell(numbers.fixed(ref), ref), *cells, _control(control)))
     if not rows:
         return None
-    heads = ("task", "reference", "best control", *(f"best at {name}" for name, _ in BUDGETS))
+    heads = (
+        *("task", "reference"),
+        *(f"best at {_nfe(budget)}" for budget in BUDGETS),
+        *(f"field alone, {_nfe(budget)}" for budget in FIELD_BUDGETS),
+        "best control",
+    )
     return Table("At a glance", heads, tuple(rows), names=1)
 
 
-def _best(frame: pd.DataFrame) -> Cell:
-    """The smallest error with, on a second line, whose it is."""
-    if frame.empty:
+def _nfe(budget: float) -> str:
+    return "any NFE" if math.isinf(budget) else "1 NFE" if budget == 1 else f"≤ {budget:g} NFE"
+
+
+def _control(advice: recommend.Advice) -> Cell:
+    if not advice.control_name:
         return Cell("–")
-    row = frame.sort_values("bpd_mae_all", kind="stable").iloc[0]
-    whose = row["row"] if row["method"] == "control" or not row["model"] else f"{row['row']} · {row['model']}"
-    return Cell(f"{numbers.number(row['bpd_mae_all'], 2)}\n{whose}", float(row["bpd_mae_all"]))
+    return Cell(f"{numbers.number(advice.control, 2)}\n{advice.control_name}", advice.control)
+
+
+def _chosen(choice: recommend.Choice | None, warnings: tuple[str, ...] = ()) -> Cell:
+    """The smallest error with its interval; on lines below whose it is, and what to beware of."""
+    if choice is None:
+        return Cell("–")
+    error = choice.error().replace(" ", "\n", 1)
+    lines = (error, f"{choice.label} · {choice.model}", *(f"beware: {warning}" for warning in warnings))
+    return Cell("\n".join(lines), choice.mae)
 
 
 def _masses(frame: pd.DataFrame) -> Table | None:
