@@ -138,3 +138,19 @@ def test_no_sentence_of_the_readme_is_long() -> None:
     lines = [line for line in text.splitlines() if not line.startswith(("|", "!"))]
     sentences = [part for line in lines for part in re.split(r"(?<=[.:;])\s|\s·\s", line)]
     assert not [s for s in sentences if len(re.sub(r"\]\([^)]*\)", "", s).split()) > 30]
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    """Paths in backticks that end as a source file does, from the root, from a package or from `flowlik_models`."""
+    roots = [
+        ROOT,
+        *(ROOT / name for name in ("benchmarks", "estimators", "models")),
+        ROOT / "models" / "flowlik_models",
+    ]
+    missing = {
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in DOCUMENTS
+        for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|toml|sh))`", page.read_text())
+        if not any((root / name).exists() for root in roots) and not name.startswith(("runs/", "my_", "mine"))
+    }
+    assert not missing

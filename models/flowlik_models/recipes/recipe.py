@@ -39,7 +39,7 @@ class Recipe:
     (conditional velocities, and divergences of the averaged network's own diagonal), or a model id. ``network``:
     options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at zero).
     ``path``: the framework of a field that is trained on conditional targets alone, or of a one-step generator.
-    ``faults``: faults of the released F2D2 code to reproduce (docs/training.md).
+    ``faults``: faults of the released F2D2 code to reproduce (docs/training-ablations.md).
 
     Options of every training are grouped: ``optimiser``, ``times``, ``points``, ``weights``, ``trajectories``,
     ``execution`` (`flowlik_models.recipes.options`). Options of one objective: ``divergence_target``, how the
