@@ -36,10 +36,10 @@ class Imitation:
     every second match is moved off the path by noise of this many times 1 - t (0: none is, as published); without it
     nothing determines the policy's slope across the path, on which the frozen likelihood rests. ``dropout``:
     probability with which a component is left out, 0.05 to 0.1 as published; the fit then stays a compromise between
-    mixtures with and without it (docs/training-ablations.md). ``noise_end``: share of rows anchored at the noise end of their
-    segment, for sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the network's
-    own policies lead from the noise, instead of points on the path of the data. ``divergence``: weight of the error of
-    the divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
+    mixtures with and without it (docs/training-ablations.md). ``noise_end``: share of rows anchored at the noise end
+    of their segment, for sampling; the others at the data end, for likelihoods. ``data_free``: anchors are where the
+    network's own policies lead from the noise, instead of points on the path of the data. ``divergence``: weight of
+    the error of the divergence (0: not matched). ``eps``: the data end of the network lies at t = 1 - eps.
     """
 
     head: PolicyHead = field(default_factory=PolicyHead)
