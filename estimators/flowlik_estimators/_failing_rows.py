@@ -42,8 +42,8 @@ class Unanswered(Exception):  # noqa: N818 - an outcome, turned into a status, n
         self.cost = cost
 
 
-def answered(attempt: Attempt[A], run: Run) -> tuple[A, Cost]:
-    """The answer for all rows of the call, NaN in those that have none, and what it cost.
+def answered(attempt: Attempt[A], run: Run) -> tuple[A, Cost, bool]:
+    """The answer for all rows, NaN in those that have none; what it cost; whether all are known to be finite.
 
     Raises:
         Unanswered: no row has an answer.
@@ -57,7 +57,7 @@ def answered(attempt: Attempt[A], run: Run) -> tuple[A, Cost]:
     else:
         search.charge(run.counts, torch.arange(run.batch))
         answer = search.named(answer)
-    return answer, search.cost()
+    return answer, search.cost(), search.whole
 
 
 def watched(model: Any) -> Any:
@@ -73,6 +73,7 @@ class _Search(Generic[A]):
     failed: list[tuple[Tensor, Diverged]] = field(default_factory=list)
     done: list[tuple[Tensor, A]] = field(default_factory=list)
     tried: int = 0
+    whole: bool = False
 
     def charge(self, counts: Counts, rows: Tensor) -> None:
         self.spent.append((counts, rows))
@@ -162,7 +163,11 @@ class _Search(Generic[A]):
         """An answer with NaN in some rows, with the reason where it is the model's own NaN."""
         values = answer.log_prob if isinstance(answer, Estimate) else answer.x.detach().flatten(1).sum(1)
         assert values is not None
-        if answer.status != "ok" or answer.reason is not None or bool(torch.isfinite(values).all()):
+        finite = torch.isfinite(values)
+        if isinstance(answer, Samples) and answer.log_prob is not None:
+            finite &= torch.isfinite(answer.log_prob)
+        self.whole = answer.status == "ok" and bool(finite.all())
+        if answer.status != "ok" or answer.reason is not None or self.whole:
             return answer
         bad = torch.isnan(values).nonzero().flatten().cpu()
         why = self._found(bad[:1]) if len(bad) else None

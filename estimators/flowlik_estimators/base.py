@@ -26,6 +26,7 @@ from flowlik_estimators.model_checks.guards import DTYPES, check_points, device_
 from flowlik_models.interfaces import ends_of
 from flowlik_models.names import unknown
 from flowlik_models.numerics import random
+from flowlik_models.numerics.float32 import full_float32
 
 Answer = TypeVar("Answer", Estimate, Samples)
 
@@ -131,7 +132,7 @@ class Estimator:
         items: Tensor | None = None,
         differentiable: bool = False,
     ) -> Estimate:
-        """Estimate log p at t = 1 - eps of every row of x, in nats.
+        """Estimate log p at t = 1 - eps of every row of x, in nats; float32 is taken in full, whatever torch allows.
 
         A model with a clean end t_1 of its own (`HasSource`) is estimated there, ``log p_{t_1}(t_1 x) + d log t_1``,
         unless ``eps`` is given: then it is log p_{1 - eps}(x) as everywhere.
@@ -167,6 +168,7 @@ class Estimator:
         if refusal is not None:
             return _failed(x, "refused", refusal, Cost())
         with (
+            full_float32(),
             mode(differentiable),
             stand_in.held(model, differentiable=differentiable) as held,
             one_dtype(held.tensors, x),
@@ -181,7 +183,7 @@ class Estimator:
                 return self._log_prob(watched(asked) if watch else asked, points, part)
 
             try:
-                estimate, cost = answered(attempt, run)
+                estimate, cost, whole = answered(attempt, run)
             except Unanswered as failure:
                 return _failed(x, "diverged", str(failure), failure.cost)
             if estimate.status == "ok" and _is_free(cost):
@@ -189,7 +191,7 @@ class Estimator:
             if (why := self._ignores_source(run, "noise_end", "source_log_prob")) is not None:
                 return _failed(x, "refused", why, cost)
             estimate = estimate if scale == 1.0 else _rescaled(estimate, scale, run)
-            return _finished(_with_mode(estimate, held) if differentiable else estimate, run, cost)
+            return _finished(_with_mode(estimate, held) if differentiable else estimate, run, cost, whole)
 
     @final
     def sample(
@@ -241,6 +243,7 @@ class Estimator:
         if refusal is not None:
             return _no_samples(like, "refused", refusal, Cost())
         with (
+            full_float32(),
             mode(differentiable=False),
             stand_in.held(model, differentiable=False) as held,
             one_dtype(held.tensors, like),
@@ -254,7 +257,7 @@ class Estimator:
                 )
 
             try:
-                samples, cost = answered(attempt, run)
+                samples, cost, whole = answered(attempt, run)
             except Unanswered as failure:
                 return _no_samples(like, "diverged", str(failure), failure.cost)
         if samples.status == "ok" and _is_free(cost):
@@ -266,7 +269,9 @@ class Estimator:
         valid = torch.isfinite(samples.x).flatten(1).all(1)
         if samples.log_prob is not None:
             valid &= torch.isfinite(samples.log_prob)
-        status, reason = _verdict(samples.status, samples.reason, valid)
+        status, reason = (
+            (samples.status, samples.reason) if whole else _verdict(samples.status, samples.reason, valid)
+        )
         return replace(samples, cost=cost, valid=valid, status=status, reason=reason)
 
     # --- inside ---
@@ -433,12 +438,17 @@ def _rescaled(answer: Answer, scale: float, run: Run) -> Answer:
     return replace(answer, log_prob=answer.log_prob.double() + math.prod(run.event_shape) * math.log(scale))
 
 
-def _finished(estimate: Estimate, run: Run, cost: Cost) -> Estimate:
+def _finished(estimate: Estimate, run: Run, cost: Cost, whole: bool) -> Estimate:
     log_prob, stderr = estimate.log_prob.double(), estimate.stderr
     if not run.differentiable:
         log_prob, stderr = log_prob.detach(), None if stderr is None else stderr.detach()
-    valid = torch.isfinite(log_prob) & estimate.valid.to(run.device)
-    status, reason = _verdict(estimate.status, estimate.reason, valid)
+    # one truth for all rows stays where it is: to take it to a device would make the host wait
+    usable = estimate.valid if estimate.valid.ndim == 0 else estimate.valid.to(run.device)
+    valid = torch.isfinite(log_prob) & usable
+    known = whole and estimate.valid.ndim == 0 and bool(estimate.valid)
+    status, reason = (
+        (estimate.status, estimate.reason) if known else _verdict(estimate.status, estimate.reason, valid)
+    )
     return replace(
         estimate, log_prob=log_prob, stderr=stderr, cost=cost, valid=valid, status=status, reason=reason
     )

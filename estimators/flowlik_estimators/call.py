@@ -115,8 +115,10 @@ class Run:
         return torch.zeros(self.batch, dtype=torch.float64, device=self.device)
 
     def at(self, t: float | Tensor) -> Tensor:
-        """The time t as models want it: (batch,) in x's dtype and on its device."""
-        return torch.as_tensor(t, dtype=self.dtype, device=self.device).expand(self.batch).contiguous()
+        """The time t as models want it: (batch,) in x's dtype and on its device, where a number is not copied to."""
+        if not isinstance(t, Tensor) or (t.ndim == 0 and t.device.type == "cpu" != self.device.type):
+            return torch.full((self.batch,), float(t), dtype=self.dtype, device=self.device)
+        return t.to(self.device, self.dtype).expand(self.batch).contiguous()
 
     def times(self, grid: str, steps: int, start: float, end: float) -> list[float]:
         """A time grid rounded to x's dtype, so that s - t is the same here and inside the model."""

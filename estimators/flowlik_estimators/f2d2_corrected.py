@@ -104,11 +104,12 @@ class F2D2Corrected(Traced):
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x at ``end``; the head's integral (batch,), and its error at every time (batch, steps, times), float64."""
-        plain, every = run.zeros(), []
+        plain, every, draws = run.zeros(), [], self._draws(run)
         for step, (t, s) in enumerate(pairwise(run.times(self.grid, self.steps, start, end))):
+            times = self._times(draws[:, step], t, s, run)
             residuals = [
                 self._residual(model, x, t, r, probes, run)
-                for r, probes in zip(self._times(step, t, s, run), self._probes(step, run), strict=True)
+                for r, probes in zip(times, self._probes(step, run), strict=True)
             ]
             every.append((s - t) * torch.stack(residuals, 1))
             u, div = _joint(model, run, x, run.at(t), run.at(s))
@@ -116,17 +117,16 @@ class F2D2Corrected(Traced):
             run.stepped()
         return x, plain, torch.stack(every, 1)
 
-    def _times(self, step: int, t: float, s: float, run: Run) -> Iterator[Tensor]:
+    def _draws(self, run: Run) -> Tensor:
+        """Uniform draws for the times of all steps, (batch, steps, times) float64."""
+        shape = (self.steps, self.replicates * self.corrections)
+        return random.uniform(
+            run.key, run.items, shape, stream=TIME_STREAM, dtype=torch.float64, device=run.device
+        )
+
+    def _times(self, unit: Tensor, t: float, s: float, run: Run) -> Iterator[Tensor]:
         """Times (batch,) on [t, s], one in each of replicates x corrections equal parts, in order."""
         count = self.replicates * self.corrections
-        unit = random.uniform(
-            run.key,
-            run.items,
-            (self.steps, count),
-            stream=TIME_STREAM,
-            dtype=torch.float64,
-            device=run.device,
-        )[:, step]
         part = torch.arange(count, dtype=torch.float64, device=run.device)
         yield from (t + (s - t) * (part + unit) / count).to(run.dtype).unbind(1)
 
@@ -155,7 +155,7 @@ class F2D2Corrected(Traced):
         size = math.prod(run.event_shape)
         ranks = random.uniform(run.key, run.items, (pairs * probes, size), stream=stream, dtype=torch.float64)
         turned = ranks.argsort(2) < size // 2
-        signs = 1.0 - 2.0 * turned.to(run.device, run.dtype)
+        signs = 1.0 - 2.0 * turned.to(run.device, run.dtype, non_blocking=True)
         second = drawn[:, 0 : 2 * pairs : 2] * signs.view(run.batch, pairs, probes, *run.event_shape)
         drawn = drawn.clone()
         drawn[:, 1 : 2 * pairs : 2] = second

@@ -200,17 +200,19 @@ class _Inversion:
             terms = self._with_graph(roots.z, roots.owner)
         count = roots.count(run.batch)
         none = count == 0
-        table = terms.new_full((run.batch, max(1, int(count.max()))), -math.inf)
+        numbers = (none.sum(), unsettled.sum(), (roots.sign > 0).sum(), (roots.sign < 0).sum(), count.max())
+        missing, moving, up, down, most = torch.stack(numbers).tolist()  # the host waits once
+        table = terms.new_full((run.batch, max(1, most)), -math.inf)
         table = table.index_put((roots.owner, roots.place()), terms)
         log_prob = table.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -math.inf)
         largest = torch.zeros_like(least).scatter_reduce(0, roots.owner, roots.residual, "amax")
         return Estimate(
             log_prob=log_prob,
-            valid=~none,
-            reason=_complaint(none, unsettled, _folds(roots.sign)),
+            valid=~none if missing else torch.ones((), dtype=torch.bool),
+            reason=_complaint(missing, moving, run.batch, _folded(up, down)),
             extra={
                 "roots": count,
-                "negative_roots": torch.bincount(roots.owner[roots.sign < 0], minlength=run.batch),
+                "negative_roots": torch.zeros_like(count).index_add(0, roots.owner, (roots.sign < 0).long()),
                 "residual": torch.where(none, least, largest),
                 "failed_starts": 1.0 - tried[1] / tried[0],
                 "starts": tried[0],
@@ -233,7 +235,7 @@ class _Inversion:
                 z = torch.cat((self.first, z), 1)
             found, solved, residual = self._from(z, items)
             before = roots.count(run.batch)
-            roots = roots.joined(found, self._reach(), items)
+            roots = roots.joined(found, self._reach(), items, run.batch)
             tried[0, items] += z.shape[1]
             tried[1, items] += solved.double().sum(1)
             least[items] = torch.minimum(least[items], residual.amin(1))
@@ -312,8 +314,7 @@ class _Inversion:
             if not len(rows):
                 break
             step = torch.linalg.solve_ex(jacobian[rows], gap[rows][:, :, None])[0][:, :, 0]
-            z, came = self._stepped(z, active[rows], owner, step, residual)
-            active = active[rows][came]
+            z, active = self._stepped(z, active[rows], owner, step, residual)
             if not len(active):
                 break
         return z, residual, sign, log_det
@@ -321,7 +322,7 @@ class _Inversion:
     def _stepped(
         self, z: Tensor, rows: Tensor, owner: Tensor, step: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """z with the longest of the halved steps that comes closer, and which of ``rows`` (k,) did."""
+        """z with the longest of the halved steps that comes closer, and those of ``rows`` (k,) that did."""
         came = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
         left = torch.arange(len(rows), device=z.device)
         size = step.norm(dim=1, keepdim=True)
@@ -331,12 +332,13 @@ class _Inversion:
             tried = z[at] + (step[left] * 0.5**halving).to(z.dtype).reshape(-1, *self.run.event_shape)
             gap = (self.x[owner[at]] - _generated(self.model, tried, self.run, owner[at])).flatten(1).double()
             closer = gap.norm(dim=1) < residual[at]
-            z[at[closer]] = tried[closer]
-            came[left[closer]] = True
+            # chosen among values, not among rows: the host would have to wait for their number
+            z[at] = torch.where(closer.view(-1, *(1 for _ in self.run.event_shape)), tried, z[at])
+            came[left] = closer
             left = left[~closer]
             if not len(left):
-                break
-        return z, came
+                return z, rows
+        return z, rows[came]
 
     def _longest(self) -> float:
         """No step is longer than the latent's own size: beyond that the linear model means nothing."""
@@ -363,11 +365,14 @@ class _Roots:
 
     def some(self, which: Tensor) -> _Roots:
         """Those that a mask or an index names."""
-        return _Roots(*(getattr(self, field.name)[which] for field in fields(self)))
+        index = (
+            which.nonzero()[:, 0] if which.dtype == torch.bool else which
+        )  # the host waits for a count once
+        return _Roots(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def count(self, batch: int) -> Tensor:
         """How many each item has, (batch,)."""
-        return torch.bincount(self.owner, minlength=batch)
+        return self.owner.new_zeros(batch).index_add(0, self.owner, torch.ones_like(self.owner))
 
     def place(self) -> Tensor:
         """Of each root, how many the same item has before it, (k,)."""
@@ -377,11 +382,11 @@ class _Roots:
         place[order] = torch.arange(len(order), device=order.device) - first
         return place
 
-    def joined(self, found: _Roots, reach: float, items: Tensor) -> _Roots:
+    def joined(self, found: _Roots, reach: float, items: Tensor, batch: int) -> _Roots:
         """With what was found of these items; what lies within ``reach (1 + |z|)`` of an earlier one is left out."""
         both = [torch.cat((getattr(self, f.name), getattr(found, f.name))) for f in fields(self)]
         every = _Roots(*both)
-        where = torch.full((int(items.max()) + 1,), -1, device=items.device)
+        where = torch.full((batch,), -1, device=items.device)
         where[items] = torch.arange(len(items), device=items.device)
         asked = torch.isin(every.owner, items).nonzero()[:, 0]
         part = every.some(asked)
@@ -433,7 +438,9 @@ class _Draws:
         used = self.chosen[items, :among]
         place = torch.arange(among, device=items.device)
         nearest = torch.where(used, among, place).topk(-(-count // 2), largest=False, sorted=True).indices
-        known = torch.cat((used.nonzero()[:, 1].reshape(len(items), -1), nearest), 1)
+        known = torch.cat(
+            (used.byte().argsort(dim=1, descending=True, stable=True)[:, : self.taken], nearest), 1
+        )
         apart = _distances(z, z[rows[:, None], known]).amin(2)
         chosen = [nearest]
         for _ in range(count - nearest.shape[1]):
@@ -503,7 +510,10 @@ def _refused(run: Run, why: str) -> Estimate:
 
 def _folds(sign: Tensor) -> str | None:
     """One line where determinants have both signs."""
-    up, down = int((sign > 0).sum()), int((sign < 0).sum())
+    return _folded(*torch.stack([(sign > 0).sum(), (sign < 0).sum()]).tolist())
+
+
+def _folded(up: int, down: int) -> str | None:
     return (
         f"the generator folds: determinants are positive at {up} roots, negative at {down}"
         if up and down
@@ -520,8 +530,7 @@ def _unsettled(count: int, total: int) -> str:
     return f"the roots of {share} of the rows did not stand still: others are likely, and the density is too small"
 
 
-def _complaint(none: Tensor, unsettled: Tensor, folds: str | None) -> str | None:
-    missing, moving = int(none.sum()), int(unsettled.sum())
-    parts = [_rootless(missing, len(none))] if missing else []
-    parts += [_unsettled(moving, len(none))] if moving else []
+def _complaint(missing: int, moving: int, total: int, folds: str | None) -> str | None:
+    parts = [_rootless(missing, total)] if missing else []
+    parts += [_unsettled(moving, total)] if moving else []
     return "; ".join(parts + ([folds] if folds else [])) or None

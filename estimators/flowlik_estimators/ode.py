@@ -119,7 +119,7 @@ class ODE(ODEOptions):
             state.append(torch.zeros(run.batch, self.columns, dtype=dtype, device=run.device))
         if overlap is not None:
             state.append(torch.zeros_like(overlap, dtype=dtype))
-        times = torch.tensor([start, end], dtype=torch.float64, device=run.device)
+        times = torch.tensor([start, end], dtype=torch.float64)
         path = solve.path(evaluate, run, tuple(state), times)
         coarse, integral = path[0][-1], path[1 if log_prob else 0][-1]
         cross = None

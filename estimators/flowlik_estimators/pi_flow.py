@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class PiFlow(Estimator):
             extra["truncation"] = torch.cat(path.truncation)
         return Estimate(
             log_prob=run.source_log_prob(x0) + change,
-            valid=path.usable,
+            valid=path.valid,
             reason=path.complaint(),
             extra=extra,
         )
@@ -106,6 +106,14 @@ class PiFlow(Estimator):
         return path.samples(x, run.source_log_prob(x0) - change)
 
 
+class _Rows(NamedTuple):
+    """How many rows have a policy that can be followed, are finite at the end, and have but are not."""
+
+    usable: int
+    finite: int
+    lost: int
+
+
 class _Path:
     """The segments of one call from time ``start`` to ``end``, either order."""
 
@@ -113,7 +121,7 @@ class _Path:
         self.estimator, self.model, self.run = estimator, model, run
         self.ends = run.times("uniform", estimator.segments, start, end)
         self.usable = torch.ones(run.batch, dtype=torch.bool, device=run.device)
-        self.finite = self.usable.clone()
+        self.rows = _Rows(run.batch, run.batch, 0)
         self.informative = getattr(model, "frozen_density", True)
         self.truncation: list[Tensor] = []
 
@@ -157,17 +165,21 @@ class _Path:
         broken = ~self.usable.reshape(-1, *([1] * (x.ndim - 1)))
         return Samples(x=x.masked_fill(broken, math.nan), log_prob=log_prob, reason=self.complaint())
 
+    @property
+    def valid(self) -> Tensor:
+        """Which rows' policies could be followed; a single truth on the CPU where all could."""
+        return self.usable if self.rows.usable < len(self.usable) else torch.ones((), dtype=torch.bool)
+
     def complaint(self) -> str | None:
         """One line where some rows got a policy that cannot be followed, or substeps that are not finite."""
-        bad, total = int((~self.usable).sum()), len(self.usable)
-        lost = int((self.usable & ~self.finite).sum())
+        rows, total = self.rows, len(self.usable)
         parts = []
-        if bad:
+        if rows.usable < total:
             what = "the policy's parameters are not finite or a variance is not positive"
-            parts.append(f"{what} in {bad} of {total} rows")
-        if lost:
+            parts.append(f"{what} in {total - rows.usable} of {total} rows")
+        if rows.lost:
             more = f"more than substeps={self.estimator.substeps} may help"
-            parts.append(f"the substeps do not stay finite in {lost} of {total} rows; {more}")
+            parts.append(f"the substeps do not stay finite in {rows.lost} of {total} rows; {more}")
         return "; ".join(parts) or None
 
     def _policy(self, x: Tensor, t: float, s: float, rows: slice = slice(None)) -> Policy:
@@ -182,10 +194,12 @@ class _Path:
 
     def _check(self, x: Tensor) -> None:
         """Raise where nothing is left: a policy that cannot be followed, or steps that are not finite."""
-        self.finite = torch.isfinite(x).flatten(1).all(1)
-        if not bool(self.usable.any()):
+        finite = torch.isfinite(x).flatten(1).all(1)
+        counts = torch.stack([self.usable.sum(), finite.sum(), (self.usable & ~finite).sum()])
+        self.rows = _Rows(*counts.tolist())  # the host waits once
+        if not self.rows.usable:
             raise self._lost(f"{self.complaint()}; the model's training went wrong, train it again")
-        if not bool(self.finite.any()):
+        if not self.rows.finite:
             raise self._lost(str(self.complaint()))
 
     def _lost(self, message: str) -> Diverged:

@@ -30,6 +30,7 @@ from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import CAPABILITIES, Moments, velocity_and_divergence
 from flowlik_models.moments import moments as moment_files
+from flowlik_models.numerics.device_arrays import device_array
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 
 Derivative = Literal["own", "data", "residual"]
@@ -98,12 +99,11 @@ class WhitenedODE(ODEOptions):
         return replace(samples, x=x, log_prob=samples.log_prob - field.log_volume(t))
 
     def _field(self, model: Any, run: Run) -> ResidualField:
-        variances = _variances(model.moments, self.floor)
-        time = (
-            SolverTime(min(variances) ** 0.5, run.data_end, run.noise_end)
-            if self.clock == "stretched"
-            else None
-        )
+        variances = _variances(model.moments, self.floor, run.device)
+        time = None
+        if self.clock == "stretched":
+            smallest = float(_variances(model.moments, self.floor, torch.device("cpu")).min())
+            time = SolverTime(smallest**0.5, run.data_end, run.noise_end)
         derivative: Derivative = "residual" if self.control == "gaussian" else "data"
         if run.differentiable:
             derivative = "own"
@@ -149,16 +149,14 @@ class ResidualField:
         self,
         model: Any,
         run: Run,
-        variances: list[float],
+        variances: Tensor,
         time: SolverTime | None,
         derivative: Derivative,
     ) -> None:
         self.event_shape = run.event_shape
         self.moments: Moments = model.moments
         self._model, self._solver_time, self._derivative = model, time, derivative
-        self._spaces = {
-            dtype: _Space(self.moments, variances, dtype, run.device) for dtype in {run.dtype, torch.float64}
-        }
+        self._spaces = {dtype: _Space(self.moments, variances, dtype) for dtype in {run.dtype, torch.float64}}
 
     def velocity(self, y: Tensor, u: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """dy/du, (batch, *event)."""
@@ -257,12 +255,11 @@ class _WhitenedSource:
 class _Space:
     """Moments as tensors; functions of the variances are (batch, k), with one column more for the rest."""
 
-    def __init__(
-        self, moments: Moments, variances: list[float], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.values = torch.tensor(variances, dtype=dtype, device=device)
-        self.mean = torch.from_numpy(moments.mean).to(device, dtype)
-        self.vectors = torch.from_numpy(moments.eigenvectors).to(device, dtype)
+    def __init__(self, moments: Moments, variances: Tensor, dtype: torch.dtype) -> None:
+        device = variances.device
+        self.values = variances.to(dtype)
+        self.mean = device_array(moments.mean, dtype, device)
+        self.vectors = device_array(moments.eigenvectors, dtype, device)
         self.rank = self.vectors.shape[1]
         self.rest = moments.rest is not None
 
@@ -287,9 +284,12 @@ class _Space:
         return combined + sum(z * f[:, -1:] for z, f in terms) if self.rest else combined
 
 
-def _variances(moments: Moments, floor: float | None) -> list[float]:
-    values = [*moments.eigenvalues.tolist(), *([] if moments.rest is None else [moments.rest])]
-    return [max(value, floor or 0.0) for value in values]
+def _variances(moments: Moments, floor: float | None, device: torch.device) -> Tensor:
+    """Eigenvalues and, if any, that of the rest, (k,) or (k + 1,) float64, none below the floor."""
+    values = device_array(moments.eigenvalues, torch.float64, device)
+    if moments.rest is not None:
+        values = torch.cat([values, values.new_full((1,), moments.rest)])
+    return values.clamp(min=floor or 0.0)
 
 
 def _with_derivative_of(value: Tensor, other: Tensor) -> Tensor:

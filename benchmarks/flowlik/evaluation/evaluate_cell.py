@@ -38,6 +38,7 @@ from flowlik.measures import accuracy, registry
 from flowlik.measures.arrays import Array
 from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
+from flowlik_models.numerics.float32 import full_float32
 
 CYCLE_ITEMS = 256
 SHOWN_SAMPLES = 64
@@ -54,6 +55,7 @@ class Backend:
 THIS_PROCESS = Backend()
 
 
+@full_float32()
 def run_prepared(
     prepared: Prepared, *, batch_size: int | None = None, backend: Backend = THIS_PROCESS
 ) -> tuple[Row, Arrays]:

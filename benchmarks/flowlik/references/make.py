@@ -20,11 +20,13 @@ from flowlik.references.pooled import converge
 from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.stored_references import FOLDER, read_stored
+from flowlik_models.numerics.float32 import full_float32
 
 EXACT_DIMS = 128  # a node costs d products an item
 
 
 # --- making -------------------------------------------------------------------------------------------------
+@full_float32()
 def make_reference(
     task: str,
     folder: Path,

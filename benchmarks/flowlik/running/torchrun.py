@@ -25,8 +25,9 @@ from flowlik.evaluation.prepare import Prepared, prepare
 from flowlik.measures.arrays import Array
 from flowlik.running.executor import ClaimCell, Result, Setup
 from flowlik.running.retries import Job, PreparedCell, finished
-from flowlik.running.workers.worker import Worker, use_full_float32
+from flowlik.running.workers.worker import Worker
 from flowlik.tasks.points import Points
+from flowlik_models.numerics.float32 import use_full_float32
 
 T = TypeVar("T")
 

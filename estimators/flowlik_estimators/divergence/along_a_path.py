@@ -43,26 +43,27 @@ class Quadrature:
         return replace(self, rule=clenshaw_curtis.stretched_rule)
 
     def times(self, run: Run) -> Tensor:
-        """Node times from the noise end to the data end, as fine as this call may want them."""
+        """Node times from the noise end to the data end, as fine as this call may want them, on the CPU."""
         nodes = self.nodes or clenshaw_curtis.FINEST
-        return self.rule(nodes, run.data_end, run.noise_end)[0].to(run.device)
+        return self.rule(nodes, run.data_end, run.noise_end)[0]
 
     def exact(self, evaluator: Evaluator, path: Tensor, run: Run) -> Estimate:
         """The integral of div v over [noise end, data end] along states (nodes, batch, *event) at `times`.
 
         Each item takes more nodes until its own estimate of the error meets the tolerance.
         """
-        times = self.times(run)
+        times = self.times(run).to(run.device, non_blocking=True)
         values = torch.zeros(run.batch, len(times), dtype=torch.float64, device=run.device)
         total, error, nodes = run.zeros(), run.zeros(), run.zeros()
         active, evaluated = torch.arange(run.batch, device=run.device), set[int]()
         for level in self._levels():
             stride = clenshaw_curtis.stride(level, len(times))
             fresh = sorted(set(range(0, len(times), stride)) - evaluated)
-            for js in torch.split(torch.tensor(fresh, device=run.device), _together(run, len(active))):
-                states = path[js] if len(active) == run.batch else path[js][:, active]
-                divergences = _divergences(evaluator, states, times[js], run.rows(active))
-                values[active[:, None], js] = divergences
+            every = len(active) == run.batch
+            rows = run if every else run.rows(active)
+            for js in torch.split(_progression(fresh, run), _together(run, len(active))):
+                states = path[js] if every else path[js][:, active]
+                values[active[:, None], js] = _divergences(evaluator, states, times[js], rows)
             evaluated.update(fresh)
             here = values[active][:, ::stride]
             total = total.index_copy(
@@ -158,6 +159,11 @@ def _variance(columns: Tensor, squares: Tensor, node: Node) -> tuple[Tensor, int
         return None if scaled is None else (scaled, 1)
     sample = columns.var(1)
     return (sample, k - 1) if scaled is None else ((sample + scaled) / 2.0, 2 * k - 1)
+
+
+def _progression(indices: Sequence[int], run: Run) -> Tensor:
+    """Equidistant indices, made on the device."""
+    return torch.arange(indices[0], indices[-1] + 1, indices[1] - indices[0], device=run.device)
 
 
 def _together(run: Run, rows: int) -> int:

@@ -62,7 +62,7 @@ class Pilot:
         run = self.run
         finest = nodes or 65
         times = clenshaw_curtis.angle_rule(finest, run.data_end, run.noise_end)[0]
-        path = solve.states(self.model, run.source(), run, times.to(run.device))
+        path = solve.states(self.model, run.source(), run, times)
         self._draw()
         probes = torch.cat(
             [law.rotation.apply(signs) for law, signs in zip(self.laws, self.signs, strict=True)], 1
@@ -108,10 +108,10 @@ class Pilot:
 
     def _known(self, index: int) -> Known | None:
         """The control in one basis, None where there is none."""
-        law = self.laws[index]
+        law, device = self.laws[index], self.run.device
         if law.control is None:
             return None
-        spectrum = torch.stack([law.control.spectrum(torch.tensor([t])) for t in self.times])
+        spectrum = torch.stack([law.control.spectrum(torch.full((1,), t, device=device)) for t in self.times])
         axes = law.rotation.back(law.control.vectors.T)
         return Known(axes, spectrum)
 
@@ -144,14 +144,17 @@ class Pilot:
 
     def of_the_whole_path(self) -> tuple[Basis, float]:
         """One basis and coefficient for a probe that is fixed along the path."""
-        weights = self._weights(len(self.products))
+        weights = self._weights(len(self.products)).to(self.run.device)
         basis, coefficient, *_ = self._choose(weights[None, :])
-        return self.bases[int(basis)], float(coefficient)
+        chosen, factor = torch.cat([basis.double(), coefficient.double()]).tolist()
+        return self.bases[int(chosen)], factor
 
     def plan(self, *, neyman: bool) -> list[Node]:
         """Law and number of probes of every node: those of the options, or allocated by Neyman's rule."""
         options, count = self.options, len(self.products)
-        basis, coefficient, variance, scale = (c.tolist() for c in self._choose(torch.eye(count)))
+        chosen = self._choose(torch.eye(count, device=self.run.device))
+        index, coefficient, variance, scale = torch.stack([each.double() for each in chosen]).tolist()
+        basis = map(int, index)
         probes = self._neyman(variance) if neyman else [options.probes] * count
         return [
             Node(self.bases[b], c, n, v, s, self.error)

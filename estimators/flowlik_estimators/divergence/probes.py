@@ -33,6 +33,7 @@ from flowlik_estimators.divergence import skewness
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
 from flowlik_models.numerics import random
 from flowlik_models.numerics.cosine_transform import cosines
+from flowlik_models.numerics.device_arrays import device_array
 from flowlik_models.numerics.streams import ORDER_STREAM
 
 Noise = Literal["rademacher", "gaussian", "orthogonal"]
@@ -57,8 +58,8 @@ def rotation(
         return Rotation(d, lambda s: s, lambda v: v)
     if basis == "dct":
         channels, rows, columns = event_shape
-        colour = (_opponent() if channels == 3 else torch.ones(1, 1, dtype=torch.float64)).to(device, dtype)
-        down, across = (_cosines(n).to(device, dtype) for n in (rows, columns))
+        colour = _colours(channels, dtype, device)
+        down, across = (_cosines(n, dtype, device) for n in (rows, columns))
 
         def image(s: Tensor) -> Tensor:
             planes = s.reshape(*s.shape[:-1], *event_shape)
@@ -71,7 +72,7 @@ def rotation(
             return (colour @ planes).reshape(*v.shape[:-1], d)
 
         return Rotation(d, image, waves)
-    vectors = torch.as_tensor(moments.eigenvectors).to(device, dtype)
+    vectors = device_array(moments.eigenvectors, dtype, device)
     rank = vectors.shape[1]
     if rank == d:
         return Rotation(d, lambda s: s @ vectors.T, lambda v: v @ vectors)
@@ -116,12 +117,11 @@ class GaussianControl:
         self, moments: Any, event_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> None:
         d = math.prod(event_shape)
-        self.vectors = torch.as_tensor(moments.eigenvectors).to(device, dtype)
+        self.vectors = device_array(moments.eigenvectors, dtype, device)
         self.left_over = d - self.vectors.shape[1]
-        values = np.asarray(moments.eigenvalues, dtype=np.float64)
+        self.eigenvalues = device_array(moments.eigenvalues, torch.float64, device)
         if self.left_over:
-            values = np.append(values, float(moments.rest))
-        self.eigenvalues = torch.as_tensor(values).to(device)
+            self.eigenvalues = torch.cat([self.eigenvalues, self.eigenvalues.new_full((1,), moments.rest)])
 
     def squares(self, probes: Tensor) -> Tensor:
         """Squared eigen-coordinates of probes (batch, k, *event), (batch, k, eigenvalues): all that a form needs."""
@@ -185,16 +185,19 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-def _opponent() -> Tensor:
-    """Grey, red-green and yellow-blue, orthonormal rows."""
+@lru_cache(maxsize=8)
+def _colours(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Grey, red-green and yellow-blue, orthonormal rows; of one channel itself."""
+    if channels != 3:
+        return torch.ones(1, 1, dtype=dtype, device=device)
     rows = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
-    return torch.nn.functional.normalize(rows, dim=1)
+    return torch.nn.functional.normalize(rows, dim=1).to(device, dtype)
 
 
 @lru_cache(maxsize=16)
-def _cosines(n: int) -> Tensor:
+def _cosines(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`cosines`, made once."""
-    return cosines(n)
+    return cosines(n).to(device, dtype)
 
 
 @lru_cache(maxsize=4)

@@ -30,7 +30,7 @@ State = tuple[Tensor, ...]
 
 
 def adams_pec(evaluate: Callable[[Tensor, State], State], state: State, times: Tensor) -> Iterator[State]:
-    """The states at the times (steps + 1,) float64, monotone, one after the other, from the state at the first.
+    """The states at the times (steps + 1,) float64 on the CPU, monotone, one after the other, from that at the first.
 
     ``evaluate(t, state)`` gives the derivatives, of the state's shapes.
     """

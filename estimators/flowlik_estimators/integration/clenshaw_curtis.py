@@ -84,7 +84,7 @@ def integral(values: Tensor, end: float, rule: Rule = angle_rule, start: float =
     >>> round(float(integral(times[None] ** 2, 1.0)), 4)  # of t^2 from 0 to 1
     0.3333
     """
-    return values @ rule(values.shape[1], end, start)[1].to(values)
+    return values @ _weights(rule, values.shape[1], end, start, values.dtype, values.device)
 
 
 def error_estimate(values: Tensor, end: float, rule: Rule = angle_rule, start: float = 0.0) -> Tensor:
@@ -96,8 +96,8 @@ def error_estimate(values: Tensor, end: float, rule: Rule = angle_rule, start: f
     if len(apart) < 2:
         return apart[0] if apart else rules[0].abs()
     difference = torch.maximum(apart[0], ACCIDENT * apart[1])
-    jacobian = rule(nodes, end, start)[1] / _clenshaw_curtis(nodes)
-    coefficients = (values * jacobian.to(values)) @ _chebyshev(nodes).to(values)
+    jacobian, modes = _expansion(rule, nodes, end, start, values.dtype, values.device)
+    coefficients = (values * jacobian) @ modes
     return torch.minimum(difference, (difference * _aliased(coefficients.abs())).sqrt())
 
 
@@ -128,7 +128,7 @@ def _aliased(coefficients: Tensor) -> Tensor:
     third = coefficients[:, 2 * quarter + 1 : 3 * quarter + 1].square().mean(1).sqrt()
     fourth = coefficients[:, 3 * quarter + 1 :].square().mean(1).sqrt()
     decay = torch.where(third > 0, fourth / third, 0.0).clamp(max=1.0)
-    mode = torch.arange(intervals + 2, 2 * intervals + 1, 2).to(coefficients)
+    mode = torch.arange(intervals + 2, 2 * intervals + 1, 2, device=coefficients.device).to(coefficients)
     seen_as = (_mode_integral(mode) - _mode_integral(2 * intervals - mode)).abs()
     ahead = (mode - (intervals - quarter / 2)) / quarter
     return fourth * (decay[:, None] ** ahead * seen_as).square().sum(1).sqrt()
@@ -137,6 +137,23 @@ def _aliased(coefficients: Tensor) -> Tensor:
 def _mode_integral(mode: Tensor) -> Tensor:
     """int_{-1}^{1} T_k of even k."""
     return 2.0 / (1.0 - mode.square())
+
+
+@lru_cache(maxsize=64)
+def _weights(
+    rule: Rule, nodes: int, end: float, start: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A rule's weights where they are wanted; kept, since a copy makes the host wait for the device."""
+    return rule(nodes, end, start)[1].to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _expansion(
+    rule: Rule, nodes: int, end: float, start: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What turns an integrand into one of the rule's variable, (nodes,), and that into Chebyshev coefficients."""
+    jacobian = rule(nodes, end, start)[1] / _clenshaw_curtis(nodes)
+    return jacobian.to(device, dtype), _chebyshev(nodes).to(device, dtype)
 
 
 @lru_cache(maxsize=8)

@@ -141,7 +141,7 @@ class Solve:
         times: Tensor,
         step_ends: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """The parts of the state at the given monotone times, (times, batch, ...) each.
+        """The parts of the state at the given monotone times, (times, batch, ...) each; the times are on the CPU.
 
         ``step_ends``: times at which an adaptive solver ends a step, by default the last one alone; at the others it
         interpolates. A fixed-step solver takes all times into its grid.
@@ -156,15 +156,15 @@ class Solve:
             side.callback_accept_step = lambda *_: run.stepped()
             side.callback_reject_step = lambda *_: run.stepped(accepted=False)
             # the end is a step's end: otherwise the solver steps beyond it and interpolates
-            return self._torchdiffeq(
-                side, state, times, {"step_t": times[-1:] if step_ends is None else step_ends}
-            )
+            times, step_ends = _moved(run, times, times[-1:] if step_ends is None else step_ends)
+            return self._torchdiffeq(side, state, times, {"step_t": step_ends})
         assert self.steps is not None
         assert self.grid is not None
-        grid = _through(time_grid(self.grid, self.steps, start, end), ends).to(run.device)
+        grid = _through(time_grid(self.grid, self.steps, start, end), ends)
         if self.solver == "adams_pec":
             return _by_adams(side, state, grid, set(ends))
         side.callback_step = lambda *_: run.stepped()
+        times, grid = _moved(run, times, grid)
         return self._torchdiffeq(side, state, times, {"grid_constructor": lambda func, y0, t: grid})
 
     def _torchdiffeq(
@@ -190,6 +190,12 @@ class Solve:
 def _norm_of_the_controlled(parts: tuple[Tensor, ...]) -> Tensor:
     """The largest root-mean-square of the controlled parts, as torchdiffeq takes it of all."""
     return max(part.abs().pow(2).mean().sqrt() for part in parts[:CONTROLLED])
+
+
+def _moved(run: Run, times: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the device, by one copy; what the host gives away is copied aside, so that it need not wait."""
+    moved = torch.cat((times, others)).to(run.device, non_blocking=True)
+    return moved[: len(times)], moved[len(times) :]
 
 
 def _through(grid: Tensor, times: list[float]) -> Tensor:

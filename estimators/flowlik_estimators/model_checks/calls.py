@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -102,7 +103,8 @@ class _Call:
             raise
         if versions != [value._version for value in watched]:
             raise self._changed()
-        if not all(bool(_equal(old, new).all()) for old, new in zip(before, watched, strict=False)):
+        same = [_equal(old, new).all() for old, new in zip(before, watched, strict=False)]
+        if same and not bool(torch.stack(same).all()):  # the host waits once
             raise self._changed()
         self.first = False
         return answer
@@ -184,11 +186,23 @@ class _Look:
         *,
         by_rows: bool = False,
     ) -> None:
-        self.call, self.inputs, self.pick, self.by_rows = call, inputs, pick, by_rows
-        self.rows = _rows_of_one_time(inputs)
-        self.some = [value[self.rows] for value in inputs]
-        self.cond = answers.mapped(cond, lambda value: value[self.rows])
+        self.call, self.inputs, self.whole_cond, self.pick, self.by_rows = call, inputs, cond, pick, by_rows
         self.wanted = [value.requires_grad for value in inputs]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The first rows that have the times of row 0; most answers are never looked at."""
+        return _rows_of_one_time(self.inputs)
+
+    @cached_property
+    def some(self) -> list[Tensor]:
+        """Those rows of the inputs."""
+        return [value[self.rows] for value in self.inputs]
+
+    @cached_property
+    def cond(self) -> Any:
+        """Those rows of the condition."""
+        return answers.mapped(self.whole_cond, lambda value: value[self.rows])
 
     def depends(self, value: Tensor) -> bool:
         """Whether the answer moves with the inputs whose gradient is wanted."""
@@ -214,7 +228,6 @@ class _Look:
 
 
 def _rows_of_one_time(inputs: list[Tensor]) -> Tensor:
-    """The first rows that have the times of row 0."""
     same = torch.ones(len(inputs[0]), dtype=torch.bool, device=inputs[0].device)
     for times in inputs[1:]:
         same &= _equal(times.detach(), times.detach()[0])

@@ -58,7 +58,12 @@ def _unit(key: int, items: Tensor, shape: tuple[int, ...], stream: int) -> np.nd
 def _to_torch(
     values: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    return torch.from_numpy(values.reshape(-1, *shape)).to(dtype=dtype, device=device)
+    return _moved(torch.from_numpy(values.reshape(-1, *shape)), dtype, device)
+
+
+def _moved(values: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """The draws where they are wanted; the host copies them aside at once, so that it need not wait for the device."""
+    return values.to(dtype=dtype, device=device, non_blocking=True)
 
 
 def uniform(
@@ -94,7 +99,7 @@ def gaussian(
     """
     unit = torch.from_numpy(_unit(key, items, shape, stream).reshape(-1, *shape))
     draws: Tensor = torch.special.ndtri(unit)
-    return draws.to(dtype=dtype, device=device)
+    return _moved(draws, dtype, device)
 
 
 def rademacher(

@@ -29,6 +29,7 @@ from flowlik_models.checkpoints import (
     save_checkpoint,
     save_tensors,
 )
+from flowlik_models.numerics.float32 import full_float32
 from flowlik_models.recipes.recipe import Recipe
 from flowlik_models.training import acceleration, throughput
 from flowlik_models.training.batches import Source
@@ -107,7 +108,8 @@ class _Training:
         self.network, self.average = network, copy.deepcopy(network).eval().requires_grad_(False)
         self.recipe, self.key, self.path, self.group = recipe, key, path, group
         self.optimiser = acceleration.optimiser(network, recipe, device)
-        self.waits = torch.device(device).type == "cpu"  # for every loss; a GPU's are read about every second
+        # for every loss, but where the fused optimiser of a GPU looks at them itself; those are read about every second
+        self.waits = torch.device(device).type != "cuda"
         self.pending: list[Tensor] = []  # losses not read yet
         self.losses: list[float] = []  # finite ones since the last report
         self.earlier = torch.zeros((), device=device)  # loss of the parts already taken
@@ -281,6 +283,7 @@ class _Monitor:
         return Progress(*counts, self.error, rate, flops, share)
 
 
+@full_float32()
 def train(
     task: str,
     model: str,

@@ -6,7 +6,6 @@ import pickle
 from dataclasses import replace
 
 import scipy.stats  # noqa: F401 - loaded, like the next, before the first cell's time begins
-import torch
 
 import flowlik_estimators  # noqa: F401
 from flowlik.cells import Cell
@@ -22,7 +21,6 @@ class Worker:
     """Takes a cell in two steps, so that its id is known before any work is done."""
 
     def __init__(self, setup: Setup, backend: Backend = THIS_PROCESS) -> None:
-        use_full_float32()
         self.run_id = setup.run_id
         self.environment = environment.describe(setup.argv)
         self._backend = backend
@@ -59,8 +57,3 @@ class Worker:
             )
         measured, arrays = run_prepared(self._prepared, batch_size=batch_size, backend=backend)
         return merged(self._row, measured), arrays
-
-
-def use_full_float32() -> None:
-    """float32 means float32, on every device."""
-    torch.backends.cudnn.allow_tf32 = False
