@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from flowlik_models.checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
+from flowlik_models.checkpoints import SHIPPED, CheckpointError, check_origin, fill, read_checkpoint
 from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form, constants_hash
 from flowlik_models.moments.training_images import IMAGE_SHAPES, training_moments
 from flowlik_models.names import unknown
@@ -197,9 +197,7 @@ def load_model(
         return closed_form(task).to(device).eval()
     file = _existing(task, model, path)
     tensors, card = read_checkpoint(file)
-    found = (card.get("task", task), card.get("model", model))
-    if found != (task, model):
-        raise CheckpointError(f"{file}: expected {model} on {task}, found {found[1]} on {found[0]}")
+    check_origin(file, card, task=task, model=model)
     network = build(task, recipe_for(task, model))
     fill(network, {name: tensor.float() for name, tensor in tensors.items()}, file)
     return network.to(device).eval()

@@ -184,13 +184,20 @@ def train_missing(cells: Sequence[Cell], out: Path, device: str) -> None:
 
 
 def run_folder(folder: Path, resume: bool) -> Path:
-    """The folder to write into; exit status 2 where it holds another run's records."""
+    """The folder to write into; exit status 2 where it holds another run's records.
+
+    Raises:
+        StorageError: its file system has no locks.
+    """
+    from flowlik.records.claims import Claims
+
     if (folder / "records.jsonl").exists() and not resume:
         raise fail(f"{folder} holds records already: go on with --resume, or give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise fail(f"{folder}: expected a folder that can be written ({error.strerror})") from None
+    Claims(folder).close()  # before anything is written
     return folder
 
 
