@@ -216,7 +216,7 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
     """What was kept along a model's training, by step, and last the finished model; empty without a checkpoint.
 
     Raises:
-        CheckpointError: a snapshot is damaged or does not say when it was taken.
+        CheckpointError: a snapshot is damaged, of another model, or does not say when it was taken.
     """
     file = checkpoint_path(task, model)
     if not file.is_file():
@@ -229,7 +229,10 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
         try:
             with safe_open(path, "pt") as content:
                 told = content.metadata() or {}
+            check_origin(path, {}, task=task, model=model)
             kept.append(Snapshot(int(told["step"]), float(told["cpu_seconds"]), path))
+        except CheckpointError:
+            raise
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: expected a snapshot with its step and cpu_seconds ({error})"
