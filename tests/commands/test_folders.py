@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from flowlik.records.journal import StorageError
 from flowlik.report.figures import kinds
 from flowlik.report.figures.kinds import draw_all
 from flowlik.report.page.write import write_report
+from flowlik.running import registry
+from flowlik.running.inline import Inline
 from flowlik.running.run import run_cells
 from flowlik_estimators import get
 from flowlik_models import files
@@ -200,3 +203,38 @@ def test_rows_of_another_schema_are_left_out_by_one_line(tmp_path: Path) -> None
         done = call("reproduce", "f" * 16, "--in", tmp_path)
     assert done.exit_code == 2
     assert "no cell" in done.stderr
+
+
+# --- going on with records of other code --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "made"),
+    [
+        (
+            {"commit": "a" * 40, "dirty": False, "versions": {"flowlik": "0.0.1"}},
+            "flowlik 0.0.1 at commit aaaaaaaaaa, this",
+        ),
+        ({"commit": None, "versions": {"flowlik": "0.0.1"}}, "flowlik 0.0.1, this"),
+        (
+            {"commit": "b" * 40, "dirty": True, "versions": []},
+            "no known version at commit b+ with changed files,",
+        ),
+    ],
+)
+def test_going_on_with_records_of_other_code_says_so(
+    tmp_path: Path, known: dict[str, object], made: str
+) -> None:
+    words = ("run", "-t", "gmm-2d", "-e", "control-mean", "--limit", "5", "--no-report", "--out", tmp_path)
+    executors = {"serial": lambda setup, address: Inline(setup)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "EXECUTORS", executors)
+        assert call(*words).exit_code == 0
+        assert call(*words, "--resume").stderr == ""
+        environment = json.loads((tmp_path / "environments.jsonl").read_text())
+        (tmp_path / "environments.jsonl").write_text(json.dumps(environment | known) + "\n")
+        done = call(*words, "--resume")
+    assert done.exit_code == 0
+    (line,) = done.stderr.splitlines()
+    assert re.search(rf"^flowlik: \d of the cells that are done were run by .*{made}", line)
+    assert "they stay as they are: give another --out" in line
