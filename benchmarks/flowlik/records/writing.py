@@ -48,13 +48,13 @@ def to_line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(to_plain(row), allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
-def append_line(path: Path, row: Mapping[str, Any]) -> int:
-    """Append `row` to the JSON Lines file `path`, whole or not at all, and sync it to disk; where the line ends.
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append `row` to the JSON Lines file `path`, whole or not at all, and sync it to disk.
 
     Raises:
         StorageError: the disk is full or cannot be written; the file is as it was before.
     """
-    return journal.append(path, to_line(row))
+    journal.append(path, to_line(row))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -14,7 +14,7 @@ from flowlik.evaluation.row import Row
 from flowlik.records import claims, journal
 from flowlik.records.columns import FINISHED
 from flowlik.records.reading import latest_rows
-from flowlik.records.writing import append_line, to_plain, write_arrays
+from flowlik.records.writing import append_line, to_line, to_plain, write_arrays
 from flowlik.running.executor import Claim, Result
 from flowlik_models.files import remove_leftovers
 
@@ -85,7 +85,7 @@ class RunFolder:
             with journal.storage(self._out):
                 write_arrays(self._out / "items" / f"{result.cell_id}.npz", result.arrays)
         row = row | {"extra": row["extra"] | {"cell_s": round(result.seconds, 3)}}
-        self._end = append_line(self._out / "records.jsonl", row)
+        self._end = journal.append(self._out / "records.jsonl", to_line(row))
         self.check()
         if row["status"] in FINISHED:
             shutil.rmtree(self._out / journal.PARTIAL_RESULTS / result.cell_id, ignore_errors=True)

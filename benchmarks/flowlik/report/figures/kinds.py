@@ -252,7 +252,8 @@ def draw_all(run_dir: Path) -> list[Path]:
     records = frames.load(run_dir)
     folder = run_dir / "figures"
     paths: list[Path] = []
-    with paper(), new_folder(folder) as made:
+    inside = folder / drawn.LIST if folder.is_dir() else folder  # which may lie on another disk
+    with paper(), new_folder(beside=inside) as made:
         for name, figure in _figures(records, run_dir):
             _lay_out(figure)
             png, pdf = made / f"{name}.png", made / f"{name}.pdf"
