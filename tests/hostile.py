@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +69,8 @@ def lose_host_once(estimator: Hostile, x: torch.Tensor) -> None:
     mark = Path(estimator.mark)
     if not mark.exists():
         mark.touch()
-        os.kill(os.getppid(), signal.SIGKILL)
+        guard = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2]
+        os.kill(int(guard.split()[1]), signal.SIGKILL)
         time.sleep(60)
 
 
@@ -76,12 +80,58 @@ def allocate(estimator: Hostile, x: torch.Tensor) -> None:
 
 
 def creep(estimator: Hostile, x: torch.Tensor) -> None:
-    """`amount` megabytes a point in a process of its own that lifts the limit on allocations."""
+    """`amount` megabytes a point in a process that a thread starts and that lifts the limit on allocations."""
     lift = "resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))"
     take = f"x = b'a' * {len(x) * estimator.amount * 10**6}"
-    subprocess.run(
-        [sys.executable, "-c", f"import resource, time; {lift}; {take}; time.sleep(1.5)"], check=False
-    )
+    command = [sys.executable, "-c", f"import resource, time; {lift}; {take}; time.sleep(1.5)"]
+    thread = threading.Thread(target=subprocess.run, args=(command,))
+    thread.start()
+    thread.join()
+
+
+_LEAKED: list[torch.Tensor] = []
+
+
+def leak(estimator: Hostile, x: torch.Tensor) -> None:
+    """Keeps `amount` megabytes for good."""
+    _LEAKED.append(torch.zeros(estimator.amount * 10**6 // 8, dtype=torch.float64))
+
+
+def fork_twice(estimator: Hostile, x: torch.Tensor) -> None:
+    """Goes on in four processes."""
+    os.fork()
+    os.fork()
+
+
+def write_into_pipes(estimator: Hostile, x: torch.Tensor) -> None:
+    """Writes what looks like the beginning of something long into every socket it finds."""
+    for descriptor in range(3, 64):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.write(descriptor, b"hello, I am no answer")
+
+
+def daemon(estimator: Hostile, x: torch.Tensor) -> None:
+    """Leaves a process in a session of its own that nobody waits for, and notes its id in `mark`."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(estimator.mark).write_text(str(os.getpid()))
+            time.sleep(900)
+        os._exit(0)
+    while not (Path(estimator.mark).is_file() and Path(estimator.mark).read_text()):
+        time.sleep(0.01)
+
+
+def daemon_and_crash_once(estimator: Hostile, x: torch.Tensor) -> None:
+    if not Path(estimator.mark).exists():
+        daemon(estimator, x)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def daemon_and_sleep(estimator: Hostile, x: torch.Tensor) -> None:
+    daemon(estimator, x)
+    time.sleep(900)
 
 
 ACTS = {
@@ -94,4 +144,10 @@ ACTS = {
     "lose_host_once": lose_host_once,
     "allocate": allocate,
     "creep": creep,
+    "leak": leak,
+    "fork_twice": fork_twice,
+    "write_into_pipes": write_into_pipes,
+    "daemon": daemon,
+    "daemon_and_crash_once": daemon_and_crash_once,
+    "daemon_and_sleep": daemon_and_sleep,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 import typer
@@ -48,6 +49,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the console script."""
+    warnings.formatwarning = lambda message, *_, **__: f"flowlik: {' '.join(str(message).split())}\n"
     try:
         app()
     except SystemExit as end:

@@ -9,6 +9,7 @@ then the entry point's, or a module that registers some; entry points are loaded
 from __future__ import annotations
 
 import copyreg
+import math
 import pkgutil
 import re
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from flowlik_models.names import unknown
 from flowlik_models.plugins import load_plugins
 
 ENTRY_POINT_GROUP = "flowlik.estimators"
+MOST = 10_000
+"""Estimators that one specification may spell."""
 
 _REGISTRY: dict[str, type[Estimator]] = {}
 _LOADED: set[str] = set()
@@ -105,7 +108,7 @@ def parse_spec(spec: str) -> list[Estimator]:
     """Estimators from ``name[key=value,key=v1|v2]``; values apart by ``|`` are crossed, the last key fastest.
 
     Raises:
-        ValueError: the text is not of that form, or as `get`.
+        ValueError: the text is not of that form, spells more than `MOST`, or as `get`.
 
     >>> [estimator.label for estimator in parse_spec("f2d2[steps=1|2,grid=cosine]")]
     ['f2d2[steps=1,grid=cosine]', 'f2d2[steps=2,grid=cosine]']
@@ -127,6 +130,8 @@ def parse_spec(spec: str) -> list[Estimator]:
         if key in choices:
             raise ValueError(f"parameter {key!r} is given twice in {spec!r}")
         choices[key] = [_value(value.strip()) for value in values.split("|")]
+    if (number := math.prod(map(len, choices.values()))) > MOST:
+        raise ValueError(f"{match['name']}[...] spells {number:,} estimators, expected at most {MOST:,}")
     return [
         get(match["name"], **dict(zip(choices, pick, strict=True))) for pick in product(*choices.values())
     ]

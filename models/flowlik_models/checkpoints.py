@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
@@ -62,8 +62,8 @@ def save_checkpoint(
 ) -> None:
     """Save a module's tensors to ``path`` and its card beside it as JSON."""
     tensors = as_stored(module.state_dict(), stored)
-    save_tensors(path, tensors, {"task": str(card["task"]), "model": str(card["model"])})
     write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+    save_tensors(path, tensors, {"task": str(card["task"]), "model": str(card["model"])})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,6 +84,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except ValueError:
         raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON") from None
     return tensors, card
+
+
+def check_origin(path: Path, card: Mapping[str, Any], *, task: str, model: str) -> None:
+    """Hold what a checkpoint and its card say of themselves, where they do, against what they are taken for.
+
+    Raises:
+        CheckpointError: the weights or the card are those of another model.
+    """
+    with safe_open(path, "pt") as file:
+        own = file.metadata() or {}
+    for told in (card, own):
+        found = told.get("task", task), told.get("model", model)
+        if found != (task, model):
+            raise CheckpointError(f"{path}: expected {model} on {task}, found {found[1]} on {found[0]}")
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

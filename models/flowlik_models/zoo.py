@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from flowlik_models.checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint
+from flowlik_models.checkpoints import SHIPPED, CheckpointError, check_origin, fill, read_checkpoint
 from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form, constants_hash
 from flowlik_models.moments.training_images import IMAGE_SHAPES, training_moments
 from flowlik_models.names import unknown
@@ -197,9 +197,7 @@ def load_model(
         return closed_form(task).to(device).eval()
     file = _existing(task, model, path)
     tensors, card = read_checkpoint(file)
-    found = (card.get("task", task), card.get("model", model))
-    if found != (task, model):
-        raise CheckpointError(f"{file}: expected {model} on {task}, found {found[1]} on {found[0]}")
+    check_origin(file, card, task=task, model=model)
     network = build(task, recipe_for(task, model))
     fill(network, {name: tensor.float() for name, tensor in tensors.items()}, file)
     return network.to(device).eval()
@@ -218,7 +216,7 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
     """What was kept along a model's training, by step, and last the finished model; empty without a checkpoint.
 
     Raises:
-        CheckpointError: a snapshot is damaged or does not say when it was taken.
+        CheckpointError: a snapshot is damaged, of another model, or does not say when it was taken.
     """
     file = checkpoint_path(task, model)
     if not file.is_file():
@@ -231,7 +229,10 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
         try:
             with safe_open(path, "pt") as content:
                 told = content.metadata() or {}
+            check_origin(path, {}, task=task, model=model)
             kept.append(Snapshot(int(told["step"]), float(told["cpu_seconds"]), path))
+        except CheckpointError:
+            raise
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: expected a snapshot with its step and cpu_seconds ({error})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import EntryPoint
 from itertools import product
@@ -11,9 +12,13 @@ from types import ModuleType
 import pytest
 
 from flowlik.cells import Options
+from flowlik.evaluation.models import load
 from flowlik.planning import suites
 from flowlik.planning.selection import plan_cells
+from flowlik.planning.suites import expand, load_suite
 from flowlik.running.run import run_cell
+from flowlik.tasks.registry import get_task
+from flowlik_estimators import parse_spec
 from flowlik_models import plugins, zoo
 from flowlik_models.zoo import TASK_MODELS
 
@@ -187,3 +192,81 @@ def test_suites_of_another_package_go_by_their_entry_points_names(
     assert found["PATH"] == found["path"] == Path(others.PATH)
     assert "GONE" not in found
     assert "quick" in found
+
+
+# --- what a command line asks for ---------------------------------------------------------------------------
+
+
+def planned(specs: list[str], models: list[str] | None, task: str = "gmm-2d") -> tuple[set[str], list[str]]:
+    """`model label` of the cells that are no controls, and what is said."""
+    said: list[str] = []
+    cells = plan_cells("quick", specs, [task], models, seeds=None, limit=5, device="cpu", say=said.append)
+    return {f"{cell.model} {cell.label}" for cell in cells if not cell.is_control}, said
+
+
+@pytest.mark.parametrize(
+    ("specs", "models", "left", "said"),
+    [
+        (
+            "ode f2d2",
+            "teacher direct-f2d2",
+            "teacher ode, direct-f2d2 ode, direct-f2d2 f2d2[steps=4]",
+            "1 of 4 ",
+        ),
+        ("ode f2d2", "teacher", "teacher ode", "1 of 2 .*; nothing is left of f2d2"),
+        ("f2d2[steps=2]", "teacher direct-f2d2", "direct-f2d2 f2d2[steps=2]", "1 of 2 "),
+        ("f2d2[steps=2]", "teache*", "", "none of the . pairs"),
+        ("f2d2[steps=2]", "teacher", "teacher f2d2[steps=2]", ""),
+        ("f2d2[steps=2] control-mean", "teacher", "teacher f2d2[steps=2]", ""),
+        ("ode f2d2", "direct-f2d2", "direct-f2d2 ode, direct-f2d2 f2d2[steps=4]", ""),
+    ],
+)
+def test_of_a_cross_the_pairs_that_do_not_fit_are_left_out_and_counted(
+    specs: str, models: str, left: str, said: str
+) -> None:
+    try:
+        found, lines = planned(specs.split(), models.split())
+    except ValueError as error:
+        found, lines = set(), [str(error)]
+    assert found == set(filter(None, left.split(", ")))
+    assert len(lines) == bool(said)
+    assert re.search(said, "".join(lines))
+
+
+def test_models_that_nobody_named_and_that_are_not_trained_are_no_misfits() -> None:
+    trained = [model for model in get_task("gmm-2d").models if get_task("gmm-2d").has_model(model)]
+    found, (line,) = planned(["ode", "f2d2"], None)
+    unfit = 2 * len(trained) - len(found)
+    assert line.startswith(f"{unfit} of {2 * len(trained)} pairs")
+
+
+def test_a_cross_of_which_nothing_fits_says_why() -> None:
+    with pytest.raises(
+        ValueError, match=r"none of the 2 pairs .* fits; f2d2.* on teacher of gmm-2d: .*joint"
+    ):
+        planned(["f2d2", "f2d2[steps=1]"], ["teacher"])
+
+
+def test_a_model_that_is_named_and_not_trained_is_skipped_with_the_cure_in_a_cross_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("flowlik_models.zoo.SHIPPED", tmp_path)
+    load.cache_clear()
+    found, said = planned(["ode", "f2d2"], ["closed-form", "direct-f2d2"])
+    assert {"closed-form ode", "direct-f2d2 ode", "direct-f2d2 f2d2[steps=4]"} <= found
+    assert not any("f2d2" in line for line in said)
+    load.cache_clear()
+
+
+def test_sweeps_are_bounded_by_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = "|".join(map(str, range(1, 200)))
+    with pytest.raises(ValueError, match=r"f2d2\[...\] spells 39,601 estimators, expected at most 10,000"):
+        parse_spec(f"f2d2[steps={many},grid={many}]")
+    with pytest.raises(ValueError, match=r"3,600,000 cells or more, expected at most 100,000"):
+        expand(["gmm-2d"], ["closed-form"], ["f2d2[steps=1|2|3|4]"] * 9, Options(), seeds=range(100_000))
+    monkeypatch.setattr(suites, "MOST_CELLS", 20)
+    file = write(tmp_path, ONE + ONE.partition("n_items = 30")[2])  # 8 cells twice
+    assert len(load_suite(file)) < 20
+    file = write(tmp_path, ONE + 2 * ONE.partition("n_items = 30")[2])
+    with pytest.raises(ValueError, match=r"24 cells or more, expected at most 20: name fewer seeds"):
+        load_suite(file)

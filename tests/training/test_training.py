@@ -11,8 +11,9 @@ from interruption import train_interrupted
 from torch import Tensor
 
 from flowlik_models import zoo
-from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint
+from flowlik_models.checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint, save_checkpoint
 from flowlik_models.closed_forms.catalogue import closed_form
+from flowlik_models.features.classifier import load_extractor
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.objectives import adaptive, total_derivative
 from flowlik_models.objectives.batch import Batch
@@ -176,6 +177,23 @@ def test_truncated_checkpoint_is_named(checkpoint: Path) -> None:
 def test_checkpoint_of_another_task_is_named(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="expected meanflow on thin-2d, found meanflow on gmm-2d"):
         load_model("thin-2d", "meanflow", path=checkpoint)
+
+
+@pytest.mark.parametrize("with_card", [True, False])
+def test_weights_of_another_model_under_the_right_name_are_refused(tmp_path: Path, with_card: bool) -> None:
+    """Of one architecture, so that every tensor fits, and with the right model's card beside it or none."""
+    file = tmp_path / "gmm-2d" / "meanflow-f2d2.safetensors"
+    file.parent.mkdir()
+    file.write_bytes((SHIPPED / "gmm-2d" / "direct-f2d2.safetensors").read_bytes())
+    if with_card:
+        card = (SHIPPED / "gmm-2d" / "meanflow-f2d2.json").read_bytes()
+        file.with_suffix(".json").write_bytes(card)
+    found = "expected meanflow-f2d2 on gmm-2d, found direct-f2d2 on gmm-2d"
+    with pytest.raises(CheckpointError, match=found):
+        load_model("gmm-2d", "meanflow-f2d2", path=file)
+    features = SHIPPED / "digits" / "features.safetensors"
+    with pytest.raises(CheckpointError, match="expected features on cifar10, found features on digits"):
+        load_extractor("cifar10", path=features)
 
 
 def test_missing_checkpoint_names_the_cure(tmp_path: Path) -> None:

@@ -144,4 +144,6 @@ def _models(task: str, models: Sequence[str], own: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    INDEX.write_text(json.dumps(registries(), indent=1) + "\n", encoding="utf-8")
+    from flowlik_models.files import write_atomically
+
+    write_atomically(INDEX, (json.dumps(registries(), indent=1) + "\n").encode())

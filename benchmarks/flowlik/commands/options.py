@@ -46,6 +46,11 @@ def fail(message: str, status: int = 2) -> typer.Exit:
     return typer.Exit(status)
 
 
+def note(message: str) -> None:
+    """Print one line to the error stream that is no failure."""
+    typer.echo(f"flowlik: {message}", err=True)
+
+
 @contextmanager
 def bad_usage() -> Iterator[None]:
     """Turn what is wrong with the input into one line and exit status 2; with the disk, 1."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +14,11 @@ from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, us
 
 def figures(folder: RunFolder) -> None:
     """Draw a run's figures again."""
-    with bad_usage():
-        _need_records(folder)
-    from flowlik.report.figures.kinds import draw_all
+    with _writing(folder):
+        from flowlik.report.figures.kinds import draw_all
 
-    for path in draw_all(folder):
+        paths = draw_all(folder)
+    for path in paths:
         typer.echo(str(path))
 
 
@@ -40,11 +42,11 @@ def table(
 
 def report(folder: RunFolder) -> None:
     """Write a run's report.html again."""
-    with bad_usage():
-        _need_records(folder)
-    from flowlik.report.page.write import write_report
+    with _writing(folder):
+        from flowlik.report.page.write import write_report
 
-    typer.echo(str(write_report(folder)))
+        path = write_report(folder)
+    typer.echo(str(path))
 
 
 def recommend(
@@ -128,17 +130,33 @@ def gallery(
 ) -> None:
     """Copy published figures from runs into the source tree and write docs/gallery.md; without a run the page."""
     with bad_usage():
+        from flowlik.records.journal import storage
         from flowlik.report.gallery import PAGE, need_tree, publish
 
         for folder in runs or []:
             _need_records(folder)
-        names = publish(runs or [], need_tree())
+        tree = need_tree()
+        with storage(tree):
+            names = publish(runs or [], tree)
     for name in names:
         typer.echo(name)
     typer.echo(str(PAGE))
 
 
-def _need_records(folder: Path) -> None:
-    from flowlik.records.reading import records_file
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Of a run's folder, which holds records: what the disk does not take is one line."""
+    from flowlik.records.journal import storage
 
-    records_file(folder)
+    with bad_usage():
+        _need_records(folder)
+        with storage(folder):
+            yield
+
+
+def _need_records(folder: Path) -> None:
+    """Exit with status 2 where there are none; what killed commands left beside them is removed."""
+    from flowlik.records.reading import records_file
+    from flowlik_models.files import remove_leftovers
+
+    remove_leftovers(records_file(folder).parent)

@@ -19,6 +19,7 @@ from flowlik.commands.options import (
     OutOption,
     bad_usage,
     fail,
+    note,
     pick_device,
     use_checkpoints,
     use_data,
@@ -110,7 +111,7 @@ def run(
 
             chosen = pick_device(device)
             cells = plan_cells(
-                suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=chosen
+                suite, estimators, tasks, models, seeds=chosen_seeds, limit=limit, device=chosen, say=note
             )
             cells = with_run_options(cells, compile_, batch_size)
             if dry_run:
@@ -184,13 +185,23 @@ def train_missing(cells: Sequence[Cell], out: Path, device: str) -> None:
 
 
 def run_folder(folder: Path, resume: bool) -> Path:
-    """The folder to write into; exit status 2 where it holds another run's records."""
+    """The folder to write into; exit status 2 where it holds another run's records. A line on those of other code.
+
+    Raises:
+        StorageError: its file system has no locks.
+    """
+    from flowlik.records.claims import Claims
+    from flowlik.records.origins import made_by_other_code
+
     if (folder / "records.jsonl").exists() and not resume:
         raise fail(f"{folder} holds records already: go on with --resume, or give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise fail(f"{folder}: expected a folder that can be written ({error.strerror})") from None
+    Claims(folder).close()  # before anything is written
+    if resume and (other := made_by_other_code(folder)):
+        note(other)
     return folder
 
 
@@ -205,7 +216,7 @@ def run_plan(
     from flowlik.running.run import run_cells
     from flowlik_models.files import write_atomically
 
-    note: dict[str, Any] = {
+    about: dict[str, Any] = {
         "run_id": setup.run_id,
         "suite": plain_argument(suite),
         "argv": setup.argv,
@@ -215,14 +226,14 @@ def run_plan(
 
     def write_note() -> None:
         with storage(folder):
-            write_atomically(folder / "run.json", json.dumps(note, indent=2).encode() + b"\n")
+            write_atomically(folder / "run.json", json.dumps(about, indent=2).encode() + b"\n")
 
     write_note()
     counts: Counter[str] = Counter()
     outcomes = run_cells(cells, folder, resume=resume, executor=executor)
     for outcome in with_progress(outcomes, len(cells)):
         counts[outcome.row["status"] if outcome.row else "done before"] += 1
-    note |= {"finished": utc_now(), "cells": dict(counts)}
+    about |= {"finished": utc_now(), "cells": dict(counts)}
     write_note()
     typer.echo(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     return any(counts[status] for status in FAILED)

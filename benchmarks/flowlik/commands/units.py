@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 
 LEAST_MEMORY = 10**9
+MOST_MEMORY = 10**18
+LONGEST = 87_600 * 3600  # ten years, in seconds
+MOST_SEEDS = 100_000
+LARGEST_SEED = 2**63 - 1
 _UNITS = {"M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -12,48 +16,62 @@ def parse_memory(text: str) -> int:
     """`500M`, `8G` or `1.5G` in bytes.
 
     Raises:
-        ValueError: anything else, or less than the libraries alone take.
+        ValueError: anything else, less than the libraries alone take, or more than any machine has.
 
     >>> parse_memory("1.5G")
     1500000000
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])B?", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if size < LEAST_MEMORY:
+    size = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not LEAST_MEMORY <= size <= MOST_MEMORY:
         raise ValueError(
-            f"--memory {text!r}: expected a size such as 8G, at least 1G (the libraries alone take that)"
+            f"--memory {_short(text)}: expected a size such as 8G, at least 1G (the libraries alone take that)"
         )
-    return size
+    return int(size)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0-4` or `0,3,7` or both mixed, as seeds.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, or more than `MOST_SEEDS`.
 
     >>> parse_seeds("0-2,7")
     (0, 1, 2, 7)
     """
-    seeds: list[int] = []
+    seeds: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise ValueError(f"--seeds {text!r}: expected seeds such as 0-4 or 0,3,7")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return tuple(dict.fromkeys(seeds))
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not first <= last <= LARGEST_SEED:
+            raise ValueError(
+                f"--seeds {_short(text)}: expected seeds such as 0-4 or 0,3,7, at most {LARGEST_SEED}"
+            )
+        if last - first >= MOST_SEEDS or len(seeds) > MOST_SEEDS:
+            raise ValueError(f"--seeds {_short(text)}: expected at most {MOST_SEEDS:,} seeds")
+        seeds |= dict.fromkeys(range(first, last + 1))
+    if len(seeds) > MOST_SEEDS:
+        raise ValueError(f"--seeds {_short(text)}: expected at most {MOST_SEEDS:,} seeds")
+    return tuple(seeds)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def parse_duration(text: str) -> float:
     """`90`, `90s`, `30m` or `2h` in seconds.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, or more than ten years.
 
     >>> parse_duration("30m")
     1800.0
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"--timeout {text!r}: expected a duration such as 90s, 30m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 0 < seconds <= LONGEST:
+        raise ValueError(
+            f"--timeout {_short(text)}: expected a duration such as 90s, 30m or 2h, at most {LONGEST // 3600}h"
+        )
+    return seconds

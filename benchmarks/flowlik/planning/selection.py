@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowlik.cells import Cell, Options
+from flowlik.cells import Cell, Options, is_control
 from flowlik.evaluation.batching.batch_size import AUTO
 from flowlik.evaluation.models import load
 from flowlik.planning import suites
@@ -25,11 +25,13 @@ def plan_cells(
     seeds: tuple[int, ...] | None,
     limit: int | None,
     device: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Cell]:
     """The cells of a command line.
 
     Without estimators: those of the suite, of the given tasks and models. With estimators: these, on the given tasks
-    (default: the suite's) and models (default: all of a task that they support).
+    (default: the suite's) and models (default: all of a task). Of such a cross the pairs that do not fit are left out,
+    and `say` is told how many; one estimator and one model by name are a pair that is run as it is.
 
     Raises:
         ValueError: an unknown name, or nothing left to run.
@@ -42,7 +44,8 @@ def plan_cells(
         base = suites.options_of(suites.read_suite(suite or "quick").get("defaults", {}), Options())
         names = list(tasks or dict.fromkeys(cell.task for cell in cells))
         cells = suites.expand(names, models, specs, base, seeds=seeds, device=device)
-        cells = cells if models else supported(cells)
+        if not is_pair(specs, models):
+            cells = fitting(cells, named=bool(models), say=say)
         cells = suites.unique([*cells, *suites.control_cells(cells)])
     else:
         if tasks:
@@ -74,7 +77,7 @@ def own_cells(tasks: Sequence[str], *, seeds: tuple[int, ...] | None, device: st
         specs = ("ode" if task.dim <= EXACT_DIMS else "ode[trace=hutchinson]", "f2d2[steps=1|2|4|8]")
         options = Options(batch_size=max(1, min(1000, BATCH_NUMBERS // task.dim)))
         found = suites.expand([name], None, specs, options, seeds=seeds, device=device)
-        cells += [cell for cell in found if _fits(cell)] or found
+        cells += [cell for cell in found if _misfit(cell, named=False) is None] or found
     return suites.unique([*cells, *suites.control_cells(cells)])
 
 
@@ -114,21 +117,52 @@ def limited(cell: Cell, limit: int) -> Cell:
     return cell.with_options(n_items=min(options.n_items, limit), samples=min(options.samples, limit))
 
 
-def supported(cells: Sequence[Cell]) -> list[Cell]:
-    """Leave out pairs of model and estimator that do not fit, unless an estimator would be left with nothing."""
-    kept = [cell for cell in cells if cell.is_control or _fits(cell)]
-    served = {(cell.task, cell.label) for cell in kept}
-    return [cell for cell in cells if cell in kept or (cell.task, cell.label) not in served]
+def is_pair(specs: Sequence[str], models: Sequence[str] | None) -> bool:
+    """Whether a command line names one estimator and one model, not patterns of some."""
+    estimators = [spec for spec in specs if not is_control(spec)]
+    return len(estimators) <= 1 and len(models or ()) == 1 and "*" not in "".join(models or ())
 
 
-def _fits(cell: Cell) -> bool:
+def fitting(cells: Sequence[Cell], *, named: bool, say: Callable[[str], None]) -> list[Cell]:
+    """The cells whose model and estimator fit; what is left out is told in one line.
+
+    A model that is not trained is left out as well, unless models were `named`: its cell says how to get it.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    pairs = {(cell.task, cell.model, cell.label): cell for cell in cells if not cell.is_control}
+    reasons = {pair: _misfit(cell, named) for pair, cell in pairs.items()}
+    served = {label for (_, _, label), reason in reasons.items() if reason is None}
+    without = {pair: reason for pair, reason in reasons.items() if reason is not None}
+    if without and not served:
+        (task, model, label), reason = next(iter(without.items()))
+        raise ValueError(
+            f"none of the {len(without)} pairs of model and estimator fits; {label} on {model} of {task}: {reason}"
+        )
+    unfit = [pair for pair, reason in without.items() if not isinstance(reason, _NotTrained)]
+    if unfit:
+        idle = dict.fromkeys(label for _, _, label in unfit if label not in served)
+        tail = f"; nothing is left of {', '.join(idle)}" if idle else ""
+        loaded = len(unfit) + len(reasons) - len(without)
+        say(f"{len(unfit)} of {loaded} pairs of model and estimator do not fit and are left out{tail}")
+    return [cell for cell in cells if (cell.task, cell.model, cell.label) not in without]
+
+
+class _NotTrained(str):
+    """A reason that lies in the model alone: one of many that could be there."""
+
+
+def _misfit(cell: Cell, named: bool) -> str | None:
+    """Why model and estimator do not fit; None where they do, or where the run says what is wrong with the model."""
     try:
         model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
-    except UnavailableError:
-        return False  # not trained: one of many that could be
+    except UnavailableError as error:
+        return None if named else _NotTrained(error)
     except Exception:
-        return True  # the run says what is wrong with the model
-    return cell.estimator.supports(model) is None
+        return None
+    reason: str | None = cell.estimator.supports(model)
+    return reason
 
 
 def with_run_options(cells: list[Cell], compile_: bool, batch_size: str | None) -> list[Cell]:

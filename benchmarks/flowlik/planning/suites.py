@@ -39,6 +39,9 @@ from flowlik_models.plugins import load_plugins
 
 FOLDER = Path(__file__).resolve().parents[1] / "suites"
 _OPTIONS = tuple(field.name for field in fields(Options))
+MOST_CELLS = 100_000
+"""Of a run: so many are planned in seconds and fit into memory."""
+
 _LISTS = ("tasks", "models", "estimators", "splits", "seeds")
 
 
@@ -184,7 +187,8 @@ def expand(
     """The product of tasks, models, estimators, splits and seeds as cells; `models=None` takes all of each task.
 
     Raises:
-        ValueError: unknown task, model, split or estimator, or several draws of what is not dequantised.
+        ValueError: unknown task, model, split or estimator, several draws of what is not dequantised, or more than
+            `MOST_CELLS`.
 
     >>> cells = expand(["gmm-2d"], ["closed-form"], ["f2d2[steps=1|2]"], Options(n_items=50), seeds=[0, 1])
     >>> [(cell.title, cell.options.seed) for cell in cells][:2]
@@ -202,6 +206,7 @@ def expand(
             for split in splits or (options.split,):
                 task.check_split(split)
                 check_draws(task, split, options)
+                _check_number(len(cells) + len(estimators) * len(seeds or [options.seed]))
                 cells += [
                     Cell(
                         task=task.id,
@@ -215,6 +220,13 @@ def expand(
                     for seed in seeds or (options.seed,)
                 ]
     return cells
+
+
+def _check_number(cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise ValueError(
+            f"{cells:,} cells or more, expected at most {MOST_CELLS:,}: name fewer seeds, estimators or models"
+        )
 
 
 def _controls(task: Task, controls: Sequence[str], splits: Sequence[str], options: Options) -> list[Cell]:
@@ -282,6 +294,7 @@ def load_suite(name: str, *, device: str = "cpu", overrides: dict[str, Any] | No
             seeds=seeds or entry.get("seeds"),
             device=device,
         )
+        _check_number(len(cells))
     if suite.get("controls", True):
         cells += control_cells(cells)
     return unique(cells)

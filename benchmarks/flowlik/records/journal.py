@@ -17,11 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl as fcntl
-except ImportError:  # Windows has no such locks: there, one run writes into one folder
-    fcntl = None  # type: ignore[assignment]
-
+from flowlik_models.files import LockError, locked, locked_for_reading
 
 loads: Callable[[bytes], Any] = json.loads
 
@@ -50,6 +46,8 @@ def storage(path: Path) -> Iterator[None]:
         yield
     except StorageError:
         raise
+    except LockError as error:
+        raise StorageError(str(error)) from None
     except OSError as error:
         if error.errno in _FULL:
             cause = "the disk is full; what is recorded is safe: free some space and go on with --resume"
@@ -58,20 +56,8 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {cause}") from None
 
 
-@contextmanager
-def _locked(descriptor: int, *, shared: bool = False) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def append(path: Path, line: bytes) -> None:
-    """Append a line (newline included) to `path`, whole or not at all, and sync it to disk.
+def append(path: Path, line: bytes) -> int:
+    """Append a line (newline included) to `path`, whole or not at all, and sync it to disk; where it ends.
 
     Raises:
         StorageError: the disk is full or cannot be written; the file is as it was before.
@@ -80,14 +66,14 @@ def append(path: Path, line: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            with _locked(descriptor):
+            with locked(descriptor, path.parent):
                 _set_torn_line_aside(descriptor, path)
-                _write_whole(descriptor, line)
+                return _write_whole(descriptor, line)
         finally:
             os.close(descriptor)
 
 
-def _write_whole(descriptor: int, line: bytes) -> None:
+def _write_whole(descriptor: int, line: bytes) -> int:
     before = os.fstat(descriptor).st_size
     try:
         if os.write(descriptor, line) != len(line):
@@ -96,6 +82,7 @@ def _write_whole(descriptor: int, line: bytes) -> None:
     except BaseException:
         os.ftruncate(descriptor, before)
         raise
+    return before + len(line)
 
 
 def set_torn_line_aside(path: Path) -> bool:
@@ -105,8 +92,10 @@ def set_torn_line_aside(path: Path) -> bool:
     except OSError:
         return False  # not there, or not ours to change
     try:
-        with _locked(descriptor):
+        with locked(descriptor, path):
             return _set_torn_line_aside(descriptor, path)
+    except LockError:
+        return False
     finally:
         os.close(descriptor)
 
@@ -142,7 +131,7 @@ def chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _lines(path: Path, start: int) -> tuple[list[bytes], int]:
-    with path.open("rb") as file, _locked(file.fileno(), shared=True):
+    with path.open("rb") as file, locked_for_reading(file.fileno()):
         file.seek(start)
         data = file.read()
     whole = data.rfind(b"\n") + 1

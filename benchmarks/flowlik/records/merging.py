@@ -11,9 +11,9 @@ from typing import Any
 
 from flowlik.records import journal
 from flowlik.records.columns import FINISHED, SCHEMA_VERSION
-from flowlik.records.reading import read_rows, records_file, run_note
+from flowlik.records.reading import latest_rows, records_file, run_note
 from flowlik.records.writing import read_arrays, to_line, utc_now
-from flowlik_models.files import write_atomically
+from flowlik_models.files import remove_leftovers, write_atomically
 
 MIXED = "merged runs"
 _PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
@@ -41,7 +41,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
     """
     if (out / "records.jsonl").exists():
         raise ValueError(f"{out} holds records already; give another --out")
-    runs = {folder: read_rows(folder) for folder in folders}
+    runs = {folder: _rows(folder) for folder in folders}
     _refuse_differences(runs)
     chosen: dict[str, tuple[Path, dict[str, Any]]] = {}
     total = 0
@@ -52,6 +52,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
             if held is None or _rank(held[1]) < _rank(row):
                 chosen[row["cell_id"]] = (folder, row)
     with journal.storage(out):
+        remove_leftovers(out)
         _copy_items(chosen, out)
         _write(out / "environments.jsonl", _environments(folders))
         note = {
@@ -64,6 +65,17 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
         )
         _write(out / "records.jsonl", (row for _, row in chosen.values()))  # last: with it the run is there
     return Merged(folder=out, cells=len(chosen), common=total - len(chosen))
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """As `read_rows`; ValueError where one is of another schema."""
+    found, _ = journal.read(records_file(folder))
+    for row in found:
+        if row.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{folder}: its records have schema {row.get('schema_version')}, not {SCHEMA_VERSION}"
+            )
+    return latest_rows(found)
 
 
 def _suite(folders: Sequence[Path]) -> str:
@@ -82,10 +94,6 @@ def _refuse_differences(runs: dict[Path, list[dict[str, Any]]]) -> None:
     seen: dict[tuple[Any, ...], tuple[str, Path]] = {}
     for folder, rows in runs.items():
         for row in rows:
-            if row["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(
-                    f"{folder}: its records have schema {row['schema_version']}, not {SCHEMA_VERSION}"
-                )
             if not _PLAIN_NAME.fullmatch(row["cell_id"]):
                 raise ValueError(f"{folder}: {row['cell_id']!r} is no id of a cell")
             for what, name, value in _meanings(row):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowlik.records import journal
-from flowlik.records.columns import COLUMNS, NESTED, SAME_CELL, TABLE, Kind, named
+from flowlik.records.columns import COLUMNS, NESTED, SAME_CELL, SCHEMA_VERSION, TABLE, Kind, named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,8 @@ def run_note(run_dir: Path) -> dict[str, Any]:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a run as dicts with exactly `COLUMNS`: of a cell tried twice the last row, skipped ones only
-    where nothing better is known of the same cell. Torn and damaged lines are left out with a warning.
+    where nothing better is known of the same cell. Torn and damaged lines, and rows of another schema version, are left
+    out with a warning.
     """
     return latest_rows(journal.read(records_file(path))[0])
 
@@ -124,7 +125,8 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _sound(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """The rows as tuples in the order of `COLUMNS`, without those that hold values of the wrong kind."""
+    """The rows as tuples in the order of `COLUMNS`, without those of another schema or with values of wrong kinds."""
+    found = _of_this_schema(found)
     pick = itemgetter(*COLUMNS)
     try:
         rows = list(map(pick, found))
@@ -136,6 +138,18 @@ def _sound(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     lost = len(rows) - len(sound)
     warnings.warn(f"{lost} records hold values of the wrong kind and were left out", stacklevel=4)
     return sound
+
+
+def _of_this_schema(found: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows whose columns mean what they mean here; one that names no version is taken at its word."""
+    ours = [row for row in found if row.get("schema_version", SCHEMA_VERSION) in (SCHEMA_VERSION, None)]
+    if len(ours) < len(found):
+        warnings.warn(
+            f"records of another schema version than {SCHEMA_VERSION} were left out: "
+            "the version of flowlik that wrote them reads them",
+            stacklevel=5,
+        )
+    return ours
 
 
 def _column(name: str, values: Sequence[Any]) -> Column:

@@ -9,7 +9,6 @@ steps on the first items as its error. Beyond `EXACT_DIMS` dimensions the trace 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from flowlik.records.paths import need_source_root
@@ -20,6 +19,7 @@ from flowlik.references.pooled import converge
 from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.stored_references import FOLDER, read_stored
+from flowlik_models.files import remove_leftovers, write_atomically
 from flowlik_models.numerics.float32 import full_float32
 
 EXACT_DIMS = 128  # a node costs d products an item
@@ -52,6 +52,7 @@ def make_reference(
             teacher is not there.
     """
     read_stored.cache_clear()
+    remove_leftovers(folder)
     found = get_task(task)
     if isinstance(found, ArrayTask) and found.reference_model == "closed-form":
         raise ValueError(f"{found.name}: the truth is given as log_prob: no reference is to be made")
@@ -72,6 +73,6 @@ def ship_reference(task: str, folder: Path) -> Path:
     for suffix in (".npz", ".json"):
         file = folder / f"{task}{suffix}"
         if file.exists():
-            shutil.copyfile(file, target / file.name)
+            write_atomically(target / file.name, file.read_bytes())
     read_stored.cache_clear()
     return target / f"{task}.json"

@@ -20,7 +20,7 @@ from flowlik.records import journal
 from flowlik.records.paths import source_root
 from flowlik.records.reading import read_rows, run_note
 from flowlik.report import recommend
-from flowlik_models.files import write_atomically
+from flowlik_models.files import remove_leftovers, write_atomically
 from flowlik_models.names import unknown
 
 FIGURES = Path("results/figures")
@@ -128,6 +128,8 @@ def publish(runs: Sequence[Path], root: Path) -> list[str]:
         ValueError: a run is not finished, or its suite has no published figure.
     """
     taken = [found for run in runs for found in _of_run(run)]
+    for folder in (FIGURES, PAGE.parent):
+        remove_leftovers(root / folder)
     made = noted(root)
     for shown, picture, entry in taken:
         data = picture.read_bytes()

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
-import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flowlik.records.environment import usable_cpus
@@ -28,6 +28,7 @@ from flowlik.running.retries import (
     finished,
     given_up,
 )
+from flowlik.running.workers.module_path import module_path
 from flowlik.running.workers.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ class Host:
 
     def prepare(self, parcel: bytes) -> PreparedCell | WorkerGoneError:
         """As `WorkerProcess.prepare`; the worker is started, or started again, where there is none."""
+        if self._worker is not None and self._worker.is_spoilt:
+            self._worker.end()
+            self._worker = None
         if self._worker is None:
-            self._worker = WorkerProcess(self._setup)
+            self._worker = WorkerProcess(self._setup, os.environ.get("PYTHONPATH"))
         try:
             self._worker.wait()
             return self._worker.prepare(parcel)
@@ -109,7 +113,7 @@ class RayExecutor:
             return
         local = {} if self._address else {"num_cpus": usable_cpus(), "include_dashboard": False}
         variables = {name: value for name, value in os.environ.items() if name.startswith("FLOWLIK_")}
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        variables["PYTHONPATH"] = module_path()
         try:
             ray.init(
                 address=self._address or "local",
@@ -150,6 +154,7 @@ class RayExecutor:
         busy: dict[Any, tuple[Seat, dict[str, Any]]] = {}
 
         def seat(job: Job, host: Any, place: dict[str, Any]) -> None:
+            job = job if job.claim else replace(job, begun=time.perf_counter())
             busy[host.prepare.remote(pickle.dumps(job.cell))] = (Seat(host, job), place)
 
         try:

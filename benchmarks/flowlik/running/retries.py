@@ -37,14 +37,19 @@ class Job:
     begun: float = field(default_factory=time.perf_counter)
 
     def asked(self, cell_id: str, claim_cell: ClaimCell) -> Job:
-        """The same job with the caller's claim, which is asked for once."""
-        return self if self.claim is not None else replace(self, claim=claim_cell(cell_id))
+        """The same job with the caller's claim, which is asked for once; waiting for it is no time of the cell's."""
+        if self.claim is not None:
+            return self
+        asked = time.perf_counter()
+        claim = claim_cell(cell_id)
+        return replace(self, claim=claim, begun=self.begun + time.perf_counter() - asked)
 
 
 class WorkerGoneError(Exception):
-    """A worker was ended over a cell, ended by itself (`lost`) or could not serve (`error`)."""
+    """A worker was ended over a cell, ended by itself (`lost`), could not serve (`error`), or ran out of memory that
+    earlier cells may hold (`used`)."""
 
-    def __init__(self, kind: Literal["timeout", "oom", "lost", "error"], message: str) -> None:
+    def __init__(self, kind: Literal["timeout", "oom", "used", "lost", "error"], message: str) -> None:
         super().__init__(kind, message)
         self.kind = kind
         self.message = message
@@ -55,7 +60,10 @@ class WorkerStartError(Exception):
 
 
 def again(job: Job, gone: WorkerGoneError) -> Job | None:
-    """The next attempt after a worker is gone: half the batch after memory ran out, once more after a loss, or None."""
+    """The next attempt after a worker is gone: half the batch after memory ran out in a new worker, the same in a new
+    one where it was not new, once more after a loss, or None."""
+    if gone.kind == "used":
+        return replace(job, begun=time.perf_counter())
     asked = job.batch_size or job.cell.options.batch_size
     items = job.cell.options.n_items
     batch = items if isinstance(asked, str) else min(asked, items)

@@ -47,7 +47,8 @@ def run_cells(
             are for.
 
     Raises:
-        StorageError: the disk is full or cannot be written; all rows that were yielded are safe.
+        StorageError: the disk is full or cannot be written, and all rows that were yielded are safe; or the folder was
+            removed in the meantime.
     """
     setup = Setup(run_id=run_id or new_run_id(), argv=None if argv is None else tuple(argv), timeout=timeout)
     executor = executor or Inline(setup)
@@ -63,6 +64,7 @@ def run_cells(
         for cell in busy:
             for result in executor.run([cell], run_folder.claim_after_waiting):
                 yield run_folder.written(result)
+        run_folder.check()
     finally:
         executor.stop()
         run_folder.close()

@@ -14,8 +14,9 @@ from flowlik.evaluation.row import Row
 from flowlik.records import claims, journal
 from flowlik.records.columns import FINISHED
 from flowlik.records.reading import latest_rows
-from flowlik.records.writing import append_line, to_plain, write_arrays
+from flowlik.records.writing import append_line, to_line, to_plain, write_arrays
 from flowlik.running.executor import Claim, Result
+from flowlik_models.files import remove_leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,10 @@ class RunFolder:
     def __init__(self, out: Path, *, resume: bool) -> None:
         self._out = out
         self._claims = claims.Claims(out)
+        remove_leftovers(out)
         self._done: set[str] = set()
         self._read = 0
+        self._end = 0
         self._environments: set[str] = set()
         before = self._new_rows()
         if resume:
@@ -73,6 +76,7 @@ class RunFolder:
     def written(self, result: Result) -> Outcome:
         """Write what came of a cell, and let it go."""
         row = result.row
+        self.check()
         if row is None:
             return Outcome(cell=result.cell, row=None, seconds=result.seconds)
         if result.environment is not None:
@@ -81,7 +85,8 @@ class RunFolder:
             with journal.storage(self._out):
                 write_arrays(self._out / "items" / f"{result.cell_id}.npz", result.arrays)
         row = row | {"extra": row["extra"] | {"cell_s": round(result.seconds, 3)}}
-        append_line(self._out / "records.jsonl", row)
+        self._end = journal.append(self._out / "records.jsonl", to_line(row))
+        self.check()
         if row["status"] in FINISHED:
             shutil.rmtree(self._out / journal.PARTIAL_RESULTS / result.cell_id, ignore_errors=True)
             with suppress(OSError):  # others may be there, or none ever were
@@ -89,6 +94,16 @@ class RunFolder:
         self._done.add(result.cell_id)
         self._claims.drop(result.cell_id)
         return Outcome(cell=result.cell, row=to_plain(row), seconds=result.seconds)
+
+    def check(self) -> None:
+        """Raise StorageError where the folder, or records of this run in it, were removed in the meantime."""
+        file = self._out / "records.jsonl"
+        size = file.stat().st_size if self._end and file.is_file() else 0
+        if not self._claims.folder_is_there or size < self._end:
+            raise journal.StorageError(
+                f"{self._out} was removed or replaced during the run, and records with it: "
+                "the same command with --resume runs what is missing"
+            )
 
     def _note(self, environment: Mapping[str, Any]) -> None:
         if environment["env_id"] not in self._environments:

@@ -40,6 +40,8 @@ class Serial:
             yield result
 
     def _ready(self) -> WorkerProcess:
+        if self._worker is not None and self._worker.is_spoilt:
+            self.stop()  # the doing of an earlier cell
         self.start()
         assert self._worker is not None
         self._worker.wait()

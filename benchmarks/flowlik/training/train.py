@@ -6,7 +6,6 @@ task's reference on points that training never saw.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from flowlik.records.environment import commit
@@ -15,6 +14,7 @@ from flowlik.running.registry import is_follower
 from flowlik.tasks.registry import get_task
 from flowlik.training.card import accuracy, likelihood_error
 from flowlik.training.progress import progress_of
+from flowlik_models.files import remove_leftovers, write_atomically
 from flowlik_models.training.feature_classifier import train_features
 from flowlik_models.training.trainer import train
 
@@ -48,6 +48,7 @@ def train_model(
     shipped = None
     if ship:
         shipped = need_source_root("--ship") / "models" / "flowlik_models" / "checkpoints" / task
+    remove_leftovers(out / task)
     with progress_of(f"{task} {model}") as progress:
         if model == "features":
             if is_follower():  # small, and trained by one process
@@ -85,5 +86,5 @@ def _placed(path: Path, shipped: Path | None) -> Path:
         return path
     shipped.mkdir(parents=True, exist_ok=True)
     for file in (path.with_suffix(".json"), path):
-        shutil.copyfile(file, shipped / file.name)
+        write_atomically(shipped / file.name, file.read_bytes())
     return shipped / path.name

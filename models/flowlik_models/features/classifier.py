@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowlik_models.checkpoints import SHIPPED, CheckpointError, read_checkpoint
+from flowlik_models.checkpoints import SHIPPED, CheckpointError, check_origin, read_checkpoint
 
 __all__ = ["DigitsFeatures", "ImageFeatures", "extractor_for", "load_extractor"]
 
@@ -118,7 +118,8 @@ def load_extractor(task: str, *, path: Path | None = None) -> nn.Module | None:
     file = path or SHIPPED / task / "features.safetensors"
     if path is None and task != "digits" and not file.is_file():
         return None  # `flowlik train TASK features --ship` makes it
-    tensors, _ = read_checkpoint(file)
+    tensors, card = read_checkpoint(file)
+    check_origin(file, card, task=task, model="features")
     net = extractor_for(task)
     try:
         net.load_state_dict(tensors)

@@ -2,7 +2,8 @@
 
 A download grows as ``NAME.part`` beside its target. It is continued by a range request where the server allows one,
 begun anew where it does not or where the finished file has another checksum, and renamed once the checksum is right, so
-that a file of the right name is whole. Of an archive the members that are needed are unpacked in the same way.
+that a file of the right name is whole. Of an archive the members that are needed are unpacked in the same way. One
+process at a time writes into a folder; another one waits and finds the files there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import http.client
 import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from flowlik_models.files import no_room
+from flowlik_models.files import LockError, no_room, one_at_a_time, remove_leftovers, whole_file
 from flowlik_models.images.catalog import DataSet, Download
 from flowlik_models.images.checksums import digest_of, verify
 from flowlik_models.images.errors import DataError
@@ -41,23 +41,40 @@ def fetch(data_set: DataSet, root: Path, *, progress: Progress = lambda *_: None
         progress: called as bytes arrive.
 
     Raises:
-        DataError: no address answers, a file is not as published after a second attempt, or there is no room; the line
-            names file and address.
+        DataError: no address answers, a file is not as published after a second attempt, there is no room, or the
+            folder's file system has no locks; the line names file and address.
     """
     digests = {name: digest for release in data_set.releases for name, digest in release.digests.items()}
     files = []
     for wanted in data_set.downloads:
         folder = root / wanted.folder
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         targets = [folder / name for name in wanted.members or (wanted.name,)]
-        if not all(_is_there(target, digests.get(target.name)) for target in targets):
-            archive = _fetch_one(wanted, folder, progress)
-            if wanted.members:
-                _unpack(archive, targets, digests)
-                archive.unlink()
+        sums = [digests.get(target.name) for target in targets]
+        if not all(map(_is_there, targets, sums)):
+            with _alone(root, folder):
+                if not all(map(_is_there, targets, sums)):
+                    _fetch_and_unpack(wanted, targets, digests, progress)
         files += targets
     return files
+
+
+@contextmanager
+def _alone(root: Path, folder: Path) -> Iterator[None]:
+    """Make the folder and be the only process that writes into it; what killed ones left is removed."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(root / f".{'-'.join(folder.relative_to(root).parts)}.lock"):
+            remove_leftovers(folder)
+            yield
+
+
+def _fetch_and_unpack(
+    wanted: Download, targets: list[Path], digests: Mapping[str, str], progress: Progress
+) -> None:
+    archive = _fetch_one(wanted, targets[0].parent, progress)
+    if wanted.members:
+        _unpack(archive, targets, digests)
+        archive.unlink()
 
 
 def _is_there(target: Path, digest: str | None) -> bool:
@@ -124,7 +141,10 @@ def _from(address: str, wanted: Download, part: Path, progress: Progress) -> Non
         )
         have = have if goes_on else 0
         with _writing(part, wanted.size - have), part.open("ab" if goes_on else "wb") as out:
-            while piece := answer.read(_PIECE):
+            while piece := answer.read(min(_PIECE, wanted.size - have + 1)):
+                if have + len(piece) > wanted.size:
+                    out.truncate(0)
+                    raise ConnectionError(f"more came than the {wanted.size} bytes of the published file")
                 out.write(piece)
                 have += len(piece)
                 progress(wanted.name, have, wanted.size)
@@ -139,6 +159,8 @@ def _writing(path: Path, size: int | None = None) -> Iterator[None]:
         yield
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         raise
+    except LockError as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(no_room(path, error, size)) from None
 
@@ -160,13 +182,12 @@ def _unpack(archive: Path, targets: list[Path], digests: Mapping[str, str]) -> N
 
 
 def _place(opened: Callable[[], IO[bytes]], target: Path, digest: str | None) -> None:
-    with _writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking.") as folder:
-        temporary = Path(folder) / target.name
-        with opened() as source, temporary.open("wb") as out:
+    with _writing(target), whole_file(target) as out:
+        with opened() as source:
             shutil.copyfileobj(source, out, _PIECE)
         if digest is not None:
-            verify(temporary, digest)
-        temporary.replace(target)
+            out.flush()
+            verify(Path(out.name), digest)
 
 
 @contextmanager

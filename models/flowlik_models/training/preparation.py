@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowlik_models.checkpoints import CheckpointError, read_checkpoint
+from flowlik_models.checkpoints import CheckpointError, check_origin, read_checkpoint
 from flowlik_models.closed_forms.catalogue import SYNTHETIC_TASKS, closed_form, constants_hash
 from flowlik_models.moments.training_images import (
     IMAGE_SHAPES,
@@ -183,11 +183,7 @@ def _start(network: nn.Module, task: str, recipe: Recipe, out: Path) -> None:
         return
     path = _trained(task, recipe.start_from, out)
     tensors, card = read_checkpoint(path)
-    its_task, its_model = card.get("task", task), card.get("model", recipe.start_from)
-    if (its_task, its_model) != (task, recipe.start_from):
-        raise CheckpointError(
-            f"{path}: expected {recipe.start_from} on {task}, found {its_model} on {its_task}"
-        )
+    check_origin(path, card, task=task, model=recipe.start_from)
     if isinstance(network, PolicyImages | OneStepGenerator):
         tensors = network.adopted(tensors)
     expected = network.state_dict()

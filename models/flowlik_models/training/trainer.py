@@ -227,7 +227,8 @@ class _Training:
         file = self.path.parent / "snapshots" / f"{name}-{self.step}.safetensors"
         counts = {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         tensors = as_stored(self.average.state_dict(), self.recipe.execution.stored)
-        save_tensors(file, tensors, {key: str(value) for key, value in counts.items()})
+        origin = {"task": self.path.parent.name, "model": name}
+        save_tensors(file, tensors, {key: str(value) for key, value in counts.items()} | origin)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

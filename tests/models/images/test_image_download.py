@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import multiprocessing
 import re
 import tarfile
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import image_files
 import pytest
+from file_systems import killed_while_writing, without_locks
 from typer.testing import CliRunner
 
 from flowlik.cli import app
@@ -144,6 +146,61 @@ def test_a_file_with_another_checksum_is_not_kept(cifar: DataSet, server: Server
     with pytest.raises(DataError, match=r"expected MD5 \w+, found MD5 \w+ .* it came from http"):
         downloads.fetch(cifar, tmp_path)
     assert not list((tmp_path / "cifar-10-batches-py").iterdir())
+
+
+def one_address(data_set: DataSet, server: Server) -> DataSet:
+    (wanted,) = data_set.downloads
+    return dataclasses.replace(
+        data_set, downloads=(dataclasses.replace(wanted, addresses=(server.address + "cifar.tar.gz",)),)
+    )
+
+
+@pytest.mark.parametrize("begun", [0, 100])
+def test_no_more_is_taken_than_was_published(
+    cifar: DataSet, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: int
+) -> None:
+    cifar = one_address(cifar, server)
+    size, content = cifar.downloads[0].size, server.files["cifar.tar.gz"]
+    server.files["cifar.tar.gz"] = content + bytes(10 * size)
+    part = tmp_path / "cifar-10-batches-py" / "cifar.tar.gz.part"
+    part.parent.mkdir()
+    part.write_bytes(content[:begun])
+    monkeypatch.setattr(downloads, "_PIECE", 1000)
+    seen: list[int] = []
+    with pytest.raises(DataError, match=rf"more came than the {size} bytes"):
+        downloads.fetch(cifar, tmp_path, progress=lambda _, have, __: seen.append(have))
+    assert max(seen) <= size
+    assert part.stat().st_size == 0
+    server.files["cifar.tar.gz"] = content
+    downloads.fetch(cifar, tmp_path)
+    assert len(open_images(cifar, "test", tmp_path)) == 20
+
+
+def test_two_at_once_fetch_once_and_both_are_right(cifar: DataSet, server: Server, tmp_path: Path) -> None:
+    cifar = one_address(cifar, server)
+    fetching = multiprocessing.get_context("fork")
+    both = [fetching.Process(target=downloads.fetch, args=(cifar, tmp_path)) for _ in range(4)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0] * 4
+    assert server.ranges == [None]
+    assert len(open_images(cifar, "train", tmp_path)) == 50
+    there = sorted(path.name for path in (tmp_path / "cifar-10-batches-py").iterdir())
+    assert there == sorted(cifar.downloads[0].members)
+
+
+def test_what_a_killed_fetch_left_is_removed_and_without_locks_the_cure_is_said(
+    cifar: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_writing(tmp_path / "cifar-10-batches-py")
+    with monkeypatch.context() as patch:
+        without_locks(patch)
+        with pytest.raises(DataError, match=r"no file locks .* local disk"):
+            downloads.fetch(cifar, tmp_path)
+    downloads.fetch(cifar, tmp_path)
+    assert not list(tmp_path.rglob(".flowlik-*"))
 
 
 def test_no_room_is_said_before_anything_is_fetched(

@@ -44,6 +44,7 @@ from flowlik.report.figures.uses.comparisons import (
     rare_events,
 )
 from flowlik.report.figures.uses.training import training_curves
+from flowlik_models.files import new_folder
 from flowlik_models.plugins import load_plugins
 
 __all__ = ["KINDS", "Kind", "all_kinds", "draw_all"]
@@ -245,21 +246,21 @@ def draw_all(run_dir: Path) -> list[Path]:
     """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of the PNG and PDF.
 
     An empty run gives an empty list. Figures of an earlier call that the records no longer support are removed, so
-    that the folder never shows two runs; files that were not drawn here stay (`flowlik.report.figures.drawn`).
+    that the folder never shows two runs; files that were not drawn here stay (`flowlik.report.figures.drawn`). Nothing
+    changes before all of them are drawn.
     """
     records = frames.load(run_dir)
     folder = run_dir / "figures"
     paths: list[Path] = []
-    with paper():
+    inside = folder / drawn.LIST if folder.is_dir() else folder  # which may lie on another disk
+    with paper(), new_folder(beside=inside) as made:
         for name, figure in _figures(records, run_dir):
-            folder.mkdir(parents=True, exist_ok=True)
             _lay_out(figure)
-            png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+            png, pdf = made / f"{name}.png", made / f"{name}.pdf"
             figure.savefig(png, dpi=PNG_DPI)
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
             paths += [png, pdf]
-    drawn.keep_only(folder, paths)
-    return paths
+        return drawn.put_into(folder, paths)
 
 
 def _lay_out(figure: Figure) -> None:

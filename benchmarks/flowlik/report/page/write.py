@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from flowlik.records.reading import run_note
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
+from flowlik.report.figures import drawn
 from flowlik.report.figures.kinds import draw_all
 from flowlik.report.frame import by_task_and_split
 from flowlik.report.page import glossary
@@ -29,6 +30,7 @@ from flowlik.report.tables.published import with_published
 from flowlik.report.tables.run import use_tables
 from flowlik.report.tables.table import Table
 from flowlik.tasks.registry import get_task
+from flowlik_models.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ class Section:
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` of a run into its folder and return its path; a run without records says so.
 
-    Figures are taken from `run_dir/figures` and drawn first where that folder holds none.
+    Figures are taken from `run_dir/figures` and drawn first where that folder holds none, or not all of a drawing that
+    was interrupted.
     """
     records = frames.load(run_dir)
-    if len(records) and not any((run_dir / "figures").glob("*.png")):
+    if len(records) and not drawn.are_there(run_dir / "figures"):
         draw_all(run_dir)
     usable = frames.averaged(frames.usable(records))
     template = Environment(
@@ -81,7 +84,7 @@ def write_report(run_dir: Path) -> Path:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page.encode())
     return path
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from flowlik.measures.registry import own_columns
 from flowlik.records.columns import EXTRA, TABLE, Column
+from flowlik_models.files import write_atomically
 
 BEGIN: Final = "<!-- columns: python -m flowlik.report.tables.columns docs/records.md -->"
 END: Final = "<!-- end of columns -->"
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(as_markdown(own_columns()) + "\n")
     for name in arguments:
         page = Path(name)
-        page.write_text(in_page(page.read_text(encoding="utf-8")), encoding="utf-8")
+        write_atomically(page, in_page(page.read_text(encoding="utf-8")).encode())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from flowlik.report.tables.published import with_published
 from flowlik.report.tables.samples import _one_evaluation, _samples
 from flowlik.report.tables.table import Table
 from flowlik.report.tables.uses import _comparison, _gradient, _importance, _outliers, _routes, _training
+from flowlik_models.files import write_atomically
 from flowlik_models.names import unknown
 
 METHOD_AFTER: Final = "split"
@@ -78,7 +79,7 @@ def write_tables(run_dir: Path) -> list[Path]:
     written = []
     for name, form in (("table.md", "md"), ("table.tex", "latex"), ("table.csv", "csv")):
         path = run_dir / name
-        path.write_text(render(records, form), encoding="utf-8")
+        write_atomically(path, render(records, form).encode())
         written.append(path)
     return written
 

@@ -1,64 +1,65 @@
 """The worker process: `python -m flowlik.running.workers.main DESCRIPTOR`, a `Worker` at the end of a pipe.
 
 It takes (name, arguments) and answers with what the worker's method of that name returns. It ends with the process
-that started it, is the first that the system ends when memory runs out, and has a session of its own, so that Ctrl-C
-reaches it only through its parent.
+that started it, and everything it has started with it (`flowlik.running.workers.guard`), is the first that the system
+ends when memory runs out, and has a session of its own, so that Ctrl-C reaches it only through its parent.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from flowlik.running.workers import answers
+from flowlik.running.workers.guard import go_on_under_guard
 
 if TYPE_CHECKING:
     from flowlik.running.workers.worker import Worker
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(descriptor: int) -> None:
     """Serve the pipe `descriptor` until it closes."""
-    _end_with_the_parent()
+    sys.path[:] = dict.fromkeys(sys.path)  # PYTHONPATH names most of it: what stands last there is last
+    go_on_under_guard(descriptor)
+    os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
-    try:
-        setup = connection.recv()
-        _limit_memory(setup.memory)
-        from flowlik.running.workers.worker import Worker
+    os.register_at_fork(after_in_child=connection.close)  # a cell that forks does not answer twice
+    me = os.getpid()
+    with _until_nobody_listens():
+        setup, token = connection.recv()
+    _limit_memory(setup.memory)
+    from flowlik.running.workers.worker import Worker
 
-        worker = Worker(setup)
-        connection.send((True, worker.environment))
+    worker = Worker(setup)
+    answer: tuple[bool, Any] = True, worker.environment
+    with _until_nobody_listens():
         while True:
-            connection.send(_served(worker, connection))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # nobody is listening; threads that compute must not keep the process
+            answers.send(descriptor, token, answer)
+            answer = _served(worker, connection)
+            if os.getpid() != me:
+                os._exit(0)  # the copy of a cell that forked
+
+
+@contextmanager
+def _until_nobody_listens() -> Iterator[None]:
+    """End the process where the pipe is closed: threads that compute must not keep it."""
+    try:
+        yield
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 def _served(worker: Worker, connection: Connection) -> tuple[bool, Any]:
     """(True, the answer) to the next message, or (False, one line) where it cannot be understood or done."""
+    name, arguments = connection.recv()
     try:
-        name, arguments = connection.recv()
         return True, getattr(worker, name)(*arguments)
-    except (EOFError, OSError):
-        raise
     except Exception as error:
         return False, " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _end_with_the_parent() -> None:
-    parent = os.getppid()
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
-    except (OSError, AttributeError):
-        return  # not Linux: the closed pipe ends it after its cell
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _limit_memory(memory: int | None) -> None:

@@ -85,7 +85,7 @@ def _run(file: Path, name: str) -> ModuleType:
     """The module of the file, run; one that is imported already is taken as it is."""
     _check_text(file, name)
     folder = str(file.parent)
-    if folder not in sys.path:
+    if folder not in sys.path[1:]:  # the first may be the working directory, which is no worker's
         sys.path.append(folder)
     title = _module_name(file)
     if getattr(sys.modules.get(title), "__file__", None) == str(file):

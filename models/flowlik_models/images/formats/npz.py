@@ -7,7 +7,7 @@ file in the cache folder, and that is mapped. Either way its CRC-32 is checked f
 from __future__ import annotations
 
 import io
-import tempfile
+import shutil
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from flowlik_models.files import no_room
+from flowlik_models.files import no_room, whole_file
 from flowlik_models.images.errors import DataError
 from flowlik_models.images.folders import cache_dir
 
@@ -123,7 +123,6 @@ def _unpacked(found: Member) -> Path:
     if target.is_file() and target.stat().st_size == found.size:
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _unpack(found, target)
     except (EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{found.file}: array {found.name!r} is damaged ({error})") from None
@@ -133,14 +132,9 @@ def _unpacked(found: Member) -> Path:
 
 
 def _unpack(found: Member, target: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as out:
-        temporary = Path(out.name)
-        try:
-            with zipfile.ZipFile(found.file) as archive, archive.open(f"{found.name}.npy") as stream:
-                while piece := stream.read(_PIECE):  # zipfile checks the CRC at the end
-                    out.write(piece)
-            out.flush()
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with (
+        whole_file(target) as out,
+        zipfile.ZipFile(found.file) as archive,
+        archive.open(f"{found.name}.npy") as stream,
+    ):
+        shutil.copyfileobj(stream, out, _PIECE)  # zipfile checks the CRC at the end
