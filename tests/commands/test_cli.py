@@ -290,7 +290,9 @@ def test_list_answers_without_torch() -> None:
     figure("import flowlik", f"{wall:.2f} s ({cpu:.2f} s of CPU)", "0.3 s")
     wall, cpu, said = seconds(
         "-c",
-        "import sys; from flowlik.cli import app; app(['list'], standalone_mode=False); print('torch' in sys.modules)",
+        "import sys; from flowlik.cli import app; from flowlik.commands import listing; "
+        "listing.FRESH_SECONDS = float('inf')  # where a source was just edited the registries would be asked\n"
+        "app(['list'], standalone_mode=False); print('torch' in sys.modules)",
     )
     figure("flowlik list", f"{wall:.2f} s ({cpu:.2f} s of CPU)", "1.5 s")
     assert "gmm-64d" in said
