@@ -25,6 +25,7 @@ except ImportError:  # Windows has no such locks: there, one process writes into
 _PREFIX, _SUFFIX = ".flowlik-", ".tmp"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ABANDONED = 86400.0  # seconds after which a temporary file belongs to nobody, where there are no locks
+_LEVELS = 2  # below a run's folder lie `items`, `figures` and folders of partial results
 _swept: set[Path] = set()
 
 
@@ -90,11 +91,14 @@ def _new_file(folder: Path) -> tuple[int, Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove from a folder, and from those in it, the temporary files and folders that no living process writes."""
-    found = [Path(where) / name for where, *names in os.walk(folder) for part in names for name in part]
+    """Remove from a folder, and from two levels below it, the temporary files and folders that nobody writes."""
+    found: list[Path] = []
+    for where, folders, names in os.walk(folder):
+        found += [path for name in (*folders, *names) if _is_temporary(path := Path(where) / name)]
+        if len(Path(where).relative_to(folder).parts) == _LEVELS:
+            folders.clear()
     for path in found:
-        if _is_temporary(path):
-            _remove_if_left(path)
+        _remove_if_left(path)
 
 
 def _sweep_once(folder: Path) -> None:

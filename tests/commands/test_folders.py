@@ -115,6 +115,13 @@ def test_the_next_command_removes_what_a_killed_one_left(run: Path, command: str
     assert not list(run.rglob(".flowlik-*"))
 
 
+def test_a_gallery_of_a_run_without_figures_is_bad_usage_and_not_a_disks_fault(run: Path) -> None:
+    (run / "run.json").write_text(json.dumps({"suite": "quick", "finished": "2026-01-01T00:00:00Z"}))
+    done = call("gallery", run)
+    assert done.exit_code == 2
+    assert "has none of its published figures" in done.stderr
+
+
 # --- no locks -----------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,14 @@ def test_leftovers_below_a_folder_are_removed_and_what_is_being_written_stays(tm
     assert names(tmp_path) == ["a", "items"]
 
 
+def test_folders_far_below_are_not_looked_into(tmp_path: Path) -> None:
+    for name in ("a/b", "a/b/c"):
+        killed_while_writing(tmp_path / name)
+    remove_leftovers(tmp_path)
+    assert not list((tmp_path / "a" / "b").glob(".flowlik-*"))
+    assert len(list((tmp_path / "a" / "b" / "c").glob(".flowlik-*"))) == 2
+
+
 def test_without_locks_leftovers_of_a_day_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

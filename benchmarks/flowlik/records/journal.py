@@ -49,6 +49,8 @@ def storage(path: Path) -> Iterator[None]:
     except LockError as error:
         raise StorageError(str(error)) from None
     except OSError as error:
+        if error.errno is None:
+            raise  # no disk said that: its words are ours already
         if error.errno in _FULL:
             cause = "the disk is full; what is recorded is safe: free some space and go on with --resume"
         else:
