@@ -23,6 +23,7 @@ from flowlik_estimators.counting.networks import reachable
 from flowlik_estimators.integration.adams import adams_pec
 from flowlik_models.interfaces import can, ends_of
 from flowlik_models.numerics import random
+from flowlik_models.numerics.float32 import full_float32
 
 ROWS = 64
 FORWARDS = 20
@@ -80,6 +81,7 @@ class Finding:
         return f"{self.text}; likely {self.likely}"
 
 
+@full_float32()
 def examine(model: Any, x: Tensor, cond: Any = None) -> list[Finding]:
     """What is wrong with a model as far as its answers on data x (batch, *event) show it; empty: nothing was found.
 

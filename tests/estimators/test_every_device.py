@@ -13,9 +13,11 @@ from sizes import figure
 from test_options import BASES, CASES, Everything
 from torch import Tensor, nn
 
-from flowlik_estimators import get
+from flowlik_estimators import examine, get, with_error
 from flowlik_estimators.base import Estimator, _options
 from flowlik_estimators.counting import METHODS
+from flowlik_models.adapters import wrap
+from flowlik_models.adapters.paths import NAMED
 
 A_CALL = 3
 """Waits of a call, beside one a solver step: the points are finite, the times (or counts of rows) are copied, some
@@ -104,7 +106,7 @@ def ready(name: str, options: dict[str, Any]) -> Estimator:
 
 
 LOOSE = {"rtol": 0.3, "atol": 0.3, "tol": 10.0}
-FEW = {"solver": "euler", "steps": 2}
+FEW: dict[str, Any] = {"solver": "euler", "steps": 2}
 
 
 def coarse(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +205,55 @@ def test_the_host_waits_three_times_a_call_and_once_a_step(name: str, base: dict
         f"waits of the host, {estimator.label}", f"{waits.total()} in {steps:g} steps", f"{A_CALL + steps:g}"
     )
     assert waits.total() <= A_CALL + steps, waits
+
+
+@pytest.mark.parametrize("options", [FEW, {**FEW, "trace": "hutchinson", "probes": 2}])
+def test_the_whole_error_on_a_device_is_that_of_the_cpu(options: dict[str, Any]) -> None:
+    estimator = get("ode", **options)
+    there, here = (
+        with_error(estimator, model(device), points(device)).error for device in (PRETENDED, "cpu")
+    )
+    assert there is not None
+    assert here is not None
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_examined_on_a_device_as_on_the_cpu() -> None:
+    x = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(3))
+    there, here = examine(model(PRETENDED), to_pretended(x)), examine(model("cpu"), x)
+    assert [finding.name for finding in there] == [finding.name for finding in here]
+    assert "error" not in [finding.name for finding in there]
+
+
+PREDICTED = {"straight": "velocity", "reversed": "velocity", "edm": "data", "ve": "score", "vp": "noise"}
+
+
+@pytest.mark.parametrize("path", list(NAMED))
+def test_a_wrapped_network_runs_on_a_device_and_waits_for_nothing_of_its_own(path: str) -> None:
+    moments = torch.randn(50, 4, generator=torch.Generator().manual_seed(5))
+    predicts = PREDICTED.get(path, "noise")
+    here, there = (
+        wrap(
+            nn.Linear(4, 4),
+            (4,),
+            predicts=predicts,
+            path=path,
+            moments=moments,
+            call=lambda net, z, u, cond: net(z),
+        )
+        for _ in range(2)
+    )
+    there.load_state_dict(here.state_dict())
+    to_pretended(there)
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(3))
+    estimator = get("ode", **FEW)
+    expected, drawn = estimator.log_prob(here, x), estimator.sample(here, 3)
+    estimator.log_prob(there, to_pretended(x))
+    with host_synchronisations() as seen:
+        found = estimator.log_prob(there, to_pretended(x))
+    torch.testing.assert_close(found.log_prob.cpu(), expected.log_prob, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(estimator.sample(there, 3).x.cpu(), drawn.x, rtol=1e-4, atol=1e-4)
+    assert own(seen).total() <= A_CALL + FEW["steps"], own(seen)
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses() -> None:

@@ -104,6 +104,7 @@ def reaches(value: Tensor, inputs: Sequence[Tensor]) -> bool:
 def has_missing_edge(value: Tensor) -> bool:
     """Whether an operand without a graph enters before the first operation that mixes coordinates."""
     seen: set[Any] = set()
+    alike: list[Tensor] = []
     stack: list[Any] = [value.grad_fn] if value.grad_fn is not None else []
     while stack and len(seen) < MOST_NODES:
         node = stack.pop()
@@ -112,14 +113,21 @@ def has_missing_edge(value: Tensor) -> bool:
             continue
         seen.add(node)
         after = [found for found, _ in node.next_functions]
-        if None in after and not _is_factor_of_time(kind[1], node, after, value):
-            return True
+        if None in after:
+            factor = _is_factor_of_time(kind[1], node, after, value)
+            if isinstance(factor, Tensor):
+                alike.append(factor.to(value.device))
+            elif not factor:
+                return True
         stack.extend(found for found in after if found is not None)
-    return False
+    return bool(alike) and not bool(torch.stack(alike).all())  # the host waits once
 
 
-def _is_factor_of_time(kind: str, node: Any, after: list[Any], value: Tensor) -> bool:
-    """Whether the operand is a number, the same for all rows, that a graph is multiplied by or divided by."""
+def _is_factor_of_time(kind: str, node: Any, after: list[Any], value: Tensor) -> bool | Tensor:
+    """Whether the operand is a number, the same for all rows, that a graph is multiplied by or divided by.
+
+    A tensor () where that is to be read from the operand's values.
+    """
     if kind not in ("Mul", "Div") or len(after) != 2 or (after[0] is None and kind == "Div"):
         return False
     try:
@@ -130,7 +138,7 @@ def _is_factor_of_time(kind: str, node: Any, after: list[Any], value: Tensor) ->
         return False
     if saved.numel() == 1 or saved.ndim < value.ndim or saved.shape[0] != value.shape[0]:
         return True
-    return len(saved) > 1 and bool((saved == saved[:1]).all())
+    return (saved == saved[:1]).all() if len(saved) > 1 else False
 
 
 # --- looks ---

@@ -121,7 +121,7 @@ class Clock:
 
     def _tabled(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
         """u by the table and d log(a/s)/du there."""
-        table, nodes = self._ratio.to(ratio.device), self._u.to(ratio.device)
+        table, nodes = (values.to(ratio.device, non_blocking=True) for values in (self._ratio, self._u))
         right = torch.searchsorted(table, ratio.contiguous()).clamp(1, len(table) - 1)
         low, high = table[right - 1], table[right]
         share = ((ratio - low) / (high - low)).nan_to_num(0.0).clamp(0.0, 1.0)
@@ -242,7 +242,7 @@ def from_steps(alphas_cumprod: Tensor | Sequence[float]) -> Path:
     ratio = (0.5 * (squares.log() - torch.log1p(-squares))).clamp(-MOST, MOST)
 
     def twice(u: Tensor) -> Tensor:
-        table = ratio.to(u.device)
+        table = ratio.to(u.device, non_blocking=True)
         low = u.detach().floor().long().clamp(0, len(table) - 2)
         return 2.0 * (table[low] + (u - low) * (table[low + 1] - table[low]))
 

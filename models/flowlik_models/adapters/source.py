@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flowlik_models.interfaces import Moments
 from flowlik_models.moments import FULL_LIMIT, check, estimate
+from flowlik_models.numerics.device_arrays import device_array
 from flowlik_models.numerics.standard_normal import LOG_2PI
 
 RANK = 256
@@ -110,8 +111,7 @@ class GaussianSource:
         return scaled
 
     def _tensor(self, array: np.ndarray, like: Tensor) -> Tensor:
-        tensor: Tensor = torch.from_numpy(array).to(like.device)
-        return tensor
+        return device_array(array, torch.float64, like.device)
 
 
 def moments_of(data: Any, event_shape: tuple[int, ...]) -> Moments:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowlik_estimators import available, get
+from flowlik.cells import Cell, Options
+from flowlik.evaluation.evaluate_cell import run_prepared
+from flowlik.evaluation.prepare import prepare
+from flowlik.references import make
+from flowlik_estimators import available, examine, get
 from flowlik_models.numerics.float32 import _parts, _settings, full_float32
+from flowlik_models.training import trainer
 
 PRECISIONS = ["highest", "high", "medium"]
 
@@ -97,6 +104,53 @@ def test_every_estimator_evaluates_in_float32(name: str, products: str) -> None:
     estimator.sample(model, 3, log_prob=False)
     assert model.asked
     assert torch.get_float32_matmul_precision() == products
+
+
+def test_an_examination_evaluates_in_float32() -> None:
+    torch.set_float32_matmul_precision("medium")
+    model = Looks()
+    assert "error" not in [finding.name for finding in examine(model, torch.randn(8, 2))]
+    assert model.asked
+
+
+class _ReachedError(Exception):
+    pass
+
+
+def _look_and_leave(*_: Any, **__: Any) -> Any:
+    assert_full()
+    raise _ReachedError
+
+
+@pytest.mark.parametrize(
+    ("module", "inside", "call"),
+    [
+        (trainer, "prepared", lambda: trainer.train("gmm-2d", "teacher", out=Path("nowhere"), steps=1)),
+        (make, "get_task", lambda: make.make_reference("gmm-2d", Path("nowhere"))),
+    ],
+)
+def test_what_trains_and_makes_references_does_so_in_float32(
+    module: Any, inside: str, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    monkeypatch.setattr(module, inside, _look_and_leave)
+    with pytest.raises(_ReachedError):
+        call()
+    assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_cell_evaluates_in_float32() -> None:
+    torch.set_float32_matmul_precision("medium")
+    options = Options(n_items=4, rounds=1, timing_batch=2, samples=4, density=True)
+    cell = Cell(task="gmm-2d", model="closed-form", estimator=get("f2d2", steps=1), options=options)
+    model = Looks()
+    row, _ = run_prepared(replace(prepare(cell), model=model))
+    assert row.get("status", "ok") == "ok", row
+    assert row["forward_equivalents"] > 0
+    assert model.asked
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_an_error_inside_leaves_the_callers_settings() -> None:
