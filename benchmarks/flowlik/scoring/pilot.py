@@ -21,8 +21,11 @@ from flowlik.scoring.evaluating import Subject, Values, evaluate
 from flowlik_estimators import Estimator, get
 from flowlik_models.interfaces import can
 
-FEWEST, MOST, SHARE = 8, 32, 32
+SHARE, FEWEST, MOST = 32, 8, 32
 """Items of a pilot: one in `SHARE`, within these."""
+
+NUMBERS, MOST_OF_FEW = 512, 128
+"""So many numbers at least, up to so many items: errors of few dimensions do not average out within an item."""
 
 PROBES = 2
 """Of the call that measures their noise."""
@@ -123,9 +126,9 @@ def probes_of(estimator: Estimator) -> int:
     return int(options.get("probes") or 0) if options.get("trace") == "hutchinson" else 0
 
 
-def pilot_items(n: int, seed: int) -> NDArray[np.int64]:
+def pilot_items(n: int, dim: int, seed: int) -> NDArray[np.int64]:
     """A random few of n items, the same for the same seed: data may be sorted."""
-    count = max(FEWEST, min(MOST, n // SHARE))
+    count = max(FEWEST, min(MOST, n // SHARE), min(MOST_OF_FEW, NUMBERS // dim))
     return np.sort(np.random.default_rng([seed, 15]).permutation(n)[:count]).astype(np.int64)
 
 
@@ -166,7 +169,7 @@ class Pilot:
 
     def __init__(self, subject: Subject, wish: Wish, say: Say) -> None:
         self.subject, self.wish, self.say, self.work = subject, wish, say, 0.0
-        self.which = pilot_items(subject.items.n, subject.seed)
+        self.which = pilot_items(subject.items.n, subject.dim, subject.seed)
         self.nats = subject.dim * math.log(2.0)
         self.tried: list[Tried] = []
         self.rest = math.inf
