@@ -187,7 +187,11 @@ def _scored(subject: Subject, options: Options, wish: Wish, kept: Kept, say: Say
     rounds.run()
     found = _result(rounds, findings, options.weights, time.monotonic() - start)
     card = {name: value for name, value in vars(found).items() if name != "per_item"}
-    kept.finish({**table.stored(), BPD: found.per_item}, chosen, card | {"error": vars(found.error)})
+    kept.finish(
+        {**table.stored(), BPD: found.per_item},
+        chosen,
+        card | {"error": vars(found.error), "line": str(found)},
+    )
     return found
 
 
