@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
+    from flowlik.scoring.score import score
     from flowlik.tasks.arrays import ArrayTask
     from flowlik_models.adapters import wrap
 
 __version__ = "0.1.0"
-__all__ = ["ArrayTask", "__version__", "read_records", "wrap"]
+__all__ = ["ArrayTask", "__version__", "read_records", "score", "wrap"]
 
 _HOMES = {
     "ArrayTask": "flowlik.tasks.arrays",
     "read_records": "flowlik.records.reading",
+    "score": "flowlik.scoring.score",
     "wrap": "flowlik_models.adapters",
 }
 """Public name -> where it is; loaded when first asked for, since these bring pandas and torch."""

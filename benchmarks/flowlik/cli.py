@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "merge": results.merge,
     "gallery": results.gallery,
     "check": inspect.check,
+    "score": inspect.score,
     "data": build.data,
     "sysinfo": inspect.sysinfo,
 }

@@ -57,6 +57,9 @@ class ODE(ODEOptions):
     model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional model would
     need conditions, so there the options must be named.
 
+    ``redraw`` draws the probes anew for every evaluation of a fixed-step solve instead of keeping them along the path:
+    a step's errors average out, so that one probe is about as quiet as several fixed ones at the same cost.
+
     ``divergence=quadrature`` takes ``nodes`` (3, 5, 9, ..., 129), or doubles them until the estimated error is at most
     ``tol`` nats: item by item with an exact or closed trace (3e-3, the mean error comes out many times smaller; what
     129 nodes leave above it is solved again, at a tenth of the tolerances, with nodes in the reparametrised time for
@@ -135,7 +138,7 @@ class ODE(ODEOptions):
 
     def _augmented(self, model: Any, run: Run) -> tuple[Evaluate, Tensor | None]:
         if self.stochastic:
-            return augmented.with_probes(self.probe_options, self.solve, model, run)
+            return augmented.with_probes(self.probe_options, self.solve, model, run, redraw=self.redraw)
         return augmented.without_probes(self.trace, model, run), None
 
     # --- x alone, the integral by quadrature ---

@@ -86,6 +86,17 @@ def test_the_example_of_the_page_runs_and_is_short(tmp_path: Path) -> None:
     assert records.loc["ode", "bpd"] == pytest.approx(1.96, abs=0.4)  # 1.93 and 1.99 by the digits' reference
     assert records.loc["ode", "bpd"] < records.loc["control-gaussian", "bpd"]
     assert flowlik_("list", "models", "mine.py").output.split() == ["my-digits", "teacher"]
+    scored = flowlik_("score", "mine.py", "--limit", "12", "--accuracy", "0.05")
+    assert scored.exit_code == 0, scored.output
+    (line,) = scored.stdout.splitlines()
+    found = re.match(r"teacher on my-digits: ([\d.]+) bits/dim; standard error", line)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(records.loc["ode", "bpd"], abs=0.15)  # of other probes and draws
+    assert sorted(file.name for file in Path("runs/score/my-digits").iterdir()) == [
+        "teacher.json",
+        "teacher.npz",
+    ]
+    assert "goes on with" in flowlik_("score", "mine.py", "--limit", "12", "--accuracy", "0.05").stderr
 
 
 BAD = {
@@ -103,11 +114,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("command", ["run", "reference"])
+@pytest.mark.parametrize("command", ["run", "reference", "score"])
 def test_a_bad_file_ends_with_status_2_and_nothing_written(tmp_path: Path, case: str, command: str) -> None:
     text, words = BAD[case]
     file = str(write_task(tmp_path / "user", f"cli-bad-{command}", text))
-    line = refused(*(("run", "-t") if command == "run" else ("reference",)), file, "--out", "out")
+    line = refused(*(("run", "-t") if command == "run" else (command,)), file, "--out", "out")
     assert re.search(words, line), line
     assert not Path("out").exists()
 

@@ -114,3 +114,19 @@ def test_a_thousand_items_of_12288_dimensions_run_from_the_command_line_within_4
     peak = float(records["peak_bytes"].max()) / 1e9
     figure("memory of 1,000 items of 12,288 dimensions", f"{peak:.2f} GB", f"{LIMIT} GB")
     assert peak < LIMIT
+
+
+@pytest.mark.slow
+def test_12288_dimensions_are_scored_within_4_gb(tmp_path: Path) -> None:
+    file = written(tmp_path, train=64, test=48)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = (
+        "import resource; from flowlik.cli import app; app(standalone_mode=False); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)"
+    )
+    command = [sys.executable, "-c", program, "score", str(file), "--out", str(tmp_path / "scores")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    *_, line, memory = done.stdout.splitlines()
+    figure("memory of a score of 12,288 dimensions", f"{float(memory):.2f} GB", f"{LIMIT} GB")
+    assert float(line.split(": ")[1].split()[0]) == pytest.approx(BPD, abs=0.02)
+    assert float(memory) < LIMIT

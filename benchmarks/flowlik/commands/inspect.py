@@ -1,14 +1,26 @@
-"""`flowlik list`, `check` and `sysinfo`: what is here, and whether it is right."""
+"""`flowlik list`, `check`, `score` and `sysinfo`: what is here, whether it is right, and what it is worth."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flowlik.commands.options import DeviceOption, JsonOption, bad_usage, pick_device
+from flowlik.commands.options import (
+    CheckpointsOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    bad_usage,
+    fail,
+    pick_device,
+    use_checkpoints,
+    use_data,
+)
 
 if TYPE_CHECKING:
     from flowlik.checks.contract import ContractVerdict
@@ -115,6 +127,63 @@ def _examined(file: str, device: str) -> int:
             typer.echo(f"{model}: nothing found")
         count += len(findings)
     return count
+
+
+def score(
+    task: Annotated[
+        str, typer.Argument(metavar="mine.py", help="A file with a task of your own, or a task.")
+    ],
+    model: Annotated[
+        list[str] | None, typer.Option("-m", "--model", help="Only these models of a file; default all.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="What is scored: test or train.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="At most so many items.", min=1)] = None,
+    accuracy: Annotated[
+        float | None,
+        typer.Option(help="Bits/dim that the stated error stays within (without a budget 0.01)."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Evaluations and derivative products an item at most.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(help="Of data that are scaled to [-1, 1] and dequantised already.", min=2)
+    ] = None,
+    weights: Annotated[
+        int, typer.Option(help="Dequantisations an item; above 1 importance-weighted.", min=1)
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Of the probes and of the pilot.")] = 0,
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    checkpoints: CheckpointsOption = None,
+    data_dir: DataOption = None,
+) -> None:
+    """Bits/dim of a model by an estimator that a pilot chooses, with its error; an interrupted call goes on."""
+    from flowlik.scoring.score import Options, score_task
+    from flowlik.tasks.registry import get_task
+    from flowlik.tasks.task import UnavailableError
+
+    with bad_usage():
+        use_checkpoints(checkpoints)
+        use_data(data_dir)
+        chosen = pick_device(device)
+        found = get_task(task)
+        models = model or (found.models if task.endswith(".py") else [found.reference_model])
+        folder = out or Path("runs/score") / found.id
+        options = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)
+        where = {"split": split, "limit": limit, "levels": levels, "device": chosen, "out": folder}
+        try:
+            found.check(models, chosen)
+            for name in models:
+                line = score_task(found, name, options, progress=_to_stderr, **where)  # type: ignore[arg-type]
+                typer.echo(str(line))
+        except UnavailableError as error:
+            raise fail(str(error)) from None
+        except KeyboardInterrupt:
+            raise fail("interrupted; what is done is saved, the same command goes on", 130) from None
+
+
+def _to_stderr(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _gates(only: str | None) -> list[Gate]:

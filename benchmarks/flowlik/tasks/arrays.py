@@ -147,6 +147,10 @@ class ArrayTask(Task):
         small = 8 * len(x) * self.dim <= IN_MEMORY
         return Items(x=x.tensor() if small else x, ids=ids, n=n, draws=draws, cond=cond)
 
+    def rows_in(self, split: str) -> int:
+        """How many rows a split of the arrays has."""
+        return self._rows[split].n
+
     def _dtype(self, split: str) -> torch.dtype:
         return torch.float64 if self._rows[split].dtype == np.float64 else torch.float32
 

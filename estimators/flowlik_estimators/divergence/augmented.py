@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from flowlik_estimators.divergence.pilot import Pilot
 from flowlik_estimators.divergence.products import exact, hutchinson_with_products
 from flowlik_estimators.integration.torchdiffeq_solve import Evaluate, Solve
 from flowlik_models.interfaces import velocity_and_divergence
-from flowlik_models.numerics.streams import PROBE_STREAM
+from flowlik_models.numerics.streams import PROBE_STREAM, STAGE_STREAM
 
 PILOT_NODES = 17
 """Nodes at which a pilot looks where one law serves the whole path."""
@@ -28,8 +29,12 @@ def without_probes(trace: str, model: Any, run: Run) -> Evaluate:
     return lambda x, t: exact(lambda y: run.velocity(model, y, t), x, differentiable=run.differentiable)
 
 
-def with_probes(options: ProbeOptions, solve: Solve, model: Any, run: Run) -> tuple[Evaluate, Tensor | None]:
+def with_probes(
+    options: ProbeOptions, solve: Solve, model: Any, run: Run, *, redraw: bool = False
+) -> tuple[Evaluate, Tensor | None]:
     """Velocity and one estimate of the divergence a probe (batch, probes), the probes being fixed along the path.
+
+    ``redraw``: drawn anew for every evaluation, in the order of evaluations; their errors average out along the path.
 
     Where there are probes enough to judge how skew they are (`flowlik_estimators.divergence.skewness`), a third part
     are their cross forms (batch, pairs); the tensor beside are the overlaps ``e_i . e_j`` of the same pairs.
@@ -39,6 +44,8 @@ def with_probes(options: ProbeOptions, solve: Solve, model: Any, run: Run) -> tu
         basis, coefficient = Pilot(options, solve, model, run, nodes=PILOT_NODES).of_the_whole_path()
     assert basis != "auto"
     law = Law(options, model, run, basis)
+    if redraw:
+        return _redrawn(law, options, coefficient, model, run), None
     probes = law.draw(run, options.probes, PROBE_STREAM)
     crossed = basis == "pixel" and skewness.pair_count(options.probes) > 0
     coefficient = 0.0 if options.control == "none" else coefficient
@@ -56,6 +63,22 @@ def with_probes(options: ProbeOptions, solve: Solve, model: Any, run: Run) -> tu
         return value, columns, law.controlled_pairs(cross, probes, coefficient, t[:1])
 
     return evaluate, skewness.pairs(flat, flat) if crossed else None
+
+
+def _redrawn(law: Law, options: ProbeOptions, coefficient: float, model: Any, run: Run) -> Evaluate:
+    """Velocity and a divergence column a probe, with other probes at every evaluation."""
+    coefficient = 0.0 if options.control == "none" else coefficient
+    stages = count(STAGE_STREAM)
+
+    def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        probes = law.draw(run, options.probes, next(stages))
+        value, columns, _ = hutchinson_with_products(
+            lambda y: run.velocity(model, y, t), x, probes, differentiable=run.differentiable, keep=False
+        )
+        squares = None if coefficient == 0.0 else law.squares(probes)
+        return value, law.controlled(columns, squares, coefficient, t[:1])
+
+    return evaluate
 
 
 def _closed(model: Any, run: Run) -> Evaluate:

@@ -39,6 +39,7 @@ class ODEOptions(Traced):
     noise: Noise | None = None  # type: ignore[assignment]
     basis: Literal["pixel", "dct", "pca", "auto"] | None = None
     control: Literal["none", "gaussian", "auto"] | None = None
+    redraw: bool = False
     divergence: Literal["augmented", "quadrature"] = "augmented"
     nodes: int | None = None
     tol: float | None = None
@@ -96,6 +97,8 @@ class ODEOptions(Traced):
 
     def finer(self, dtype: torch.dtype) -> tuple[Estimator, float] | None:
         """Tolerances of a hundredth (in single precision at least 1e-7), or twice as many steps and node intervals."""
+        if self.redraw:  # other steps are other probes
+            return None
         changed: dict[str, object] = {}
         if not self.stochastic and self.nodes is not None:
             changed["nodes"] = min(2 * self.nodes - 1, clenshaw_curtis.FINEST)
@@ -131,6 +134,12 @@ class ODEOptions(Traced):
         super()._check()
         self._at_least_one("steps", "max_nfe")
         self._check_solver()
+        one_path = self.stochastic and not self.adaptive and self.divergence == "augmented"
+        if self.redraw and (self.richardson or not one_path):
+            raise ValueError(
+                f"{self.name}: redraw needs trace=hutchinson, divergence=augmented and a fixed-step solver without "
+                "richardson: an error controller chases the noise, and a quadrature's probes are fresh already"
+            )
         if not self.stochastic:
             self._no_effect(f"with trace={self.trace}", "basis", "control", "allocation")
         if self.noise == "gaussian" and self.basis not in (None, "pixel"):

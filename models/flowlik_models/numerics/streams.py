@@ -14,6 +14,7 @@ BANK_STREAM = 2  # starts of Newton's method, for a generator's roots
 DIRECTION_STREAM = 3  # random directions of self-guidance
 NODE_STREAM = 2**16  # fresh probes of a node: this plus its index in the finest rule
 PILOT_STREAM = 2**17  # probes of a pilot, whose key is 0
+STAGE_STREAM = 2**18  # probes drawn anew for every evaluation of a solve: this plus the evaluation's number
 TIME_STREAM = 2**20  # random times of f2d2-corrected; those of its probes follow, one a step
 OPPOSED_STREAM = 2**20  # added to the stream of those probes: which of their signs the next one turns round
 ORDER_STREAM = (
@@ -30,6 +31,7 @@ DRAW_STRIDE = 2**20
 """Item ids, not streams: those of different dequantisation draws of an image are so far apart and never meet."""
 
 _FINEST_RULE = 129  # nodes
+_STAGES = 2**18  # more evaluations than any solve takes
 _STEPS = 2**20  # more than any solve takes
 _ROUNDS = 2**16  # more than any reference takes
 _DRAWS = 2**21  # dequantisation draws, in training epochs
@@ -42,6 +44,7 @@ def _ordered(streams: range) -> range:
 _SAMPLE, _PROBE = range(SAMPLE_STREAM, SAMPLE_STREAM + 1), range(PROBE_STREAM, PROBE_STREAM + 1)
 _STEP_PROBES = range(TIME_STREAM + 1, TIME_STREAM + 1 + _STEPS)
 _NODES = range(NODE_STREAM, NODE_STREAM + _FINEST_RULE)
+_EVALUATIONS = range(STAGE_STREAM, STAGE_STREAM + _STAGES)
 
 RANGES: dict[str, dict[str, range]] = {
     "a solve": {
@@ -49,8 +52,10 @@ RANGES: dict[str, dict[str, range]] = {
         "probes of a path": _PROBE,
         "probes of nodes": _NODES,
         "pilot": range(PILOT_STREAM, PILOT_STREAM + 1),
+        "probes of evaluations": _EVALUATIONS,
         "columns of a path": _ordered(_PROBE),
         "columns of nodes": _ordered(_NODES),
+        "columns of evaluations": _ordered(_EVALUATIONS),
     },
     "a corrected map": {
         "starting points": _SAMPLE,

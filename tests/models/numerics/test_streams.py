@@ -31,6 +31,7 @@ def test_values_of_streams_are_those_of_all_records() -> None:
         "DIRECTION_STREAM": 3,
         "NODE_STREAM": 65_536,
         "PILOT_STREAM": 131_072,
+        "STAGE_STREAM": 262_144,
         "TIME_STREAM": 1_048_576,
         "OPPOSED_STREAM": 1_048_576,
         "ORDER_STREAM": 1_048_576,

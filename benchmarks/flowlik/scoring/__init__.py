@@ -1,0 +1,1 @@
+"""Models and data of one's own: their likelihood in one call."""
