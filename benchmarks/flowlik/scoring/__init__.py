@@ -1,0 +1,1 @@
+"""Models and data of one's own: scored, and distilled into joint flow maps."""
