@@ -285,7 +285,7 @@ def test_the_page_of_the_checkerboard_runs_in_short(tmp_path: Path, monkeypatch:
     assert len(blocks) == 2
     assert max(len(block.splitlines()) for block in blocks) <= 30
     code = "\n".join(blocks).replace("N = 3000", "N = 150")
-    code = code.replace("(model, x, out", "(model, x, steps=60, pool=1024, out")
+    code = code.replace("steps=16_000", "steps=60, pool=1024")
     assert "N = 150" in code
     assert "steps=60" in code
     monkeypatch.chdir(tmp_path)

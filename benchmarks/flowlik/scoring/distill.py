@@ -24,7 +24,6 @@ from flowlik.scoring.judgement import judged, lines_of, pool_error
 from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.own.fingerprint import fingerprint
 from flowlik.tasks.points import whole
-from flowlik.training.progress import progress_of
 from flowlik_estimators import examine
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint
 from flowlik_models.distillation import (
@@ -44,7 +43,7 @@ from flowlik_models.interfaces import can
 from flowlik_models.names import unknown
 from flowlik_models.objectives.calibration import only_the_head
 from flowlik_models.recipes.recipe import Recipe
-from flowlik_models.training.trainer import fit, pace
+from flowlik_models.training.trainer import Progress, fit, pace
 
 Say = Callable[[str], None]
 NAMES = {each: f"{each}-f2d2" for each in OBJECTIVES} | {"calibration": "direct-f2d2-calibrated"}
@@ -263,19 +262,18 @@ class _Work:
         def validate(network: nn.Module) -> dict[str, Any]:
             return judged(self.teacher.model, network, self.held, self.rows.levels, self.device)
 
-        with progress_of(card["model"]) as progress:
-            fit(
-                student,
-                source,
-                recipe,
-                path,
-                card=card,
-                device=self.device,
-                seed=self.seed,
-                resume=self.resume,
-                progress=progress,
-                validate=validate,
-            )
+        fit(
+            student,
+            source,
+            recipe,
+            path,
+            card=card,
+            device=self.device,
+            seed=self.seed,
+            resume=self.resume,
+            progress=self._spoken(),
+            validate=validate,
+        )
         plan.file.unlink(missing_ok=True)
 
     def _pool(self, folder: Path, plan: _Plan) -> Pool:
@@ -308,6 +306,18 @@ class _Work:
         return solved_pool(
             self.teacher, starts, n, own=own, **options, folder=folder / f"paths-{name}", say=progress
         )
+
+    def _spoken(self) -> Callable[[Progress], None]:
+        """Says where the training is, now and then."""
+        spoken = -SPEAK_EVERY
+
+        def speak(now: Progress) -> None:
+            nonlocal spoken
+            if now.step == now.steps or now.seconds - spoken >= SPEAK_EVERY:
+                spoken = now.seconds
+                self.say(f"step {now.step} of {now.steps}, loss {now.loss:.4g}, {now.seconds:.0f} s")
+
+        return speak
 
     def _nodes(self) -> int:
         return 48 if math.prod(self.model.event_shape) <= 128 else 32
