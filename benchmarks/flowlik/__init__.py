@@ -11,15 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
+    from flowlik.scoring.distill import distill, load_student
     from flowlik.scoring.score import score
     from flowlik.tasks.arrays import ArrayTask
+    from flowlik_estimators import examine
     from flowlik_models.adapters import wrap
 
 __version__ = "0.1.0"
-__all__ = ["ArrayTask", "__version__", "read_records", "score", "wrap"]
+__all__ = [
+    "ArrayTask",
+    "__version__",
+    "distill",
+    "examine",
+    "load_student",
+    "read_records",
+    "score",
+    "wrap",
+]
 
 _HOMES = {
     "ArrayTask": "flowlik.tasks.arrays",
+    "distill": "flowlik.scoring.distill",
+    "examine": "flowlik_estimators",
+    "load_student": "flowlik.scoring.distill",
     "read_records": "flowlik.records.reading",
     "score": "flowlik.scoring.score",
     "wrap": "flowlik_models.adapters",

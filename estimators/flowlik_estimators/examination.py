@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from flowlik_estimators.counting.networks import reachable
 from flowlik_estimators.integration.adams import adams_pec
+from flowlik_estimators.model_checks import examined
 from flowlik_models.interfaces import can, ends_of
 from flowlik_models.numerics import random
 from flowlik_models.numerics.float32 import full_float32
@@ -60,6 +61,9 @@ ABOVE_OPTIMAL_TRANSPORT = 0.5
 LATENTS, LATENTS_OF_A_FACTOR = 2.5, 1.4
 """Factors from 1 of the latents' mean square: beyond any doubt, and where slope and share point to a factor already."""
 
+OFFSET = 0.1
+"""Mean square of the latents' mean per dimension that no random rows of the data have where the field is right."""
+
 LARGE = 100.0
 """Root mean square of data that no network has been trained on as they are."""
 
@@ -82,8 +86,10 @@ class Finding:
 
 
 @full_float32()
-def examine(model: Any, x: Tensor, cond: Any = None) -> list[Finding]:
+def examine(model: Any, x: Tensor, cond: Any = None, levels: int | None = None) -> list[Finding]:
     """What is wrong with a model as far as its answers on data x (batch, *event) show it; empty: nothing was found.
+
+    ``cond`` are the conditions of the rows, ``levels`` the number of levels where the data are dequantised ones.
 
     >>> from flowlik_models.synthetic import closed_form
     >>> model = closed_form("gmm-2d")
@@ -101,10 +107,23 @@ def examine(model: Any, x: Tensor, cond: Any = None) -> list[Finding]:
     if ask is None or rows == 0 or (cond is None and getattr(model, "conditional", False)):
         return []
     with torch.inference_mode(False), torch.no_grad(), _evaluating(model) as training:
-        look = _Look(model, ask, x)
+        try:
+            look = _Look(model, ask, x, cond is not None, levels)
+        except ValueError as error:  # ends that are said in part only, or are no times in order
+            said = ", ".join(f"{name} = {getattr(model, name, None)}" for name in ("noisy_end", "clean_end"))
+            likely = "a part of noisy_end, clean_end and source that was forgotten"
+            return [Finding("source", f"{error} ({said})", likely)]
         if training:
             look.modes = training
-        return look.findings()
+        with examined.tables_asked(model) as asked:
+            found = look.findings()
+        if cond is None and not any(each.name in ("error", "condition") for each in found):
+            found += _finding("condition", examined.of_tables(asked))
+        return found
+
+
+def _finding(name: str, found: examined.Found | None) -> list[Finding]:
+    return [] if found is None else [Finding(name, *found)]
 
 
 def _asked(model: Any, cond: Any) -> Ask | None:
@@ -132,11 +151,12 @@ class _Found(Exception):  # noqa: N818 - a finding on the way
 
 
 class _Look:
-    def __init__(self, model: Any, ask: Ask, x: Tensor) -> None:
+    def __init__(self, model: Any, ask: Ask, x: Tensor, conditioned: bool, levels: int | None) -> None:
         self.model, self.ask, self.x = model, ask, x
+        self.conditioned, self.levels = conditioned, levels
         self.is_field = can(model, "velocity")
         self.has_times = self.is_field or can(model, "flow map") or can(model, "joint flow map")
-        ends = ends_of(model)
+        self.ends = ends = ends_of(model)
         self.start = 0.0 if ends is None else float(ends.noisy_end)
         self.end = 1.0 - float(getattr(model, "eps", 0.0)) if ends is None else float(ends.clean_end)
         self.modes: list[tuple[nn.Module, bool]] = []
@@ -152,23 +172,32 @@ class _Look:
             self.value = self.ask(self.y, HALFWAY)
             if (finding := self._not_finite(self.value, HALFWAY)) is not None:
                 return [*found, finding]
-            checks = [self._repeated, self._rows, self._derivative, self._mode]
+            checks = [self._rows, self._derivative, self._mode, self._source]
             checks += [self._times] if self.has_times and self.start <= EARLIER else []
             checks += [self._path] if self.is_field and self.start <= LATEST_START else []
             for check in checks:
                 found += check()
+            found += [] if found or not self.has_times else self._steps()
         except _Found as one:
             found.append(one.finding)
         except Exception as error:  # whatever a model of somebody's own raises is a finding
             text = f"a call raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if not self.conditioned and examined.lacks_condition(error):
+                likely = (
+                    "an unconditional call of a conditional network: give labels, or fix the label in call="
+                )
+                return [*found, Finding("condition", text, likely)]
             found.append(Finding("error", text, "a wrapper that does not fit batches of rows and times"))
         return found
 
     # --- one check each ---
 
     def _data(self) -> Iterator[Finding]:
+        yield from (levels := _finding("range", examined.of_levels(self.x, self.levels)))
         moments = getattr(self.model, "moments", None)
         size = _rms(self.x)
+        if levels:
+            return
         if moments is None:
             if not 1e-3 < size < LARGE:
                 text = f"root mean square of x is {size:.3g}"
@@ -204,13 +233,16 @@ class _Look:
         return [Finding("repeatability", text, "noise drawn inside the model, or dropout outside of modules")]
 
     def _rows(self) -> list[Finding]:
+        """Whether other rows or another call change a row's answer; which of them, where one does."""
         half = len(self.y) // 2
         if half == 0:
-            return []
+            return self._repeated()
         mixed = torch.cat((self.y[:half], 3.0 * self.other[half:]))
         gap = _apart(self.ask(mixed, HALFWAY)[:half], self.value[:half])
         if gap <= SAME:
             return []
+        if found := self._repeated():
+            return found
         text = f"with other rows beside it a row's answer differs by {gap:.3g} of its size"
         return [Finding("rows", text, "statistics over the batch, or rows mixed by a reshape")]
 
@@ -256,6 +288,19 @@ class _Look:
         likely = "no_grad, inference_mode or detach in the wrapper, or an operation without a derivative"
         return [Finding("derivative", text, likely)]
 
+    def _source(self) -> list[Finding]:
+        if self.ends is None:
+            return []
+        return _finding("source", examined.of_source(self.ends, self.x))
+
+    def _steps(self) -> list[Finding]:
+        """Whether the answer to one point changes with the time as a smooth field's does; asked last."""
+        if len(self.x) < ROWS or self.conditioned:
+            return []
+        times = examined.times_to_ask(self.y[:1].flatten(), self.start, self.end)
+        values = self.ask(self.y[:1].expand_as(self.y).contiguous(), times)
+        return _finding("discrete steps", examined.of_times(values, self.ends is not None))
+
     def _mode(self) -> list[Finding]:
         if not self.modes:
             return []
@@ -278,26 +323,30 @@ class _Look:
 
     def _path(self) -> list[Finding]:
         """Whether the field carries the data to the noise, and not otherwise."""
-        slope, latents = self._slope(), self._mean_square_of_latents()
+        slope, z = self._slope(), self._latents()
+        latents, offset = float(z.square().mean()), _offset(z)
         halfway = _share(self.x - self.noise, self.value)
         early = _share(self.x - self.noise, self.early)
         likely = _slip(slope, latents, halfway, early, self.x)
+        if likely is None and offset > OFFSET:
+            likely = "time turned round, a factor, or data moved from where they were in training"
         if likely is None:
             return []
         text = (
             f"slope at t = 0 is {slope:.3g} (-1 for an independent coupling), displacements over velocities "
             f"{halfway[0]:.3g} at t = {HALFWAY:g} and {early[0]:.3g} at t = {EARLIER:g} (1), mean square of the "
-            f"data's latents per dimension {latents:.3g} (1)"
+            f"data's latents per dimension {latents:.3g} (1), of their mean {offset:.2g} beyond chance (0)"
         )
         return [Finding("path", text, likely)]
 
-    def _mean_square_of_latents(self) -> float:
+    def _latents(self) -> Tensor:
+        """Where the solve carries the data, (rows, d) float64."""
         start = min(self.end, 1.0 - NEAR_DATA)
         state = (start * self.x + (1 - start) * self.noise,)
         z = state[0]
         for at in adams_pec(lambda t, at: (self._seen(at[0], float(t)),), state, _grid(start, self.start)):
             z = at[0]
-        return float(z.double().square().mean())
+        return z.double().flatten(1)
 
     def _seen(self, x: Tensor, t: float) -> Tensor:
         """The field's answer to finite x, which is to be finite."""
@@ -313,6 +362,13 @@ class _Look:
         )
         along = ((up - down) * self.direction).flatten(1).sum(1) / (2 * SLOPE_STEP)
         return float((along / self.direction.square().flatten(1).sum(1)).median())
+
+
+def _offset(z: Tensor) -> float:
+    """Mean square of the mean of latents (rows, d) per dimension, beyond what so few rows leave to chance."""
+    rows, d = z.shape
+    chance = float(z.var(0, unbiased=False).mean()) / rows
+    return float(z.mean(0).square().mean()) - chance * (1.0 + SIGMAS * math.sqrt(2.0 / d))
 
 
 def _share(displacement: Tensor, velocity: Tensor) -> tuple[float, float]:

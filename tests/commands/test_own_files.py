@@ -126,7 +126,7 @@ def test_a_bad_file_ends_with_status_2_and_nothing_written(tmp_path: Path, case:
 def test_what_a_command_has_not_for_a_file_it_says_in_one_line(tmp_path: Path) -> None:
     file = str(write_task(tmp_path / "user", "cli-words"))
     assert "no such file" in refused("run", "-t", "nothere.py")
-    assert "are not trained here yet" in refused("train", file, "direct-f2d2")
+    assert "unknown student 'teacher'" in refused("train", file, "teacher")
     assert "its name ends in .py" in refused("list", "suites", file)
     assert "--ship copies into the source tree" in refused("reference", file, "--ship")
     assert "have no effect" in refused("check", file, "--plugins")
@@ -151,3 +151,46 @@ def test_check_examines_the_models_or_says_that_it_cannot_yet(
     assert (done.exit_code, done.output) == (0, "net: nothing found\n")
     monkeypatch.delattr(flowlik_estimators, "examine")
     assert "not there yet" in refused("check", file)
+
+
+SLIPS = """
+import torch, flowlik
+from field import Field
+
+class Slip(Field):
+    def velocity(self, x, t, *, cond=None):
+        CODE
+
+x = 2 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) + 1
+TASK = flowlik.ArrayTask(id="ID", train=x[:300], test=x[300:], models={"net": Slip, "right": Field})
+"""
+
+CODES = {
+    "sign": ("return -super().velocity(x, t)", "the sign"),
+    "factor": ("return 0.5 * super().velocity(x, t)", "factor"),
+    "steps": ("return super().velocity(x, (100 * t).round() / 100)", "rounded inside the network"),
+    "label": ("return super().velocity(x, t) + torch.nn.functional.one_hot(cond)", "give labels"),
+    "graph": ("return super().velocity(x, t).detach()", "no_grad"),
+}
+
+
+@pytest.mark.parametrize("slip", CODES)
+def test_check_prints_slips_with_their_numbers_and_nothing_of_a_right_model(
+    tmp_path: Path, slip: str
+) -> None:
+    code, likely = CODES[slip]
+    file = str(write_task(tmp_path / "user", f"cli-check-{slip}", SLIPS.replace("CODE", code)))
+    done = flowlik_("check", file)
+    assert done.exit_code == 1, done.output
+    *found, right = done.output.splitlines()
+    assert right == "right: nothing found"
+    assert re.search(likely, "\n".join(found)), done.output
+    assert all(re.match(r"net: .*\d.*; likely ", line) for line in found), done.output
+
+
+def test_check_sees_data_in_the_unit_interval(tmp_path: Path) -> None:
+    text = TASK.replace("x = 2", "x = torch.randint(0, 17, (400, 2)) / 16\ny = 2")
+    done = flowlik_("check", str(write_task(tmp_path / "user", "cli-check-unit", text)))
+    assert done.exit_code == 1
+    assert "x takes 17 values only, from 0 to 1" in done.output
+    assert "levels=" in done.output

@@ -21,10 +21,13 @@ def examined(file: str, device: str) -> Iterator[tuple[str, list[Any]]]:
         ValueError: the file holds no task, a model cannot be made, or this version has no examination.
     """
     task = get_task(file)
-    task.check(task.models, device)
     examine = getattr(flowlik_estimators, "examine", None)
     if examine is None:
         raise ValueError(f"{file}: the task and its models load; their examination is not there yet")
-    x = whole(task.items("test", ITEMS).x).to(device=device, dtype=torch.float32)
+    items = task.items("test", ITEMS)
+    x = whole(items.x)[:ITEMS].to(device=device, dtype=torch.float32)
+    options: dict[str, Any] = {} if items.cond is None else {"cond": items.cond[:ITEMS].to(device)}
+    if task.levels is not None:
+        options["levels"] = task.levels
     for model in task.models:
-        yield model, list(examine(task.load_model(model, device)[0], x))
+        yield model, list(examine(task.load_model(model, device)[0], x, **options))

@@ -36,21 +36,33 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(help="Parts a process takes its batch in, to need less memory.", min=1)
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Of a file: time for trajectories and training, instead of the recipe's steps."),
+    ] = None,
     data_dir: DataOption = None,
 ) -> None:
-    """Train a model from nothing, or go on where an interrupted training stopped."""
+    """Train a model from nothing, or go on where an interrupted training stopped.
+
+    With a file, mine.py, the reference model of its task is distilled: direct-f2d2, meanflow-f2d2,
+    shortcut-distill-f2d2, lsd-f2d2, and direct-f2d2-calibrated after direct-f2d2.
+    """
     from flowlik.running.registry import is_follower
     from flowlik.training.train import train_model
     from flowlik_models.training.trainer import TrainingError
 
     with bad_usage():
-        if task.endswith(".py"):
-            raise ValueError(
-                f"{task}: models of a task of one's own are not trained here yet; give trained ones"
-            )
         use_data(data_dir)
         chosen = pick_device(device)
         folder = out or TRAINED
+        if task.endswith(".py"):
+            if ship or accumulate is not None:
+                raise ValueError(f"{task}: --ship and --accumulate are for the built-in tasks")
+            return _distilled(
+                task, model, folder, chosen, minutes=minutes, steps=steps, seed=seed, resume=resume
+            )
+        if minutes is not None:
+            raise ValueError(f"--minutes is for files with a task; {task} takes --steps")
         options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
         options["accumulate"] = accumulate
         try:
@@ -59,6 +71,23 @@ def train(
             raise fail(str(error), 1) from None
     if not is_follower():
         typer.echo(f"checkpoint: {path}")
+
+
+def _distilled(file: str, model: str, out: Path, device: str, **options: Any) -> None:
+    """Distil the teacher in a file, print the student's card and how to go on."""
+    from flowlik.scoring.distill import distill_task
+    from flowlik.tasks.arrays import ArrayTask
+    from flowlik.tasks.registry import get_task
+    from flowlik_models.training.trainer import TrainingError
+
+    task = get_task(file)
+    if not isinstance(task, ArrayTask):
+        raise ValueError(f"{file}: TASK is of type {type(task).__name__}, expected a flowlik.ArrayTask")
+    try:
+        path = distill_task(task, model, out=out, device=device, say=typer.echo, **options)
+    except TrainingError as error:
+        raise fail(str(error), 1) from None
+    typer.echo(f"checkpoint: {path}; flowlik.load_student({str(path)!r}, teacher) is the model")
 
 
 def reference(

@@ -1,1 +1,1 @@
-"""Models and data of one's own: their likelihood in one call."""
+"""Models and data of one's own: scored, and distilled into joint flow maps."""

@@ -51,6 +51,8 @@ class GaussianSource:
     def __init__(self, event_shape: tuple[int, ...], noisy_end: float, moments: Moments | None) -> None:
         dim, t = math.prod(event_shape), noisy_end
         self.event_shape = event_shape
+        self.assumed = moments is None
+        """Whether mean 0 and covariance I stand in for moments that nobody gave."""
         self._mean = np.zeros(dim) if moments is None else t * moments.mean
         self._vectors = np.zeros((dim, 0)) if moments is None else moments.eigenvectors
         values = np.zeros(0) if moments is None else moments.eigenvalues

@@ -126,6 +126,10 @@ class VectorFlowMap(nn.Module):
         assert divergence is not None
         return u, divergence
 
+    def divergence_head(self) -> list[nn.Parameter]:
+        """The parameters of the second head."""
+        return [] if self.head is None else list(self.head.parameters())
+
     def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Average velocity from t to s, (batch, d)."""
         return self._forward(x, t, s)[0]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowlik_models.interfaces import ends_of
 from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 
 STEPS = (1, 2, 4, 8)
@@ -47,13 +48,17 @@ def calibration_loss(network: Any, x: Tensor, log_prob: Tensor, end: float) -> T
 
 def few_step_log_prob(network: Any, x: Tensor, steps: int, end: float) -> Tensor:
     """What `f2d2` computes on the uniform grid, (batch,) float64, with graph."""
+    ends = ends_of(network)
+    noisy, source = (
+        (0.0, standard_normal_log_prob) if ends is None else (ends.noisy_end, ends.source.log_prob)
+    )
     log_det = x.new_zeros(len(x), dtype=torch.float64)
-    for start, stop in pairwise(end * (1.0 - k / steps) for k in range(steps + 1)):
+    for start, stop in pairwise(end + (noisy - end) * k / steps for k in range(steps + 1)):
         t, s = (x.new_full((len(x),), value) for value in (start, stop))
         u, divergence = network.joint(x, t, s)
         x = x + (stop - start) * u
         log_det = log_det + (stop - start) * divergence.double()
-    return standard_normal_log_prob(x) + log_det
+    return source(x) + log_det
 
 
 def only_the_head(network: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_models.conditional_paths import PATHS
+from flowlik_models.interfaces import ends_of
 from flowlik_models.objectives import (
     CONDITIONS,
     Context,
@@ -111,7 +112,8 @@ def _calibration_loss(
 
 def _data_end(network: nn.Module) -> float:
     """The time of the data end of a network."""
-    return 1.0 - float(getattr(network, "eps", 0.0))
+    ends = ends_of(network)
+    return 1.0 - float(getattr(network, "eps", 0.0)) if ends is None else float(ends.clean_end)
 
 
 def _conditional_loss(

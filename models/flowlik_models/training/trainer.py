@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -314,11 +315,50 @@ def train(
     """
     recipe = _shortened(recipe_for(task, model), steps, accumulate)
     group, device = join(device)
-    parts = _parts(group, model, recipe)
+    _parts(group, model, recipe)
     torch.manual_seed(seed)
     network, source = prepared(task, recipe, out, device, group)
-    network = acceleration.laid_out(network, recipe, device)
-    path = out / task / f"{model}.safetensors"
+    return fit(
+        acceleration.laid_out(network, recipe, device),
+        source,
+        recipe,
+        out / task / f"{model}.safetensors",
+        card={"task": task, "model": model, "commit": commit, "data_hash": training_hash(task)},
+        device=device,
+        group=group,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+        validate=validate,
+        quick_validate=quick_validate,
+    )
+
+
+def fit(
+    network: nn.Module,
+    source: Source,
+    recipe: Recipe,
+    path: Path,
+    *,
+    card: dict[str, Any],
+    device: str = "cpu",
+    group: Group = ALONE,
+    seed: int = 0,
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    validate: Callable[[nn.Module], dict[str, Any]] | None = None,
+    quick_validate: Callable[[nn.Module], float | None] | None = None,
+) -> Path:
+    """Train any network by a recipe on the batches of any source, and write it to ``path`` with its card beside it.
+
+    The network lies on the device. ``card`` says ``task`` and ``model``; what the training took and what ``validate``
+    finds is added. An interrupted call goes on where it stopped; the other arguments are those of `train`.
+
+    Raises:
+        ValueError: a batch that cannot be shared out equally, or at all.
+        TrainingError: the loss was not finite in 50 consecutive steps; the last good state is on disk.
+    """
+    parts = _parts(group, card["model"], recipe)
     state = path.with_suffix(".state.safetensors")
     run = _Training(network, recipe, _recipe_key(recipe, seed), state, group, device)
     if resume:
@@ -333,13 +373,26 @@ def train(
     if group.first:
         run.save_if_finite()  # judging takes minutes, and may be stopped too
         average = rounded(run.average, recipe.execution.stored)
-        card = {"task": task, "model": model, "recipe": recipe.flat(), "seed": seed, "commit": commit}
-        card |= _costs(run, source, device) | {"data_hash": training_hash(task)}
+        first = {"task": card["task"], "model": card["model"], "recipe": recipe.flat(), "seed": seed}
+        card = first | card | _costs(run, source, device)
         card["parameters"] = sum(p.numel() for p in network.parameters())
         card["accuracy"] = validate(average) if validate else {}
         save_checkpoint(path, average, card, stored=recipe.execution.stored)
         run.path.unlink(missing_ok=True)
     return path
+
+
+def pace(network: nn.Module, source: Source, recipe: Recipe, device: str = "cpu", steps: int = 12) -> float:
+    """Seconds of a step of such a training, the median of a few that leave the network as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = _Training(copy.deepcopy(network), recipe, "", Path(folder) / "pace", device=device)
+        taken = []
+        for seed in range(steps):
+            begun = time.monotonic()
+            run.take(_loss(recipe, run, source, device, WHOLE, seed))
+            run.read_losses()
+            taken.append(time.monotonic() - begun)
+    return sorted(taken[2:])[len(taken[2:]) // 2]
 
 
 def _parts(group: Group, model: str, recipe: Recipe) -> list[Part]:

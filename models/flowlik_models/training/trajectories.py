@@ -186,34 +186,40 @@ def solve_closed_form(
     Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; stored in float32.
     """
     end = 1.0 - truth.eps
-    counts = _between(end, delta)
+    counts = node_counts(end, delta)
     parts = []
     for part in torch.split(starts.double(), _BLOCK):
-        times = _jittered(counts, end, delta, generator)
+        times = jittered_times(counts, end, delta, generator)
         states, log_dets = _followed(truth, part, times)
         parts.append((times[:, None].expand(-1, len(part)), states, log_dets))
     times, states, log_dets = (torch.cat(blocks, 1).float() for blocks in zip(*parts, strict=True))
-    grid = tuple(sum(counts[:k]) + k for k in range(_GRID + 1))
-    return TrajectoryPool(times, states, log_dets, len(starts), grid)
+    return TrajectoryPool(times, states, log_dets, len(starts), grid_nodes(counts))
 
 
-def _between(end: float, delta: float) -> list[int]:
+def node_counts(end: float, delta: float, start: float = 0.0, jittered: int = _JITTERED) -> list[int]:
     """How many jittered nodes lie between neighbouring times of the finest grid, by length in reparametrised time."""
-    edges = ReparametrisedTime(delta).at(torch.linspace(end, 0, _GRID + 1, dtype=torch.float64))
+    edges = ReparametrisedTime(delta).at(torch.linspace(end, start, _GRID + 1, dtype=torch.float64))
     shares = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
-    return [max(1, round(_JITTERED * share)) for share in shares.tolist()]
+    return [max(1, round(jittered * share)) for share in shares.tolist()]
 
 
-def _jittered(counts: list[int], end: float, delta: float, generator: torch.Generator) -> Tensor:
-    """Times (nodes,) from the data end to 0: the finest grid's, and one in each part of its intervals."""
-    grid = torch.linspace(end, 0, _GRID + 1, dtype=torch.float64)
+def grid_nodes(counts: list[int]) -> tuple[int, ...]:
+    """Indices of the finest grid's nodes among all."""
+    return tuple(sum(counts[:k]) + k for k in range(_GRID + 1))
+
+
+def jittered_times(
+    counts: list[int], end: float, delta: float, generator: torch.Generator, start: float = 0.0
+) -> Tensor:
+    """Times (nodes,) from the data end to ``start``: the finest grid's, and one in each part of its intervals."""
+    grid = torch.linspace(end, start, _GRID + 1, dtype=torch.float64)
     reparametrised = ReparametrisedTime(delta)
     edges = reparametrised.at(grid)
     times = [grid[:1]]
     for k, count in enumerate(counts):
         unit = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
         times += [reparametrised.time(edges[k] + (edges[k + 1] - edges[k]) * unit), grid[k + 1 : k + 2]]
-    return torch.cat(times).clamp(0, end)
+    return torch.cat(times).clamp(start, end)
 
 
 def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
