@@ -26,6 +26,7 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "noise": ("rademacher", "gaussian", "orthogonal"),
     "basis": ("pixel", "dct", "pca", "auto"),
     "control": ("none", "gaussian", "auto"),
+    "redraw": (True,),
     "divergence": ("augmented", "quadrature"),
     "nodes": (5, 9),
     "tol": (1e-8,),
@@ -62,6 +63,7 @@ SOLVES: tuple[dict[str, Any], ...] = (
     PROBES,
     {**PROBES, "control": "gaussian"},
     {**PROBES, **FIXED, "basis": "pca"},
+    {**PROBES, **FIXED, "redraw": True},
     {**PROBES, "noise": "orthogonal", "basis": "dct"},
     {**PROBES, "noise": "gaussian"},
     {**PROBES, **FIXED, "basis": "auto", "control": "auto"},
@@ -77,6 +79,7 @@ BASES: dict[str, tuple[dict[str, Any], ...]] = {
     "whitened-ode": (
         FIXED,
         PROBES,
+        {**PROBES, **FIXED},
         {**PROBES, "control": "none"},
         QUADRATURE,
         {**QUADRATURE, **PROBES, "nodes": 9},
