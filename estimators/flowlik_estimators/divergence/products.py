@@ -1,7 +1,7 @@
 r"""The divergence of a field, div v = tr dv/dx, by vector-Jacobian products.
 
 - `exact`: d vector-Jacobian products that share one forward: one after the other, which is smallest and fastest on a
-  CPU from about 128 rows on, or for fewer rows in batches of `GROUPED_ROWS` rows of cotangents, because there the
+  CPU from about 32 rows on, or for fewer rows in batches of `GROUPED_ROWS` rows of cotangents, because there the
   calls cost more than the arithmetic. The graph stays only for the next product, and is itself differentiable only
   if asked.
 - `hutchinson`: ``e^T J e`` for k probes with E[e e^T] = I, unbiased (Hutchinson 1990; for flows arXiv
@@ -25,11 +25,11 @@ from torch import Tensor
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Noise, Run
 
-GROUPED_ROWS, SMALLEST_GROUP = 512, 8
+GROUPED_ROWS, SMALLEST_GROUP = 256, 8
 """So many rows of cotangents share a backward pass; groups of fewer vector-Jacobian products do not pay.
 
-Measured on a CPU, d = 64, time over that of the loop at 1 / 4 / 16 / 64 rows: closed-form mixture 0.10 / 0.34 / 0.55 /
-0.83, MLP 0.12 / 0.20 / 0.41 / 0.81, U-Net 0.47 / 0.62 / 0.89 / 0.96. At d = 2 there is nothing to gain.
+Measured on a CPU, d = 64, time over that of the loop at 1 / 4 / 16 / 32 rows: closed-form mixture 0.14 / 0.22 / 0.33 /
+0.55, MLP 0.11 / 0.21 / 0.44 / 0.66, U-Net 0.23 / 0.34 / 0.71 / 1.03. At d = 2 there is nothing to gain.
 """
 
 Field = Callable[[Tensor], Tensor]
@@ -78,15 +78,19 @@ def _units(x: Tensor, which: range) -> Tensor:
 
 def _grouped(value: Tensor, x: Tensor, which: range) -> Tensor | None:
     """Those rows of every Jacobian, (len(which), batch, *event); None where the network cannot be batched over."""
+
+    def product(cotangent: Tensor) -> Tensor:
+        (vjp,) = torch.autograd.grad(value, x, cotangent, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(x) if vjp is None else vjp
+
     try:
-        (block,) = torch.autograd.grad(
-            value, x, _units(x, which), retain_graph=True, is_grads_batched=True, allow_unused=True
-        )
+        # not is_grads_batched: its rules are older, and take convolutions and norms one cotangent after the other
+        block: Tensor = torch.func.vmap(product)(_units(x, which))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # an operation of the network has no rule for a batch of cotangents
         return None
-    return x.new_zeros(len(which), *x.shape) if block is None else block
+    return block
 
 
 def hutchinson(

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_flows import points, spd, stable_matrix
 
 from flowlik_estimators import get
@@ -132,3 +133,36 @@ def test_several_probes_give_their_mean_and_standard_error() -> None:
     assert bool((out.stderr > 0).all())
     assert bool(((out.log_prob - exactly.log_prob).abs() < 6 * out.stderr).all())
     assert out.cost.forwards == exactly.cost.forwards
+
+
+class _UNet(torch.nn.Module):
+    """The operations of one, on a grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 4), (4, 1)))
+        self.norm = torch.nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.nn.functional.silu(self.norm(self.into(x)))
+        y = y + torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(y, 2), scale_factor=2.0)
+        return torch.tanh(self.out(y))  # type: ignore[no-any-return]
+
+
+def test_products_of_a_u_net_are_one_pass_backward_and_not_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    net, x = _UNet(), torch.randn(2, 1, 4, 4)
+    backward = 0
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal backward
+            backward += func is torch.ops.aten.convolution_backward.default
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        _, divergence = exact(net, x)
+    assert backward == 2  # once for each of its convolutions
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda one: net(one[None])[0]))(x)
+    trace = jacobian.reshape(2, 16, 16).diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(divergence[:, 0], trace)
