@@ -84,6 +84,19 @@ def _builtin() -> dict[str, Task]:
         mixture(
             "thin-2d", 2, "two rotated Gaussians, one axis with standard deviation 0.02", (-4.5, 4.5, 180)
         ),
+        ClosedFormTask(
+            id="many-well-32",
+            event_shape=(32,),
+            eps=1e-3,
+            description="sixteen double wells beside sixteen Gaussians, 65,536 modes, judged at t = 0.999",
+        ),
+        ClosedFormTask(
+            id="funnel-10",
+            event_shape=(10,),
+            eps=1e-3,
+            description="Neal's funnel: one Gaussian is the log-variance of nine others, judged at t = 0.999",
+        ),
+        mixture("gmm-40", 2, "forty Gaussian modes spread over a wide square", (-56.0, 56.0, 224)),
         DIGITS,
     )
     scaling = (

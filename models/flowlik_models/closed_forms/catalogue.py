@@ -1,4 +1,4 @@
-"""The synthetic tasks' closed forms, built from the committed constants in ``synthetic.npz``.
+"""The synthetic tasks' closed forms, built from the committed constants in ``synthetic.npz`` or from formulas.
 
 The Gaussians of the scaling tasks need none: their eigenvectors are cosines and their eigenvalues fall with the square
 of the frequency down to a floor, as those of images do, at any number of dimensions.
@@ -16,11 +16,12 @@ import torch
 from flowlik_models.closed_forms.checkerboard import Checkerboard
 from flowlik_models.closed_forms.gaussian import Gaussian
 from flowlik_models.closed_forms.mixture import GaussianMixture
+from flowlik_models.closed_forms.targets import TARGETS, Funnel, ManyWell
 from flowlik_models.numerics.cosine_transform import cosines
 
 CONSTANTS = Path(__file__).with_name("synthetic.npz")
-ClosedForm = Gaussian | GaussianMixture | Checkerboard
-SYNTHETIC_TASKS = ("gaussian-2d", "gmm-2d", "gmm-64d", "checkerboard-2d", "thin-2d")
+ClosedForm = Gaussian | GaussianMixture | Checkerboard | ManyWell | Funnel
+SYNTHETIC_TASKS = ("gaussian-2d", "gmm-2d", "gmm-64d", "checkerboard-2d", "thin-2d", *TARGETS)
 SCALING_DIMS = {f"gaussian-{dim}d": dim for dim in (16, 64, 256, 1024, 3072)}
 CLOSED_FORM_TASKS = (*SYNTHETIC_TASKS, *SCALING_DIMS)
 _SPECTRUM_FLOOR = 1e-3
@@ -45,6 +46,12 @@ def _scaling_gaussian(dim: int) -> Gaussian:
 def _arrays(task: str) -> dict[str, torch.Tensor]:
     if task in SCALING_DIMS:
         return {"eigenvalues": torch.from_numpy(_scaling_spectrum(SCALING_DIMS[task]))}
+    if task in TARGETS:
+        own = TARGETS[task]()
+        if isinstance(own, GaussianMixture):
+            return {"means": own.means, "stds": own.stds, "weights": own.weights}
+        found: dict[str, torch.Tensor] = own.constants()
+        return found
     prefix = task.replace("-", "_") + "_"
     return {
         name.removeprefix(prefix): torch.from_numpy(array.copy())
@@ -64,6 +71,9 @@ def closed_form(task: str) -> ClosedForm:
         raise ValueError(f"no closed form for task {task!r}; valid: {', '.join(CLOSED_FORM_TASKS)}")
     if task in SCALING_DIMS:
         return _scaling_gaussian(SCALING_DIMS[task])
+    if task in TARGETS:
+        model: ClosedForm = TARGETS[task]()
+        return model
     arrays = _arrays(task)
     if task == "gaussian-2d":
         return Gaussian(arrays["mean"], arrays["cov"])

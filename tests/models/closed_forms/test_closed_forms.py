@@ -66,6 +66,9 @@ def test_single_precision_field_follows_the_double_one(task: str) -> None:
         ("thin-2d", -0.283),
         ("checkerboard-2d", 2.5),
         ("gmm-64d", -0.015),
+        ("many-well-32", 1.240),
+        ("funnel-10", 2.2056),
+        ("gmm-40", 4.9485),
     ],
 )
 def test_mean_bits_per_dimension_are_the_tasks(task: str, bpd: float) -> None:
@@ -85,6 +88,9 @@ PINNED = {
     "gmm-64d": "7bbc6624f919",
     "checkerboard-2d": "05e906c0cfd5",
     "thin-2d": "3e22cbf28c7b",
+    "many-well-32": "9b44198502ea",
+    "funnel-10": "01c906702752",
+    "gmm-40": "f74ea97b53a6",
 }
 
 
