@@ -24,6 +24,7 @@ __all__ = [
     "Samples",
     "available",
     "counted",
+    "elbo",
     "examine",
     "f2d2",
     "f2d2_corrected",

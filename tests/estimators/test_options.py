@@ -34,7 +34,7 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "clock": ("time", "stretched"),
     "floor": (0.5,),
     "corrections": (2,),
-    "replicates": (3,),
+    "replicates": (3, 8),
     "field": ("teacher",),
     "route": ("invert", "own-samples", "fake-flow", "head"),
     "starts": (3,),
@@ -43,6 +43,10 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "jacobian": ("frozen", "full"),
     "updates": (3,),
     "step_size": (0.2,),
+    "draws": (32,),
+    "levels": ("uniform",),
+    "antithetic": (False,),
+    "lowest": (0.1,),
     "direction": ("likelihood", "prior", "random"),
 }
 """Values of every option; of one that a base has already, the others are tried."""
@@ -86,6 +90,7 @@ BASES: dict[str, tuple[dict[str, Any], ...]] = {
     "f2d2": ({},),
     "self-guidance": ({"steps": 4},),
     "f2d2-corrected": ({}, {"trace": "exact"}),
+    "elbo": ({}, {"antithetic": False}),
     "pi-flow": ({"substeps": 6}, {"substeps": 6, "jacobian": "full"}),
     "generator": ({}, {"route": "own-samples"}, {"route": "fake-flow"}, {"route": "head"}),
     "peer-flow-matching": ({}, FIXED, {"trace": "hutchinson"}),

@@ -597,6 +597,16 @@ EXTRA: tuple[Column, ...] = (
         "the way back are.",
         unit="bits/dim",
     ),
+    Column(
+        "ode_gap",
+        "Of the bound of a diffusion, where the reference is the likelihood of the same network's ODE: their mean "
+        "difference, its standard error, and its spread over the items without the noise of the draws. Nought for the "
+        "true field; of a trained one they are two numbers.",
+        unit="bits/dim",
+        measured="items",
+    ),
+    Column("ode_gap_se", "See `ode_gap`.", unit="bits/dim", measured="items"),
+    Column("ode_gap_sd", "See `ode_gap`.", unit="bits/dim", measured="items"),
     Column("sample_nfe", "Forwards of a sample.", unit="forwards per sample", measured="counted"),
     Column("frechet_lo", "95 % interval of the distance.", measured="samples"),
     Column("frechet_hi", "95 % interval of the distance.", measured="samples"),
