@@ -37,6 +37,7 @@ from flowlik.evaluation.samples import quality
 from flowlik.measures import accuracy, registry
 from flowlik.measures.arrays import Array
 from flowlik.measures.bound_gap import bound_gap
+from flowlik.measures.importance_weighted import importance_weighted
 from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
 
@@ -187,6 +188,8 @@ def _add_accuracy(
         unanswered=lambda: largest_error(task, items, reference),
     )
     row["extra"] |= measured.pop("extra", {})
+    if levels is not None:
+        row["extra"] |= importance_weighted(log_prob, valid, dim=task.dim, levels=levels)
     row["extra"] |= registry.computed(accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr))
     row |= measured
     row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
