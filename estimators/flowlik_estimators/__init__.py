@@ -25,6 +25,7 @@ __all__ = [
     "available",
     "counted",
     "elbo",
+    "energy",
     "examine",
     "f2d2",
     "f2d2_corrected",

@@ -91,6 +91,7 @@ BASES: dict[str, tuple[dict[str, Any], ...]] = {
     "self-guidance": ({"steps": 4},),
     "f2d2-corrected": ({}, {"trace": "exact"}),
     "elbo": ({}, {"antithetic": False}),
+    "energy": ({},),
     "pi-flow": ({"substeps": 6}, {"substeps": 6, "jacobian": "full"}),
     "generator": ({}, {"route": "own-samples"}, {"route": "fake-flow"}, {"route": "head"}),
     "peer-flow-matching": ({}, FIXED, {"trace": "hutchinson"}),
@@ -150,6 +151,10 @@ class Everything:
 
     def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Policy:
         return Policy(self, 0.1 * x.sin())
+
+    def log_density(self, x: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        log_prob: Tensor = self.inner.log_prob(x.flatten(1))
+        return log_prob
 
     def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
         return z + 0.3 * z.sin()
