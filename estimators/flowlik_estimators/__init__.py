@@ -24,6 +24,8 @@ __all__ = [
     "Samples",
     "available",
     "counted",
+    "elbo",
+    "energy",
     "examine",
     "f2d2",
     "f2d2_corrected",

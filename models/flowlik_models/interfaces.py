@@ -119,6 +119,17 @@ class Generator(Protocol):
 
 
 @runtime_checkable
+class HasLogDensity(Protocol):
+    """A network that answers with the log-density itself, at t = 1 - ``eps`` (0 where it has none)."""
+
+    event_shape: tuple[int, ...]
+
+    def log_density(self, x: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """log p(x) in nats, (batch,)."""
+        ...
+
+
+@runtime_checkable
 class HasFakeFlow(Protocol):
     """A generator beside the field that was fitted to it; ``fake_is_flow = False`` where real data took part."""
 
@@ -214,6 +225,7 @@ Ability = Literal[
     "generator",
     "fake flow",
     "teacher",
+    "scalar log-density",
     "moments",
     "log-density",
 ]
@@ -246,6 +258,9 @@ CAPABILITIES: dict[Ability, Capability] = {
     "generator": Capability(("generate",), "a one-step generator (a `generate` method)", ()),
     "fake flow": Capability(("fake.velocity",), "a fake model whose ODE starts from noise (`fake.velocity`)"),
     "teacher": Capability(("teacher.velocity",), "a velocity field as the model's `teacher`"),
+    "scalar log-density": Capability(
+        ("log_density",), "a scalar network of the log-density (a `log_density` method)", ()
+    ),
     "moments": Capability(("moments",), "the moments of its training data (a `moments` attribute)"),
     "log-density": Capability(("log_prob",), "a density that is known exactly (a `log_prob` method)"),
 }

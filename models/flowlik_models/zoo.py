@@ -19,6 +19,7 @@ from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form
 from flowlik_models.moments.training_images import IMAGE_SHAPES, training_moments
 from flowlik_models.names import unknown
 from flowlik_models.networks.dit import DiT, FlowMapDiT, JointFlowMapDiT
+from flowlik_models.networks.energy import VectorEnergy
 from flowlik_models.networks.images import Moments
 from flowlik_models.networks.one_step import OneStepGenerator, PathField
 from flowlik_models.networks.policy import PolicyImages, VectorPolicy
@@ -79,6 +80,8 @@ def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Modul
         return _one_step(task, recipe, recipe.realuid, moments)
     if recipe.imitation is not None:
         return _policy_network(task, recipe, recipe.imitation, moments)
+    if recipe.objective == "energy":
+        return VectorEnergy(*_moments(task), eps=closed_form(task).eps, **recipe.network)
     if task in IMAGE_SHAPES:
         options = dict(recipe.network)
         kinds = NETWORKS[options.pop("kind", "unet")]

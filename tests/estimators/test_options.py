@@ -35,7 +35,7 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "clock": ("time", "stretched"),
     "floor": (0.5,),
     "corrections": (2,),
-    "replicates": (3,),
+    "replicates": (3, 8),
     "field": ("teacher",),
     "route": ("invert", "own-samples", "fake-flow", "head"),
     "starts": (3,),
@@ -44,6 +44,10 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "jacobian": ("frozen", "full"),
     "updates": (3,),
     "step_size": (0.2,),
+    "draws": (32,),
+    "levels": ("uniform",),
+    "antithetic": (False,),
+    "lowest": (0.1,),
     "direction": ("likelihood", "prior", "random"),
 }
 """Values of every option; of one that a base has already, the others are tried."""
@@ -89,6 +93,8 @@ BASES: dict[str, tuple[dict[str, Any], ...]] = {
     "f2d2": ({},),
     "self-guidance": ({"steps": 4},),
     "f2d2-corrected": ({}, {"trace": "exact"}),
+    "elbo": ({}, {"antithetic": False}),
+    "energy": ({},),
     "pi-flow": ({"substeps": 6}, {"substeps": 6, "jacobian": "full"}),
     "generator": ({}, {"route": "own-samples"}, {"route": "fake-flow"}, {"route": "head"}),
     "peer-flow-matching": ({}, FIXED, {"trace": "hutchinson"}),
@@ -148,6 +154,10 @@ class Everything:
 
     def policy(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Policy:
         return Policy(self, 0.1 * x.sin())
+
+    def log_density(self, x: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        log_prob: Tensor = self.inner.log_prob(x.flatten(1))
+        return log_prob
 
     def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
         return z + 0.3 * z.sin()

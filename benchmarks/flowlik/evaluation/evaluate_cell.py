@@ -36,6 +36,8 @@ from flowlik.evaluation.row import Arrays, Row, _add_cost, _item_arrays
 from flowlik.evaluation.samples import quality
 from flowlik.measures import accuracy, registry
 from flowlik.measures.arrays import Array
+from flowlik.measures.bound_gap import bound_gap
+from flowlik.measures.importance_weighted import importance_weighted
 from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
 from flowlik_models.numerics.float32 import full_float32
@@ -131,6 +133,8 @@ def _evaluate_estimator(
     if not (valid & np.isfinite(log_prob)).any():
         raise DivergedError(out.reason or "no item got a finite value")
     row["reason"] = "; ".join(filter(None, (reference.note, out.reason, halved))) or None
+    if cell.estimator.family == "bound" and reference.ref_id.split("-rk4")[0] == cell.model:
+        row["extra"] |= bound_gap(*_first_draw(prepared, log_prob, valid, stderr))
     _add_own_measures(prepared, row, log_prob, valid)
     _add_density(prepared, row, arrays, log_prob)
     if cell.options.samples:
@@ -186,17 +190,28 @@ def _add_accuracy(
         unanswered=lambda: largest_error(task, items, reference),
     )
     row["extra"] |= measured.pop("extra", {})
+    if levels is not None:
+        row["extra"] |= importance_weighted(log_prob, valid, dim=task.dim, levels=levels)
     row["extra"] |= registry.computed(accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr))
     row |= measured
     row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
+
+
+def _first_draw(
+    prepared: Prepared, log_prob: Array, valid: NDArray[np.bool_], stderr: Array | None
+) -> tuple[Array, Array | None]:
+    """Errors and standard errors of the first dequantisation draw, (n,) in bits/dim."""
+    assert prepared.reference is not None
+    unit = prepared.task.dim * np.log(2.0)
+    difference = np.where(valid, prepared.reference.log_prob - log_prob, np.nan)[0]
+    return difference / unit, None if stderr is None else stderr[0] / unit
 
 
 def _add_own_measures(prepared: Prepared, row: Row, log_prob: Array, valid: NDArray[np.bool_]) -> None:
     cell, task, items, reference = prepared.cell, prepared.task, prepared.items, prepared.reference
     assert items is not None
     assert reference is not None
-    difference = np.where(valid, log_prob - reference.log_prob, np.nan)[0]
-    errors = -difference / (task.dim * np.log(2.0))
+    errors, _ = _first_draw(prepared, log_prob, valid, None)
     far = with_bounded_evaluations(cell, row)
     try:
         row["extra"] |= task.own_measures(

@@ -597,6 +597,54 @@ EXTRA: tuple[Column, ...] = (
         "the way back are.",
         unit="bits/dim",
     ),
+    Column(
+        "ode_gap",
+        "Of the bound of a diffusion, where the reference is the likelihood of the same network's ODE: their mean "
+        "difference, its standard error, and its spread over the items without the noise of the draws. Nought for the "
+        "true field; of a trained one they are two numbers.",
+        unit="bits/dim",
+        measured="items",
+    ),
+    Column("ode_gap_se", "See `ode_gap`.", unit="bits/dim", measured="items"),
+    Column("ode_gap_sd", "See `ode_gap`.", unit="bits/dim", measured="items"),
+    Column(
+        "bpd_iw",
+        "Of discrete data with several dequantisations: −log₂ P / d with the mass P of the item's cell by the mean of "
+        "the draws' densities (importance-weighted over `dequant_draws`); `bpd`, the mean of their logarithms, is its "
+        "upper bound.",
+        unit="bits/dim",
+        label="importance-weighted bits/dim",
+        head="bits/dim, importance-weighted",
+        form="fixed",
+        measured="items",
+    ),
+    Column(
+        "bpd_iw_error",
+        "Error of `bpd_iw` by too few draws: standard error and bias by the jackknife.",
+        unit="bits/dim",
+        better="less",
+        low=0,
+        measured="items",
+    ),
+    Column(
+        "iw_one_draw_share",
+        "Items whose cell is decided by one draw: their effective number of draws is below 2.",
+        unit="share",
+        better="less",
+        low=0,
+        high=1,
+        measured="items",
+    ),
+    Column(
+        "cells_above_one",
+        "Items whose cell holds more than mass 1 by more than its error, of 8 draws and more: no likelihood, whatever "
+        "its mean.",
+        unit="share",
+        better="zero",
+        low=0,
+        high=1,
+        measured="items",
+    ),
     Column("sample_nfe", "Forwards of a sample.", unit="forwards per sample", measured="counted"),
     Column("frechet_lo", "95 % interval of the distance.", measured="samples"),
     Column("frechet_hi", "95 % interval of the distance.", measured="samples"),

@@ -39,6 +39,8 @@ METHODS: Final[dict[str, Method]] = {
         "Self-guided F2D2", "#661100", "o", "F2D2 sampling from noise moved by its own likelihood"
     ),
     "f2d2-corrected": Method("F2D2 corrected", "#56B4E9", "P", "F2D2 with a control-variate correction"),
+    "energy": Method("Scalar network", "#332288", "d", "one scalar network that regresses the log-density"),
+    "elbo": Method("Diffusion bound", "#AA4499", "h", "simulation-free, the bound of the diffusion"),
     "pi-flow": Method("pi-Flow", "#882255", "p", "policy flow, network-free substeps"),
     "generator": Method("One-step generator", "#44AA99", "*", "square one-step generator"),
     "peer-flow-matching": Method(

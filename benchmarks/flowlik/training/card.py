@@ -42,6 +42,8 @@ def likelihood_error(task: Task, network: Any, device: str) -> float | None:
     """
     if can(network, "joint flow map"):
         estimator = get("f2d2", steps=1)
+    elif can(network, "scalar log-density"):
+        estimator = get("energy")
     elif getattr(network, "frozen_density", False):
         estimator = get("pi-flow", segments=min(network.segments))
     else:
@@ -61,6 +63,8 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
     """
     if can(network, "joint flow map"):
         estimators = [get("f2d2", steps=steps) for steps in STEPS]
+    elif can(network, "scalar log-density"):
+        estimators = [get("energy")]
     elif can(network, "policy flow"):
         jacobians = ("frozen",) if network.frozen_density else ("full",)
         estimators = [get("pi-flow", segments=n, jacobian=j) for n in network.segments for j in jacobians]

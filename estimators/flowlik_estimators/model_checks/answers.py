@@ -12,6 +12,7 @@ from torch import Tensor
 NOUNS = {
     "velocity": "velocity",
     "divergence": "divergence",
+    "log_density": "log-density",
     "average_velocity": "average velocity",
     "joint": "average velocity",
     "generate": "generate",
@@ -24,7 +25,7 @@ PAIRS = {
 }
 """Methods that answer with a pair."""
 
-SCALARS = frozenset({"divergence", "average divergence", "policy's divergence"})
+SCALARS = frozenset({"divergence", "average divergence", "policy's divergence", "log-density"})
 
 
 def checked(method: str, answer: Any, x: Tensor) -> Any:
@@ -45,7 +46,7 @@ def checked(method: str, answer: Any, x: Tensor) -> Any:
 
 
 def tensor(noun: str, value: Any, x: Tensor) -> Tensor:
-    """A real floating-point tensor on x's device, of x's shape or, where it is a divergence, of its rows."""
+    """A real floating-point tensor on x's device, of x's shape or, where it is one number a row, of its rows."""
     shape = tuple(x.shape[:1] if noun in SCALARS else x.shape)
     what = f"the {noun}" if noun.startswith("policy's") else f"the model's {noun}"
     if not isinstance(value, Tensor):

@@ -12,6 +12,7 @@ SAMPLE_STREAM = 0  # starting points
 PROBE_STREAM = 1  # probes that are fixed along a path
 BANK_STREAM = 2  # starts of Newton's method, for a generator's roots
 DIRECTION_STREAM = 3  # random directions of self-guidance
+LEVEL_STREAM = 4  # noise levels of elbo
 NODE_STREAM = 2**16  # fresh probes of a node: this plus its index in the finest rule
 PILOT_STREAM = 2**17  # probes of a pilot, whose key is 0
 STAGE_STREAM = 2**18  # probes drawn anew for every evaluation of a solve: this plus the evaluation's number
@@ -64,6 +65,7 @@ RANGES: dict[str, dict[str, range]] = {
         "signs turned round": range(_STEP_PROBES.start + OPPOSED_STREAM, _STEP_PROBES.stop + OPPOSED_STREAM),
     },
     "a generator": {"starting points": _SAMPLE, "bank": range(BANK_STREAM, BANK_STREAM + 1)},
+    "a bound": {"noise": _PROBE, "noise levels": range(LEVEL_STREAM, LEVEL_STREAM + 1)},
     "self-guidance": {
         "starting points": _SAMPLE,
         "directions": range(DIRECTION_STREAM, DIRECTION_STREAM + 1),

@@ -3,6 +3,7 @@ that are shipped."""
 
 from __future__ import annotations
 
+from flowlik_models.recipes.energies import energy_recipes
 from flowlik_models.recipes.generators import generator_recipes
 from flowlik_models.recipes.images import image_recipes
 from flowlik_models.recipes.maps import map_recipes
@@ -26,4 +27,4 @@ def joined(*families: dict[str, dict[str, Recipe]]) -> dict[str, dict[str, Recip
     return table
 
 
-RECIPES = joined(map_recipes(), policy_recipes(), generator_recipes(), image_recipes())
+RECIPES = joined(map_recipes(), policy_recipes(), generator_recipes(), energy_recipes(), image_recipes())

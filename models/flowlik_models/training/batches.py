@@ -171,8 +171,8 @@ def draw_conditional(
     return Draw(**{name: rows.to(device) for name, rows in drawn.items()})
 
 
-def trajectory_starts(truth: Any, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Where the trajectories of a closed form start: data at the data end, a share moved off it, (pool, d)."""
-    end = torch.full((recipe.trajectories.pool,), 1 - truth.eps)
-    data = truth.sample(recipe.trajectories.pool, generator=generator)
+def trajectory_starts(truth: Any, recipe: Recipe, generator: torch.Generator, n: int) -> Tensor:
+    """Where ``n`` trajectories of a closed form start: data at the data end, a share moved off it, (n, d)."""
+    end = torch.full((n,), 1 - truth.eps)
+    data = truth.sample(n, generator=generator)
     return points_on_path(data, end, recipe, generator)[0]

@@ -21,10 +21,11 @@ from flowlik_models.objectives import (
 from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.objectives.calibration import calibration_loss
 from flowlik_models.objectives.conditions.condition import Evaluate
+from flowlik_models.objectives.energy import energy_errors, exact_targets
 from flowlik_models.objectives.imitation import imitation_loss
 from flowlik_models.objectives.realuid import matching_loss, realuid_loss
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe, smallest_step
-from flowlik_models.training.batches import Source, draw_conditional
+from flowlik_models.training.batches import ClosedFormSource, Source, draw_conditional, trajectory_starts
 from flowlik_models.training.process_group import WHOLE, Part
 
 
@@ -47,6 +48,8 @@ def loss_of(
         return _conditional_loss(recipe, network, average, source, generator, device, step, part)
     if recipe.objective == "calibration":
         return _calibration_loss(recipe, network, source, generator, device, part)
+    if recipe.objective == "energy":
+        return _energy_loss(recipe, network, source, generator, device, part)
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
     if recipe.objective == "flow-matching":
@@ -108,6 +111,23 @@ def _calibration_loss(
     rows = source.pool.likelihoods(recipe.optimiser.batch, generator, part)
     x, log_prob = (values.to(device) for values in rows)
     return calibration_loss(network, x, log_prob, _data_end(network))
+
+
+def _energy_loss(
+    recipe: Recipe,
+    network: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    part: Part,
+) -> Tensor:
+    """The loss of a scalar network at the points where trajectories of direct regression start."""
+    assert isinstance(source, ClosedFormSource)
+    starts = trajectory_starts(source.truth, recipe, generator, recipe.optimiser.batch)
+    x = starts if part.count == 1 else starts[part.rows(len(starts))]
+    targets = exact_targets(source.truth, x, 1 - source.truth.eps)
+    rows = (values.to(device) for values in (x, *targets))
+    return adaptive(energy_errors(network, *rows), recipe.weights.weight_c[0]).mean()
 
 
 def _data_end(network: nn.Module) -> float:

@@ -171,7 +171,7 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, group: Group) -> S
 
     def solved() -> TrajectoryPool:
         generator = torch.Generator().manual_seed(_POOL_SEED)
-        starts = trajectory_starts(truth, recipe, generator)
+        starts = trajectory_starts(truth, recipe, generator, recipe.trajectories.pool)
         return solve_closed_form(truth, starts, delta=delta, generator=generator)
 
     return ClosedFormSource(truth, stored_pool(out / task / f"paths-{name}.safetensors", solved, group))
