@@ -369,3 +369,8 @@ def _register() -> torch.library.Library:
     for name in FACTORIES:
         library.impl(name, _factory(name), "PrivateUse1")
     return library
+
+
+# Before anything is differentiated: the autograd engine counts the devices once a process, at its first pass backward.
+if hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+    _register()
