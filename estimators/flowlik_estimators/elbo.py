@@ -28,6 +28,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import ends_of, lacks
 from flowlik_models.numerics import random
+from flowlik_models.numerics.device_arrays import device_array
 from flowlik_models.numerics.standard_normal import LOG_2PI
 from flowlik_models.numerics.streams import LEVEL_STREAM
 
@@ -207,19 +209,17 @@ class _Gaussian:
     def __init__(self, model: Any | None, run: Run, blur: float) -> None:
         d = math.prod(run.event_shape)
         moments = None if model is None else model.moments
-        made: dict[str, Any] = {"dtype": torch.float64, "device": run.device}
         if moments is None:
-            self.mean, self.vectors = torch.zeros(d, **made), torch.zeros(d, 0, **made)
-            values, rest = torch.zeros(0, **made), 1.0
+            mean, vectors, along, rest = np.zeros(d), np.zeros((d, 0)), np.zeros(0), 1.0
         else:
-            self.mean, self.vectors, values = (
-                torch.as_tensor(part, **made)
-                for part in (moments.mean, moments.eigenvectors, moments.eigenvalues)
-            )
+            mean, vectors, along = moments.mean, moments.eigenvectors, moments.eigenvalues
             rest = 1.0 if moments.rest is None else moments.rest
-        self.values = torch.cat((values, values.new_tensor([rest]))) + blur
-        self.count = torch.cat((torch.ones_like(values), values.new_tensor([float(d - len(values))])))
-        self.spread = math.sqrt(float((self.count * self.values).sum()) / d)
+        values = torch.as_tensor(np.append(along, rest), dtype=torch.float64) + blur
+        count = torch.ones_like(values)
+        count[-1] = d - len(values) + 1
+        self.spread = math.sqrt(float((count * values).sum()) / d)  # here, where no device is waited for
+        self.values, self.count = (part.to(run.device, non_blocking=True) for part in (values, count))
+        self.mean, self.vectors = (device_array(part, torch.float64, run.device) for part in (mean, vectors))
 
     def products(self, u: Tensor, v: Tensor) -> Tensor:
         """Products of the coordinates of two vectors (..., d), (..., k + 1); the last is that of what is left over."""

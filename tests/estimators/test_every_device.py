@@ -58,6 +58,10 @@ class Layer(nn.Module):
         """Its trace, (batch,)."""
         return (1 - self._hidden(x, t).square()) @ (self.inwards * self.outwards.T).sum(0) - 2.0
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        """A number of x, (batch,), for what asks a scalar network."""
+        return torch.tanh(x @ self.inwards).sum(1)
+
 
 class Everywhere(nn.Module):
     """`Everything`, of one layer, as a module, which moves to a device."""
