@@ -9,6 +9,16 @@ import typer
 
 from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
 
+MethodsOption = Annotated[
+    str | None, typer.Option(help="Only these, by estimator or method: f2d2,ode-euler. Controls stay.")
+]
+TasksOption = Annotated[str | None, typer.Option(help="Only these: gmm-64d,digits.")]
+
+
+def names(given: str | None) -> list[str]:
+    """What stands between the commas of an option."""
+    return [name.strip() for name in (given or "").split(",") if name.strip()]
+
 
 def figures(folder: RunFolder) -> None:
     """Draw a run's figures again."""
@@ -23,19 +33,31 @@ def figures(folder: RunFolder) -> None:
 def table(
     folder: RunFolder,
     format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
+    width: Annotated[
+        str | None, typer.Option(help="Of LaTeX: column (345 pt) or page (487 pt).", show_default="column")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Of accuracy and cost, by name: nfe_mean,bpd_mae. Default: all; LaTeX: main."),
+    ] = None,
+    methods: MethodsOption = None,
+    tasks: TasksOption = None,
 ) -> None:
     """Print a run's table."""
     with bad_usage():
-        from flowlik.report.tables.formats import FORMATS
-        from flowlik_models.names import unknown
-
-        if format_ not in FORMATS:
-            raise ValueError(unknown("format", format_, FORMATS))
         _need_records(folder)
-    from flowlik.records.reading import read_records
-    from flowlik.report.tables.run import render
+        from flowlik.records.reading import read_records
+        from flowlik.report.tables.run import render
 
-    typer.echo(render(read_records(folder), format_))
+        text = render(
+            read_records(folder),
+            format_,
+            width=width,
+            columns=names(columns),
+            methods=names(methods),
+            tasks=names(tasks),
+        )
+    typer.echo(text)
 
 
 def report(folder: RunFolder) -> None:

@@ -17,7 +17,7 @@ from flowlik.records.paths import results_dir
 from flowlik.records.reading import read_records
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
-from flowlik.report.tables.accuracy import MASS_WITHIN
+from flowlik.report.tables.accuracy import FEW_ITEMS, LEAST_COVERAGE, MASS_WITHIN
 from flowlik_models.names import unknown
 
 COSTS: Final[Mapping[str, tuple[str, str]]] = {
@@ -29,9 +29,6 @@ COSTS: Final[Mapping[str, tuple[str, str]]] = {
 
 FIELD_ONLY: Final = frozenset({"ode", "whitened-ode"})
 """Estimators that ask a model for nothing but a velocity field."""
-
-FEW_ITEMS: Final = 200
-"""Below as many items an error bar of a mean is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +242,7 @@ def _warnings(row: dict[str, Any]) -> list[str]:
     spread = 2 * (0.0 if math.isnan(row["mass_se"]) else row["mass_se"])
     if abs(row["mass"] - 1) > MASS_WITHIN + spread:
         found.append(f"the density's mass is {numbers.number(row['mass'])}, not 1")
-    if row["coverage95"] < 0.9:
+    if row["coverage95"] < LEAST_COVERAGE:
         found.append(f"its error bars cover {100 * row['coverage95']:.0f} % of items, not 95 %")
     if row["invalid_share"] > 0:
         found.append(f"{100 * row['invalid_share']:.2g} % of items are not answered")
