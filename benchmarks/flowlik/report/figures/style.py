@@ -75,6 +75,8 @@ def paper() -> Iterator[None]:
         "figure.facecolor": "white",
         "savefig.facecolor": "white",
         "pdf.fonttype": 42,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "flowlik",
         "axes.unicode_minus": True,
         "text.parse_math": False,
     }
