@@ -161,7 +161,7 @@ def test_nothing_is_removed_that_was_not_drawn(tmp_path: Path, noted: bytes | No
 
 def test_a_figure_that_the_user_changed_stays(tmp_path: Path) -> None:
     write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
-    picture, page = draw_all(tmp_path)
+    picture, page, _ = draw_all(tmp_path)
     picture.write_bytes(b"mine")
     (tmp_path / "records.jsonl").unlink()
     write_rows(tmp_path, [])

@@ -68,3 +68,49 @@ def test_heads_stay_while_a_table_scrolls_and_a_row_has_an_address(chromium: Any
     assert 0 <= head["top"] <= 1
     assert head["bottom"] <= top + 1
     page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_the_explorer_filters_and_leads_to_records(
+    chromium: Any, page_file: str, width: int, scheme: str
+) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(page_file)
+    page.locator("select[name=task]").select_option("gmm-64d")
+    points = page.locator(".plot a")
+    usable = points.count()
+    page.locator("select[name=kind]").select_option("closed")
+    assert points.count() == 0  # the run has none
+    assert "No result" in page.locator(".best").inner_text()
+    page.locator("select[name=kind]").select_option("network")
+    assert points.count() == usable
+    assert page.locator(".plot .hollow").count() == 0
+    page.locator("select[name=method]").select_option("f2d2")
+    assert 0 < points.count() < usable
+    page.locator("select[name=method]").select_option("")
+    page.locator("input[name=budget]").fill("40")
+    within = points.count()
+    assert 0 < within < usable
+    page.locator("select[name=cost]").select_option("1")
+    page.locator("select[name=measure]").select_option("1")
+    assert "bias" in str(page.locator(".plot svg").get_attribute("aria-label"))
+    points.first.focus()
+    detail = page.locator(".detail")
+    record = str(points.first.get_attribute("data-id"))
+    assert record in detail.inner_text()
+    assert f"flowlik reproduce {record}" in detail.inner_text()
+    assert "flowlik run -t gmm-64d" in detail.inner_text()
+    points.last.hover()
+    assert str(points.last.get_attribute("data-id")) in detail.inner_text()
+    points.first.focus()
+    page.keyboard.press("Enter")
+    address = page.evaluate("location.hash")
+    assert address == points.first.get_attribute("href")
+    assert page.evaluate("document.querySelector(':target').tagName") == "TR"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert problems == []
+    page.close()

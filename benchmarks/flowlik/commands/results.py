@@ -96,15 +96,29 @@ def recommend(
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE")], new: Annotated[Path, typer.Argument(metavar="NEW")]
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder of a run.")],
+    new: Annotated[
+        Path | None, typer.Argument(metavar="[NEW]", help="Folder of another; without it -e twice.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-e", "--estimator", help="Two methods of BASE: 'f2d2[steps=4]', 'f2d2[steps=4]@MODEL'."
+        ),
+    ] = None,
 ) -> None:
-    """Compare two runs cell by cell."""
+    """Compare two runs cell by cell, or two methods of one run, over the items that both have."""
     with bad_usage():
-        _need_records(base)
-        _need_records(new)
-    from flowlik.report.compare import compare_runs, summary
+        pair = methods or []
+        if (new is None) != (len(pair) == 2) or (new is not None and pair):
+            raise ValueError(
+                "compare: expected a second run (BASE NEW), or two methods of one (BASE -e A -e B)"
+            )
+        for folder in filter(None, (base, new)):
+            _need_records(folder)
+        from flowlik.report.compare import compare_methods, compare_runs, summary
 
-    frame = compare_runs(base, new)
+        frame = compare_methods(base, *pair) if new is None else compare_runs(base, new)
     typer.echo(summary(frame) if len(frame) else "no cell in common")
 
 

@@ -174,7 +174,7 @@ def recommend(
     controls = (
         controls if rows["spearman"].notna().any() else controls[:0]
     )  # a constant is right by construction
-    within = _usable_by_a_network(rows)
+    within = usable_by_a_network(rows)
     within = within[within[column] <= budget] if math.isfinite(budget) else within
     choices = [
         _choice(row, column) for row in labels.as_dicts(within.sort_values("bpd_mae_all", kind="stable"))
@@ -211,7 +211,7 @@ def tasks_of(frame: pd.DataFrame, wanted: str) -> list[str]:
     return [str(name) for name in distance[distance == distance.min()].index]
 
 
-def _usable_by_a_network(rows: pd.DataFrame) -> pd.DataFrame:
+def usable_by_a_network(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of what a trained network can use: no control, no trace or map in closed form."""
     closed = (rows["trace"] == "closed") | (
         (rows["model"] == "closed-form") & ~rows["estimator"].isin(FIELD_ONLY)

@@ -48,12 +48,27 @@ def _compact(svg: str) -> str:
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = text.replace("'DejaVu Sans'", "DejaVu Sans")
-    return _single_quotes(_with_classes(re.sub(r">\s+<", "><", text).strip()))
+    return _single_quotes(_with_classes(_without_groups(re.sub(r">\s+<", "><", text).strip())))
 
 
 def _path(path: str) -> str:
     numbers = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), path)
     return re.sub(r" ?([A-Za-z]) ?", r"\1", " ".join(numbers.split()))
+
+
+def _without_groups(svg: str) -> str:
+    """The SVG without groups that say nothing of what they hold."""
+    kept: list[bool] = []
+    written = []
+    for part in re.split(r"(<g>|<g [^>]*>|</g>)", svg):
+        if part == "</g>" and kept:
+            written.append(part if kept.pop() else "")
+        elif part.startswith("<g"):
+            kept.append(part != "<g>")
+            written.append(part if kept[-1] else "")
+        else:
+            written.append(part)
+    return "".join(written)
 
 
 def _single_quotes(svg: str) -> str:

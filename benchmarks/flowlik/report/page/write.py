@@ -24,6 +24,7 @@ from flowlik.report import labels, numbers
 from flowlik.report.figures.kinds import draw_all
 from flowlik.report.frame import by_task_and_split
 from flowlik.report.page import glossary
+from flowlik.report.page.explorer import explorer_data
 from flowlik.report.page.pictures import Picture, _overview, _pictures, _scaling
 from flowlik.report.page.summaries import _failed, _glance, _impossible, _masses, _notes, _origins
 from flowlik.report.tables.accuracy import MASS_WITHIN, by_steps, in_detail
@@ -61,6 +62,7 @@ def write_report(run_dir: Path) -> Path:
         counts=[(str(status), int(n)) for status, n in records["status"].value_counts().items()],
         total=len(records),
         glance=_glance(usable),
+        explorer=explorer_data(usable, str(run_dir)),
         overview=_overview(run_dir, usable),
         scaling=_scaling(run_dir, usable),
         sections=[_section(run_dir, str(task), usable) for task in sorted(usable["task"].unique())],
