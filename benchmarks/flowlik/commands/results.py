@@ -20,13 +20,32 @@ def names(given: str | None) -> list[str]:
     return [name.strip() for name in (given or "").split(",") if name.strip()]
 
 
-def figures(folder: RunFolder) -> None:
-    """Draw a run's figures again."""
+def figures(
+    folder: RunFolder,
+    methods: MethodsOption = None,
+    tasks: TasksOption = None,
+    measure: Annotated[str | None, typer.Option(help="error, bias, bpd, spearman, mass or frechet.")] = None,
+    cost: Annotated[str | None, typer.Option(help="nfe, work, forwards or ms.")] = None,
+    width: Annotated[str | None, typer.Option(help="single, double or millimetres: 85mm.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Of png,pdf,svg. Default: pdf.")] = None,
+    font_size: Annotated[float | None, typer.Option(help="Points. Default: 8.")] = None,
+    legend: Annotated[str | None, typer.Option(help="below, right or none.")] = None,
+) -> None:
+    """Draw a run's figures again; with any option one figure of your own, a measure against a cost."""
     with bad_usage():
         _need_records(folder)
-    from flowlik.report.figures.kinds import draw_all
+        chosen = {"measure": measure, "cost": cost, "width": width, "font_size": font_size, "legend": legend}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        lists = {"methods": names(methods), "tasks": names(tasks)}
+        if given or format_ or any(lists.values()):
+            from flowlik.report.figures.own import write_own
 
-    for path in draw_all(folder):
+            paths = write_own(folder, names(format_) or ["pdf"], **given, **lists)
+        else:
+            from flowlik.report.figures.kinds import draw_all
+
+            paths = draw_all(folder)
+    for path in paths:
         typer.echo(str(path))
 
 
