@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_run import record, write_fake_run, write_rows
 
-from flowlik.report.compare import COLUMNS, compare_runs, summary
+from flowlik.report.compare import COLUMNS, compare_methods, compare_runs, summary
 
 
 def _run(folder: Path, offset: float, *, n: int = 400, noise_seed: int = 1, **known: object) -> Path:
@@ -55,15 +55,49 @@ def test_noise_of_the_same_size_is_not_significant(tmp_path: Path) -> None:
 
 def test_other_items_are_never_paired(tmp_path: Path) -> None:
     base = _run(tmp_path / "a", 0.1, data_hash="one")
+    moved = _run(tmp_path / "c", 0.1, data_hash="one")
+    stored = dict(np.load(moved / "items" / "c.npz"))
+    np.savez(moved / "items" / "c.npz", **stored | {"ref": stored["ref"] + 1})
     for name, new in {
         "other items (data hash)": _run(tmp_path / "b", 0.1, data_hash="two"),
-        "other items (400 and 300)": _run(tmp_path / "c", 0.1, n=300, data_hash="one"),
+        "other references": moved,
     }.items():
         row = compare_runs(base, new).iloc[0]
         assert row["note"] == name
         assert row["n_paired"] == 0
         assert math.isnan(row["mae_diff"])
         assert not row["significant"]
+
+
+def test_the_items_that_both_have_are_paired_although_one_run_took_fewer(tmp_path: Path) -> None:
+    base = _run(tmp_path / "a", 0.1, data_hash="one")
+    new = _run(tmp_path / "b", 0.15, n=300, noise_seed=2, data_hash="one")
+    for first, second, sign in ((base, new, 1), (new, base, -1)):
+        row = compare_runs(first, second).iloc[0]
+        assert (row["n_paired"], row["note"]) == (300, "")
+        assert row["mae_diff"] == pytest.approx(sign * 0.05, abs=0.003)
+
+
+def test_two_methods_of_one_run_are_compared_item_by_item(tmp_path: Path) -> None:
+    ref = np.random.default_rng(0).standard_normal(200)
+    (tmp_path / "items").mkdir()
+    rows = []
+    for name, model, offset in (
+        ("f2d2[steps=1]", "a", 0.3),
+        ("f2d2[steps=8]", "a", 0.1),
+        ("f2d2[steps=8]", "b", 0.2),
+    ):
+        cell = f"{name}-{model}"
+        rows.append(record(cell_id=cell, estimator_label=name, model=model, bpd=1.0, bpd_mae=offset))
+        np.savez(tmp_path / "items" / f"{cell}.npz", log_prob=ref - 2 * math.log(2) * offset, ref=ref)
+    write_rows(tmp_path, rows)
+    frame = compare_methods(tmp_path, "f2d2[steps=1]", "f2d2[steps=8]@b")
+    (row,) = frame.to_dict("records")
+    assert (row["estimator_label"], row["model"]) == ("f2d2[steps=1] -> f2d2[steps=8]", "a -> b")
+    assert row["mae_diff"] == pytest.approx(-0.1)
+    assert len(compare_methods(tmp_path, "f2d2[steps=8]", "f2d2[steps=8]")) == 2
+    with pytest.raises(ValueError, match="f2d2\\[steps=8\\]"):
+        compare_methods(tmp_path, "f2d2[steps=1]", "f2d2[steps=3]")
 
 
 def test_cells_of_one_run_only_and_changed_statuses_are_named(tmp_path: Path) -> None:

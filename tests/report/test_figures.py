@@ -32,7 +32,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     return run_dir, draw_all(run_dir)
 
 
-def test_every_kind_is_drawn_as_png_and_pdf(drawn: tuple[Path, list[Path]]) -> None:
+def test_every_kind_is_drawn_as_png_pdf_and_svg(drawn: tuple[Path, list[Path]]) -> None:
     run_dir, paths = drawn
     assert {p.name for p in paths} == {
         f"{name}.{suffix}"
@@ -40,10 +40,20 @@ def test_every_kind_is_drawn_as_png_and_pdf(drawn: tuple[Path, list[Path]]) -> N
             *("overview", "gmm-2d--bpd", "gmm-2d--error", "gmm-2d--scatter", "gmm-2d--density"),
             *("digits--bpd", "digits--error", "digits--scatter", "digits--frechet", "digits--samples"),
         )
-        for suffix in ("png", "pdf")
+        for suffix in ("png", "pdf", "svg")
     }
     assert all(p.parent == run_dir / "figures" and p.stat().st_size > 2000 for p in paths)
-    assert all(p.read_bytes().startswith(b"\x89PNG" if p.suffix == ".png" else b"%PDF") for p in paths)
+    begin = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+    assert all(p.read_bytes().startswith(begin[p.suffix]) for p in paths)
+
+
+def test_the_same_figures_are_the_same_files_and_their_words_are_text(drawn: tuple[Path, list[Path]]) -> None:
+    run_dir, paths = drawn
+    before = {p: p.read_bytes() for p in paths if p.suffix == ".svg"}
+    draw_all(run_dir)
+    assert {p: p.read_bytes() for p in before} == before
+    assert all(b"<text" in data and b"<dc:date" not in data for data in before.values())
+    assert b">mean |error| (bits/dim)<" in before[run_dir / "figures" / "gmm-2d--error.svg"]
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
@@ -128,7 +138,7 @@ def test_figures_that_the_records_no_longer_support_are_removed(tmp_path: Path) 
     write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
     draw_all(tmp_path)
     left = {p.name for p in (tmp_path / "figures").iterdir()}
-    assert left == {"gmm-2d--bpd.png", "gmm-2d--bpd.pdf", ".drawn.json"}
+    assert left == {"gmm-2d--bpd.png", "gmm-2d--bpd.pdf", "gmm-2d--bpd.svg", ".drawn.json"}
     (tmp_path / "records.jsonl").unlink()
     write_rows(tmp_path, [])
     assert draw_all(tmp_path) == []
@@ -151,7 +161,7 @@ def test_nothing_is_removed_that_was_not_drawn(tmp_path: Path, noted: bytes | No
 
 def test_a_figure_that_the_user_changed_stays(tmp_path: Path) -> None:
     write_rows(tmp_path, [record(nfe_mean=4, bpd=1.5, bpd_ref=1.6)])
-    picture, page = draw_all(tmp_path)
+    picture, page, _ = draw_all(tmp_path)
     picture.write_bytes(b"mine")
     (tmp_path / "records.jsonl").unlink()
     write_rows(tmp_path, [])
@@ -295,6 +305,7 @@ def test_rules_are_drawn_where_several_are_compared(tmp_path: Path) -> None:
     assert [p.name for p in draw_all(tmp_path) if "rules" in p.name] == [
         "gmm-2d--rules.png",
         "gmm-2d--rules.pdf",
+        "gmm-2d--rules.svg",
     ]
 
 
@@ -320,7 +331,8 @@ def test_joint_maps_are_drawn_where_three_are_compared(tmp_path: Path) -> None:
     for count in (2, 3):
         write_rows(tmp_path, [joint(model, steps) for model in models[:count] for steps in (1, 2, 4)])
         drawn = [path.name for path in draw_all(tmp_path) if "joint-maps" in path.name]
-        assert drawn == (["gmm-2d--joint-maps.png", "gmm-2d--joint-maps.pdf"] if count == 3 else [])
+        names = [f"gmm-2d--joint-maps.{suffix}" for suffix in ("png", "pdf", "svg")]
+        assert drawn == (names if count == 3 else [])
 
 
 def test_probes_are_drawn_where_three_choices_have_error_bars(tmp_path: Path) -> None:

@@ -141,10 +141,25 @@ def test_every_text_of_a_record_is_escaped(tmp_path: Path) -> None:
     )
     page = write_report(tmp_path).read_text(encoding="utf-8")
     tags = _parsed(page).tags
-    assert [tag for tag, _ in tags].count("script") == 1
+    scripts = [attrs.get("type") for tag, attrs in tags if tag == "script"]
+    assert scripts == ["application/json", None]  # data of the explorer, and what runs
     assert not any(name.startswith("on") for _, attrs in tags for name in attrs)
     assert not any(tag == "img" and attrs.get("src") == "x" for tag, attrs in tags)
     assert "&lt;script&gt;" in page
+
+
+def test_the_explorer_is_hidden_without_scripts_and_its_points_are_the_records(page: str) -> None:
+    tags = _parsed(page).tags
+    (section,) = (attrs for tag, attrs in tags if attrs.get("id") == "explorer")
+    assert "hidden" in section
+    data = json.loads(page.partition('id="explorer-data">')[2].partition("</script>")[0])
+    ids = {attrs.get("id") for _, attrs in tags}
+    assert len(data["points"]) > 20
+    assert {point["row"] for point in data["points"] if point["method"] != "control"} <= ids
+    assert {one["label"] for one in data["measures"]} >= {"mean |error| (bits/dim)", "Spearman ρ"}
+    euler = next(point for point in data["points"] if point["estimator"].startswith("ode[solver=euler"))
+    low, high = euler["y"][0][1:]
+    assert low <= euler["y"][0][0] <= high
 
 
 def test_a_run_without_records_says_so(tmp_path: Path) -> None:

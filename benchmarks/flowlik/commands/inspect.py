@@ -33,18 +33,23 @@ def list_(
     kind: Annotated[str | None, typer.Argument(metavar="[estimators|tasks|models|suites]")] = None,
     file: Annotated[
         str | None,
-        typer.Argument(metavar="[mine.py]", help="A file with a task of your own, of tasks and models."),
+        typer.Argument(
+            metavar="[NAME|mine.py]",
+            help="An estimator, with one option a line; of tasks and models a file with a task of your own.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: estimators, tasks, models and suites."""
-    from flowlik.commands.listing import listed
+    from flowlik.commands.listing import listed, options_of
     from flowlik_models.names import unknown
 
     with bad_usage():
         if kind is not None and kind not in LISTS:
             raise ValueError(unknown("list", kind, LISTS))
-        if file is not None:
+        if kind == "estimators" and file is not None and not file.endswith(".py"):
+            found = {kind: options_of(file)}
+        elif file is not None:
             found = {str(kind): _of_file(str(kind), file)}
         else:
             found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}

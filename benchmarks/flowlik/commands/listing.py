@@ -11,7 +11,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -68,6 +68,36 @@ def _first_line(kind: type) -> str:
     hints = get_type_hints(kind)
     parameters = ", ".join(_spelled(field, hints[field.name]) for field in fields(kind))
     return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
+
+
+def options_of(name: str) -> dict[str, str]:
+    """An estimator in a line, then a line for each option: the values it may take, and its default.
+
+    Raises:
+        ValueError: no such estimator.
+    """
+    from flowlik_estimators import available
+    from flowlik_models.names import unknown
+
+    kinds = available()
+    if name not in kinds:
+        raise ValueError(unknown("estimator", name, kinds))
+    kind = kinds[name]
+    hints = get_type_hints(kind)
+    about = {name: (kind.__doc__ or "").strip().splitlines()[0]}
+    return about | {
+        f"  {field.name}": _values_and_default(field, hints[field.name]) for field in fields(kind)
+    }
+
+
+def _values_and_default(field: Field[Any], hint: Any) -> str:
+    named = "|".join(str(value) for value in _values(hint))
+    named += "|none" if named and type(None) in get_args(hint) else ""
+    kind = named or getattr(hint, "__name__", str(hint)).replace("NoneType", "none").replace("None", "none")
+    default = field.default if field.default is not None else "none"
+    if field.default is MISSING:
+        return kind
+    return f"{kind}  (default: {str(default).lower() if isinstance(default, bool) else default})"
 
 
 def _spelled(field: Field[Any], hint: Any) -> str:

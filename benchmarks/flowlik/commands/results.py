@@ -11,13 +11,41 @@ import typer
 
 from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
 
+MethodsOption = Annotated[
+    str | None, typer.Option(help="Only these, by estimator or method: f2d2,ode-euler. Controls stay.")
+]
+TasksOption = Annotated[str | None, typer.Option(help="Only these: gmm-64d,digits.")]
 
-def figures(folder: RunFolder) -> None:
-    """Draw a run's figures again."""
+
+def names(given: str | None) -> list[str]:
+    """What stands between the commas of an option."""
+    return [name.strip() for name in (given or "").split(",") if name.strip()]
+
+
+def figures(
+    folder: RunFolder,
+    methods: MethodsOption = None,
+    tasks: TasksOption = None,
+    measure: Annotated[str | None, typer.Option(help="error, bias, bpd, spearman, mass or frechet.")] = None,
+    cost: Annotated[str | None, typer.Option(help="nfe, work, forwards or ms.")] = None,
+    width: Annotated[str | None, typer.Option(help="single, double or millimetres: 85mm.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Of png,pdf,svg. Default: pdf.")] = None,
+    font_size: Annotated[float | None, typer.Option(help="Points. Default: 8.")] = None,
+    legend: Annotated[str | None, typer.Option(help="below, right or none.")] = None,
+) -> None:
+    """Draw a run's figures again; with any option one figure of your own, a measure against a cost."""
     with _writing(folder):
-        from flowlik.report.figures.kinds import draw_all
+        chosen = {"measure": measure, "cost": cost, "width": width, "font_size": font_size, "legend": legend}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        lists = {"methods": names(methods), "tasks": names(tasks)}
+        if given or format_ or any(lists.values()):
+            from flowlik.report.figures.own import write_own
 
-        paths = draw_all(folder)
+            paths = write_own(folder, names(format_) or ["pdf"], **given, **lists)
+        else:
+            from flowlik.report.figures.kinds import draw_all
+
+            paths = draw_all(folder)
     for path in paths:
         typer.echo(str(path))
 
@@ -25,19 +53,31 @@ def figures(folder: RunFolder) -> None:
 def table(
     folder: RunFolder,
     format_: Annotated[str, typer.Option("--format", help="md, latex or csv.")] = "md",
+    width: Annotated[
+        str | None, typer.Option(help="Of LaTeX: column (345 pt) or page (487 pt).", show_default="column")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Of accuracy and cost, by name: nfe_mean,bpd_mae. Default: all; LaTeX: main."),
+    ] = None,
+    methods: MethodsOption = None,
+    tasks: TasksOption = None,
 ) -> None:
     """Print a run's table."""
     with bad_usage():
-        from flowlik.report.tables.formats import FORMATS
-        from flowlik_models.names import unknown
-
-        if format_ not in FORMATS:
-            raise ValueError(unknown("format", format_, FORMATS))
         _need_records(folder)
-    from flowlik.records.reading import read_records
-    from flowlik.report.tables.run import render
+        from flowlik.records.reading import read_records
+        from flowlik.report.tables.run import render
 
-    typer.echo(render(read_records(folder), format_))
+        text = render(
+            read_records(folder),
+            format_,
+            width=width,
+            columns=names(columns),
+            methods=names(methods),
+            tasks=names(tasks),
+        )
+    typer.echo(text)
 
 
 def report(folder: RunFolder) -> None:
@@ -76,15 +116,29 @@ def recommend(
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE")], new: Annotated[Path, typer.Argument(metavar="NEW")]
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Folder of a run.")],
+    new: Annotated[
+        Path | None, typer.Argument(metavar="[NEW]", help="Folder of another; without it -e twice.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-e", "--estimator", help="Two methods of BASE: 'f2d2[steps=4]', 'f2d2[steps=4]@MODEL'."
+        ),
+    ] = None,
 ) -> None:
-    """Compare two runs cell by cell."""
+    """Compare two runs cell by cell, or two methods of one run, over the items that both have."""
     with bad_usage():
-        _need_records(base)
-        _need_records(new)
-    from flowlik.report.compare import compare_runs, summary
+        pair = methods or []
+        if (new is None) != (len(pair) == 2) or (new is not None and pair):
+            raise ValueError(
+                "compare: expected a second run (BASE NEW), or two methods of one (BASE -e A -e B)"
+            )
+        for folder in filter(None, (base, new)):
+            _need_records(folder)
+        from flowlik.report.compare import compare_methods, compare_runs, summary
 
-    frame = compare_runs(base, new)
+        frame = compare_methods(base, *pair) if new is None else compare_runs(base, new)
     typer.echo(summary(frame) if len(frame) else "no cell in common")
 
 

@@ -240,7 +240,9 @@ def run_plan(
 
 
 def draw(folder: Path) -> bool:
-    """Figures, tables and report of a run; False where one of them failed (the records are safe)."""
+    """Figures, tables and report of a run, and its result in a few lines; False where one of the three failed (the
+    records are safe)."""
+    from flowlik.commands.outcome import result_lines
     from flowlik.report.figures.kinds import draw_all
     from flowlik.report.page.write import write_report
     from flowlik.report.tables.run import write_tables
@@ -258,6 +260,10 @@ def draw(folder: Path) -> bool:
             message = " ".join(str(error).split())
             typer.echo(f"flowlik: {name} failed: {type(error).__name__}: {message}", err=True)
             fine = False
+    try:
+        typer.echo("\n".join(result_lines(folder)))
+    except Exception as error:  # the records are safe, and what they say is not
+        typer.echo(f"flowlik: no summary: {type(error).__name__}: {' '.join(str(error).split())}", err=True)
     report = folder / "report.html"
     typer.echo(f"report: {report}" if report.exists() else f"records: {folder / 'records.jsonl'}")
     return fine

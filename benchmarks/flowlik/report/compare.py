@@ -1,8 +1,9 @@
 """Two runs compared: the same cells, item by item.
 
-Cells are matched by estimator label, task, model and split. Where both runs keep the same items, the
-difference of the absolute errors (new minus base, bits/dim) gets a paired bootstrap interval; where they do not, or a
-cell is in one run only, the row says so in `note` and claims nothing.
+Cells are matched by estimator label, task, model and split. Over the items that both have (of a split a cell takes the
+first ones) the difference of the absolute errors (new minus base, bits/dim) gets a paired bootstrap interval; where
+their items differ, or a cell is in one run only, the row says so in `note` and claims nothing. Two methods of one run
+are compared in the same way.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from flowlik.records.reading import read_records
 from flowlik.report import frame as frames
 from flowlik.report import items, numbers
 from flowlik.report.labels import as_dicts
+from flowlik_models.names import unknown
 
 KEYS: Final = ("estimator_label", "task", "model", "split")
 OPTIONS: Final = tuple(name for name in SAME_CELL if name not in KEYS)
 """Beyond the keys: told apart only where a run holds the same cell with several of them."""
+
+ITEMS: Final = "n_items"
+"""Two cells that differ in this alone are compared on the items that both have."""
 
 SIDES: Final = ("base", "new")
 
@@ -71,8 +76,53 @@ def compare_runs(base: Path, new: Path) -> pd.DataFrame:
         befores, afters = old.get(key, []), fresh.get(key, [])
         for before, after in _paired(befores, afters):
             rows.append(_compare(key, before, base, after, new))
-    own = (f"{column.name}_{side}" for column in own_columns() for side in SIDES)
-    return pd.DataFrame(rows, columns=[*COLUMNS, *own])
+    return pd.DataFrame(rows, columns=_all_columns())
+
+
+def _all_columns() -> list[str]:
+    return [*COLUMNS, *(f"{column.name}_{side}" for column in own_columns() for side in SIDES)]
+
+
+def compare_methods(run_dir: Path, first: str, second: str) -> pd.DataFrame:
+    """Paired differences between two methods of one run, one row per task and split that has both.
+
+    Args:
+        run_dir: folder of the run. first: the base, as its estimator's label (`f2d2[steps=4]`), or as label and model
+            (`f2d2[steps=4]@direct-f2d2`); without a model every one it was run on. second: what is held against it.
+
+    Returns:
+        A frame as `compare_runs` gives; labels and models that differ stand as `base -> new`.
+
+    Raises:
+        ValueError: the run has no such method, or no task and split with both.
+    """
+    rows = as_dicts(frames.prepare(read_records(run_dir)))
+    bases, news = _of_method(rows, first), _of_method(rows, second)
+    found = []
+    for before in bases:
+        for after in news:
+            same = all(before[name] == after[name] for name in ("task", "split"))
+            if same and before["cell_id"] != after["cell_id"]:
+                key = tuple(_changed(str(before[name]), str(after[name])) for name in KEYS)
+                found.append(_compare(key, before, run_dir, after, run_dir))
+    if not found:
+        raise ValueError(f"{first} and {second} are on no common task and split of {run_dir}")
+    return pd.DataFrame(found, columns=_all_columns())
+
+
+def _of_method(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    label, _, model = method.partition("@")
+    found = [row for row in rows if row["estimator_label"] == label and model in ("", row["model"])]
+    if not found:
+        valid = {
+            f"{row['estimator_label']}@{row['model']}" if model else row["estimator_label"] for row in rows
+        }
+        raise ValueError(unknown("method of this run", method, sorted(valid)))
+    return found
+
+
+def _changed(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"
 
 
 def summary(frame: pd.DataFrame) -> str:
@@ -137,11 +187,17 @@ def _paired(
         return [(befores[0] if befores else None, afters[0] if afters else None)]
     left = {_options(row): row for row in befores}
     right = {_options(row): row for row in afters}
-    return [(left.get(key), right.get(key)) for key in [*left, *(key for key in right if key not in left)]]
+    pairs: list[tuple[dict[str, Any] | None, dict[str, Any] | None]]
+    pairs = [(left[key], right[key]) for key in left if key in right]
+    waiting = {_options(row, ITEMS): row for key, row in right.items() if key not in left}
+    for key, row in left.items():
+        if key not in right:
+            pairs.append((row, waiting.pop(_options(row, ITEMS), None)))
+    return [*pairs, *((None, row) for row in waiting.values())]
 
 
-def _options(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in OPTIONS)
+def _options(row: dict[str, Any], without: str = "") -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in OPTIONS if name != without)
 
 
 def _compare(
@@ -166,6 +222,7 @@ def _compare(
     bits = 1.0 / (before["dim"] * math.log(2.0)) if before["dim"] > 0 else math.nan
     estimates_a, refs_a = items.estimate_and_reference(items.items(base, before["cell_id"]))
     estimates_b, refs_b = items.estimate_and_reference(items.items(new, after["cell_id"]))
+    estimates_a, estimates_b, refs_a, refs_b = _common(estimates_a, estimates_b, refs_a, refs_b)
     reason = _why_unpaired(before, after, estimates_a, estimates_b, refs_a, refs_b)
     if reason:
         return row | {"note": reason}
@@ -190,6 +247,12 @@ def _differs(column: Column, difference: float, size: float) -> bool:
     return column.tolerance is not None and abs(difference) > column.tolerance * abs(size)
 
 
+def _common(*arrays: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """The draws and items that all of them have: a cell takes the first ones of its split."""
+    draws, count = (min(array.shape[axis] for array in arrays) for axis in (0, 1))
+    return [array[:draws, :count] for array in arrays]
+
+
 def _why_unpaired(
     before: dict[str, Any],
     after: dict[str, Any],
@@ -202,8 +265,6 @@ def _why_unpaired(
         return "no items kept"
     if before["data_hash"] != after["data_hash"]:
         return "other items (data hash)"
-    if estimates_a.shape != estimates_b.shape:
-        return f"other items ({estimates_a.shape[1]} and {estimates_b.shape[1]})"
     known = np.isfinite(refs_a) & np.isfinite(refs_b)
     if known.any() and not np.allclose(refs_a[known], refs_b[known], rtol=1e-9, atol=SAME_REFERENCE):
         return "other references"

@@ -7,7 +7,7 @@ computes a measure and nothing imports matplotlib.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from flowlik.records.reading import read_records
 from flowlik.report import labels
 from flowlik.report.labels import METHODS, SPLIT_ORDER, _label, _missing, as_dicts, brief, method_of
 from flowlik.report.numbers import from_extra
+from flowlik_models.names import unknown
 
 NUMERIC: Final[tuple[str, ...]] = named(TABLE, "number")
 TEXTS: Final[tuple[str, ...]] = named(TABLE, "text", "flag")
@@ -156,6 +157,25 @@ def of_machine(frame: pd.DataFrame, machine: str) -> pd.DataFrame:
 def usable(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows that hold a result."""
     return frame[frame["status"] == "ok"]
+
+
+def chosen(frame: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of these methods (by method or estimator, controls beside them) and tasks; without any, all.
+
+    Raises:
+        ValueError: the records have no such method or task.
+    """
+    for name in tasks:
+        if name not in set(frame["task"]):
+            raise ValueError(unknown("task of these records", name, sorted(set(frame["task"]))))
+    of_method = frame["method"].isin(methods) | frame["estimator"].isin(methods)
+    known = set(frame["method"]) | set(frame["estimator"])
+    for name in methods:
+        if name not in known:
+            raise ValueError(unknown("method of these records", name, sorted(known)))
+    if methods:
+        frame = frame[of_method | (frame["method"] == "control")]
+    return frame[frame["task"].isin(tasks)] if tasks else frame
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final
 
 import pandas as pd
@@ -19,6 +20,8 @@ class Method:
     colour: str
     marker: str
     about: str
+    line: str = ""
+    """Line style; empty: by the kind of model."""
 
 
 METHODS: Final[dict[str, Method]] = {
@@ -52,6 +55,9 @@ METHODS: Final[dict[str, Method]] = {
 }
 
 OTHER: Final = Method("", "#5E4FA2", "d", "registered by a plugin")
+MARKERS: Final = frozenset("os^v<>dDpPXxh+*H8")
+"""What `look` may name."""
+
 SPLIT_ORDER: Final = ("test", "teacher-samples", "train")
 
 
@@ -77,8 +83,27 @@ def method_of(row: dict[str, Any]) -> str:
 
 
 def method_named(method: str) -> Method:
-    """Label, colour and marker of a method; a plugin's estimator gets neutral ones under its own name."""
-    return METHODS.get(method) or Method(method, OTHER.colour, OTHER.marker, OTHER.about)
+    """Label, colour, marker and line of a method; of a plug-in's estimator those of its `look`, or neutral ones."""
+    return METHODS.get(method) or _plugged_in(method)
+
+
+@cache
+def _plugged_in(method: str) -> Method:
+    """What an estimator class says of itself in `look`, a dict with any of label, colour, marker and line."""
+    from flowlik_estimators import available  # loads torch, which the suite's own methods need not
+
+    neutral = Method(method, OTHER.colour, OTHER.marker, OTHER.about)
+    try:
+        kind = available().get(method)
+    except ValueError:  # of two plug-ins with one name; drawing says nothing of it
+        return neutral
+    look = {key: str(value) for key, value in dict(getattr(kind, "look", {})).items()}
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", look.get("colour", OTHER.colour)):
+        look.pop("colour")
+    valid = {"marker": MARKERS, "line": ("-", "--", ":", "-.")}
+    kept = {key: value for key, value in look.items() if key not in valid or value in valid[key]}
+    known = {key: kept[key] for key in ("label", "colour", "marker", "line", "about") if kept.get(key)}
+    return replace(neutral, **known)
 
 
 def parse_label(label: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from flowlik.records.paths import results_dir
 from flowlik.records.reading import read_records
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
-from flowlik.report.tables.accuracy import MASS_WITHIN
+from flowlik.report.tables.accuracy import FEW_ITEMS, LEAST_COVERAGE, MASS_WITHIN
 from flowlik_models.names import unknown
 
 COSTS: Final[Mapping[str, tuple[str, str]]] = {
@@ -29,9 +29,6 @@ COSTS: Final[Mapping[str, tuple[str, str]]] = {
 
 FIELD_ONLY: Final = frozenset({"ode", "whitened-ode"})
 """Estimators that ask a model for nothing but a velocity field."""
-
-FEW_ITEMS: Final = 200
-"""Below as many items an error bar of a mean is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ def recommend(
     controls = (
         controls if rows["spearman"].notna().any() else controls[:0]
     )  # a constant is right by construction
-    within = _usable_by_a_network(rows)
+    within = usable_by_a_network(rows)
     within = within[within[column] <= budget] if math.isfinite(budget) else within
     choices = [
         _choice(row, column) for row in labels.as_dicts(within.sort_values("bpd_mae_all", kind="stable"))
@@ -214,7 +211,7 @@ def tasks_of(frame: pd.DataFrame, wanted: str) -> list[str]:
     return [str(name) for name in distance[distance == distance.min()].index]
 
 
-def _usable_by_a_network(rows: pd.DataFrame) -> pd.DataFrame:
+def usable_by_a_network(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of what a trained network can use: no control, no trace or map in closed form."""
     closed = (rows["trace"] == "closed") | (
         (rows["model"] == "closed-form") & ~rows["estimator"].isin(FIELD_ONLY)
@@ -245,7 +242,7 @@ def _warnings(row: dict[str, Any]) -> list[str]:
     spread = 2 * (0.0 if math.isnan(row["mass_se"]) else row["mass_se"])
     if abs(row["mass"] - 1) > MASS_WITHIN + spread:
         found.append(f"the density's mass is {numbers.number(row['mass'])}, not 1")
-    if row["coverage95"] < 0.9:
+    if row["coverage95"] < LEAST_COVERAGE:
         found.append(f"its error bars cover {100 * row['coverage95']:.0f} % of items, not 95 %")
     if row["invalid_share"] > 0:
         found.append(f"{100 * row['invalid_share']:.2g} % of items are not answered")

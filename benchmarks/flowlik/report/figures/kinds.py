@@ -1,6 +1,6 @@
 """The figures of a run, drawn from its records and items alone: nothing here evaluates a model or a measure.
 
-One figure per task and kind (per split as well where a panel shows one split), as PNG and PDF, named
+One figure per task and kind (per split as well where a panel shows one split), as PNG, PDF and SVG, named
 `<task>--<kind>[--<split>]`. A kind whose columns are empty is left out; a panel without data says so in itself.
 Other packages add kinds by the entry-point group `flowlik.figures`: name -> a `Kind`.
 """
@@ -49,6 +49,8 @@ from flowlik_models.plugins import load_plugins
 
 __all__ = ["KINDS", "Kind", "all_kinds", "draw_all"]
 PNG_DPI: Final = 170
+SVG_DPI: Final = 115
+"""Of what is rasterised in an SVG: clouds of points and images."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ SCALING: Final = "scaling"
 
 
 def draw_all(run_dir: Path) -> list[Path]:
-    """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of the PNG and PDF.
+    """Draw every figure that the records of `run_dir` support into `run_dir/figures`; paths of PNG, PDF and SVG.
 
     An empty run gives an empty list. Figures of an earlier call that the records no longer support are removed, so
     that the folder never shows two runs; files that were not drawn here stay (`flowlik.report.figures.drawn`). Nothing
@@ -259,8 +261,14 @@ def draw_all(run_dir: Path) -> list[Path]:
             png, pdf = made / f"{name}.png", made / f"{name}.pdf"
             figure.savefig(png, dpi=PNG_DPI)
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
-            paths += [png, pdf]
+            paths += [png, pdf, *_for_the_page(figure, made / f"{name}.svg")]
         return drawn.put_into(folder, paths)
+
+
+def _for_the_page(figure: Figure, path: Path) -> list[Path]:
+    """The figure as SVG with text, which the report takes; without a date, the same figure is the same file."""
+    figure.savefig(path, dpi=SVG_DPI, metadata={"Date": None}, transparent=True)
+    return [path]
 
 
 def _lay_out(figure: Figure) -> None:

@@ -31,6 +31,9 @@ PAGE: Final = 7.1
 LEGEND_ROW: Final = 0.16
 """Inches of a line of a legend."""
 
+LEAST_OF_NFE: Final = 0.9
+"""Forward-equivalents below this share of NFE cannot be: the forward that they are measured in was timed wrongly."""
+
 INK: Final = "#222222"
 MUTED: Final = "#6b6b6b"
 ALTERNATE_MARKERS: Final = ("", "<", ">", "d", "H", "8")
@@ -75,6 +78,8 @@ def paper() -> Iterator[None]:
         "figure.facecolor": "white",
         "savefig.facecolor": "white",
         "pdf.fonttype": 42,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "flowlik",
         "axes.unicode_minus": True,
         "text.parse_math": False,
     }
@@ -175,12 +180,13 @@ def _style(method: str, model: str, alternate: int, other: int) -> dict[str, Any
     """``alternate``: which variant of the method on this model; ``other``: which of the trained models."""
     known = method_labels.method_named(method)
     colour = _faded(known.colour) if alternate else _darker(known.colour, other)
+    line = known.line or _line(model)
     hollow = _line(model) != "-"
     marker = ALTERNATE_MARKERS[alternate % len(ALTERNATE_MARKERS)]
     return {
         "color": colour,
         "marker": marker or MODEL_MARKERS[other % len(MODEL_MARKERS)] or known.marker,
-        "linestyle": _line(model),
+        "linestyle": line,
         "markerfacecolor": "white" if hollow else colour,
         "markeredgecolor": colour if hollow else "white",
         "markeredgewidth": 0.9 if hollow else 0.4,
@@ -367,3 +373,27 @@ def note(ax: Axes, text: str) -> None:
     ax.text(
         0.5, 0.5, text, ha="center", va="center", fontsize=7.5, color=MUTED, transform=ax.transAxes, wrap=True
     )
+
+
+def impossible_times(ax: Axes, timed: pd.DataFrame, x: str, y: str) -> dict[str, Line2D]:
+    """Circles round points whose time cannot be, with their entry of a legend; none where there is none."""
+    wrong = timed[cannot_be(timed)]
+    if wrong.empty:
+        return {}
+    look: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 9.0, "markerfacecolor": "none"}
+    look |= {"markeredgecolor": "#b3261e", "markeredgewidth": 1.0}
+    words = f"time cannot be: below {LEAST_OF_NFE:g} of the forwards"
+    ax.plot(wrong[x], wrong[y], zorder=4, **look)
+    return {words: Line2D([], [], label=words, **look)}
+
+
+def cannot_be(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a row's time is less than that of the forwards it counts, by more than noise."""
+    return frame["forward_equivalents"] < LEAST_OF_NFE * frame["nfe_mean"]
+
+
+def not_timed(ax: Axes, count: int) -> None:
+    """Say in a panel how many results have no time and so no point."""
+    if count:
+        words: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 6.5, "color": MUTED}
+        ax.text(0.99, 0.99, f"{count} not timed", transform=ax.transAxes, **words)

@@ -14,14 +14,19 @@ import pandas as pd
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers, samples
 from flowlik.report.figures.kinds import all_kinds
+from flowlik.report.page import svg
 
 PIXEL: Final = 0.78
 """CSS pixels a pixel of a figure is shown at, at most."""
 
+PIXELS_A_POINT: Final = 1.84
+"""The same of a point of an SVG."""
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in the page: the PNG inlined, its words, its size in CSS pixels."""
+    """A figure as it stands in the page: SVG or PNG inlined, its words, its size in CSS pixels, and whether it follows
+    a dark page or stands on white."""
 
     title: str
     how: str
@@ -29,6 +34,7 @@ class Picture:
     source: str
     width: int
     height: int
+    follows: bool = False
 
 
 def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture]:
@@ -52,7 +58,11 @@ def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     tasks = ", ".join(sorted(usable["task"].unique()))
     alt = f"Heat map of the mean absolute error of every method on {tasks}; the same numbers stand in the tables."
     return _picture(
-        run_dir / "figures" / "overview.png", "Per-sample error of every method on every task", how, alt
+        run_dir / "figures" / "overview.png",
+        "Per-sample error of every method on every task",
+        how,
+        alt,
+        follow=False,  # words on coloured cells
     )
 
 
@@ -71,7 +81,17 @@ def _scaling(run_dir: Path, usable: pd.DataFrame) -> list[Picture]:
     return [picture for picture in found if picture is not None]
 
 
-def _picture(path: Path, title: str, how: str, alt: str) -> Picture | None:
+def _picture(path: Path, title: str, how: str, alt: str, *, follow: bool = True) -> Picture | None:
+    """The figure of this name as SVG, or as PNG where there is no SVG; on white without `follow`."""
+    words = (title, how, alt.strip())
+    try:
+        text = path.with_suffix(".svg").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    points = svg.size(text)
+    if points is not None:
+        width, height = (round(PIXELS_A_POINT * one) for one in points)
+        return Picture(*words, svg.for_the_page(text, follow=follow), width, height, follow)
     try:
         data = path.read_bytes()
     except OSError:
@@ -80,7 +100,7 @@ def _picture(path: Path, title: str, how: str, alt: str) -> Picture | None:
         return None
     width, height = struct.unpack(">II", data[16:24])
     source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-    return Picture(title, how, alt.strip(), source, round(width * PIXEL), round(height * PIXEL))
+    return Picture(*words, source, round(width * PIXEL), round(height * PIXEL))
 
 
 def _alt(kind: str, frame: pd.DataFrame, split: str | None) -> str:

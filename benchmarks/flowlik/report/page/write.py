@@ -7,14 +7,16 @@ the folder has none. Every text that stems from a record is escaped by the templ
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from flowlik.records.reading import run_note
 from flowlik.report import frame as frames
@@ -23,6 +25,7 @@ from flowlik.report.figures import drawn
 from flowlik.report.figures.kinds import draw_all
 from flowlik.report.frame import by_task_and_split
 from flowlik.report.page import glossary
+from flowlik.report.page.explorer import explorer_data
 from flowlik.report.page.pictures import Picture, _overview, _pictures, _scaling
 from flowlik.report.page.summaries import _failed, _glance, _impossible, _masses, _notes, _origins
 from flowlik.report.tables.accuracy import MASS_WITHIN, by_steps, in_detail
@@ -56,18 +59,13 @@ def write_report(run_dir: Path) -> Path:
     if len(records) and not drawn.are_there(run_dir / "figures"):
         draw_all(run_dir)
     usable = frames.averaged(frames.usable(records))
-    template = Environment(
-        loader=PackageLoader("flowlik.report.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.j2")
-    page = template.render(
+    page = _template().render(
+        unique=_unique_ids(),
         run=_run(run_dir, records),
         counts=[(str(status), int(n)) for status, n in records["status"].value_counts().items()],
         total=len(records),
         glance=_glance(usable),
+        explorer=explorer_data(usable, str(run_dir)),
         overview=_overview(run_dir, usable),
         scaling=_scaling(run_dir, usable),
         sections=[_section(run_dir, str(task), usable) for task in sorted(usable["task"].unique())],
@@ -86,6 +84,36 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("flowlik.report.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["unbroken"] = _unbroken
+    environment.tests["waits"] = lambda place, table: table.waits(place)
+    return environment.get_template("report.html.j2")
+
+
+def _unbroken(text: str) -> str:
+    """The text with its intervals kept on one line."""
+    return re.sub(r"\[[^\[\]]{1,40}\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+
+
+def _unique_ids() -> Callable[[str], str]:
+    """Makes an id of any text; of the same text again another one."""
+    seen: Counter[str] = Counter()
+
+    def unique(text: str) -> str:
+        name = labels.slug(text)
+        seen[name] += 1
+        return name if seen[name] == 1 else f"{name}.{seen[name]}"
+
+    return unique
 
 
 # --------------------------------------------------------------------------------------------------------- the run

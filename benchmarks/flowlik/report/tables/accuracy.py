@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +21,11 @@ MANY_STEPS: Final = 16
 MASS_WITHIN: Final = 0.05
 """How far from 1 a mass may be before the report marks it."""
 
+LEAST_COVERAGE: Final = 0.9
+"""Below as large a share of items in their own 95 % error bars a row is marked."""
+
+FEW_ITEMS: Final = 200
+"""Below as many items an error bar of a mean is worth a warning."""
 
 CONSTANTS: Final = ("control-mean", "control-median")
 
@@ -58,13 +63,21 @@ def by_steps(frame: pd.DataFrame) -> Table:
     )
 
 
-def in_detail(frame: pd.DataFrame) -> Table:
-    """One line per cell of one task and split, controls last; a column that holds nothing is left out."""
+def in_detail(frame: pd.DataFrame, names: Sequence[str] = ()) -> Table:
+    """One line per cell of one task and split, controls last; a column that holds nothing is left out.
+
+    With `names` of columns these, in their order.
+    """
     frame = frames.with_times(frame)
     varies = bool(frame["spearman"].notna().any())  # a constant is right where the truth is constant
     constant = frame.loc[frame["estimator"].isin(CONSTANTS), "bpd_mae_all"].min() if varies else math.nan
-    rows = labels.as_dicts(frame.assign(control=constant))
+    frame = frame.assign(control=constant)
+    frame["flags"] = [flags(row) for row in labels.as_dicts(frame)]
+    rows = labels.as_dicts(frame)
     columns = [column for column in shown() if _holds(frame, column.name)]
+    if names:
+        known = {column.name: column for column in shown()}
+        columns = [known[name] for name in names]
     lines = tuple(
         (
             Cell(row["row"]),
@@ -78,6 +91,8 @@ def in_detail(frame: pd.DataFrame) -> Table:
         columns=("method", "model", *(column.head for column in columns)),
         rows=lines,
         note=f"{_reference(frame)} Brackets: 95 % bootstrap intervals. {seeds_note(frame)}".strip(),
+        more=tuple(k for k, column in enumerate(columns, start=2) if not (column.main or names)),
+        ids=tuple(row["cell_id"] for row in rows),
     )
 
 
@@ -90,6 +105,8 @@ def shown() -> tuple[Column, ...]:
 
 def _holds(frame: pd.DataFrame, name: str) -> bool:
     """Whether a column says anything; the number of items only where rows differ in it."""
+    if name == "flags":
+        return bool((frame[name] != "").any())
     return bool(frame[name].notna().any()) and (name != "n_items" or len(set(frame[name])) > 1)
 
 
@@ -104,7 +121,7 @@ def _bpd_and_frechet(row: dict[str, Any] | None, frechet: bool) -> Cell:
 
 def _detail(column: Column) -> Callable[[dict[str, Any]], Cell]:
     """How a column's values are written."""
-    special = {"bpd_mae": _error, "mass": mass_cell}.get(column.name)
+    special = {"bpd_mae": _error, "mass": mass_cell, "flags": _flags}.get(column.name)
     if special is not None:
         return special
     if column.form == "count":
@@ -125,8 +142,31 @@ def _plain(column: Column, row: dict[str, Any]) -> Cell:
 def _error(row: dict[str, Any]) -> Cell:
     """The error of all items, those without an answer included."""
     cell = _plain(replace(BY_NAME["bpd_mae"], name="bpd_mae_all"), row)
-    worse = row["method"] != "control" and row["bpd_mae_all"] > row["control"] > 0
-    return replace(cell, flag="larger than that of a constant") if worse else cell
+    return replace(cell, flag="larger than that of a constant") if _worse_than_a_constant(row) else cell
+
+
+def _worse_than_a_constant(row: dict[str, Any]) -> bool:
+    return bool(row["method"] != "control" and row["bpd_mae_all"] > row["control"] > 0)
+
+
+def flags(row: dict[str, Any]) -> str:
+    """What to beware of in a row, in a few words."""
+    found = ["worse than a constant" if _worse_than_a_constant(row) else ""]
+    found += [f"mass {numbers.number(row['mass'])}" if _mass_is_off(row) else ""]
+    found += [f"bars cover {100 * row['coverage95']:.0f} %" if row["coverage95"] < LEAST_COVERAGE else ""]
+    found += [f"{100 * row['invalid_share']:.2g} % unanswered" if row["invalid_share"] > 0 else ""]
+    found += [f"{row['n_items']:.0f} items" if row["n_items"] < FEW_ITEMS else ""]
+    return ", ".join(filter(None, found))
+
+
+def _flags(row: dict[str, Any]) -> Cell:
+    return Cell(row["flags"] or "–")
+
+
+def _mass_is_off(row: dict[str, Any]) -> bool:
+    known = row.get("mass_se")
+    error = 0.0 if known is None or math.isnan(known) else float(known)
+    return bool(abs(row["mass"] - 1) > MASS_WITHIN + 2 * error)
 
 
 def mass_cell(row: dict[str, Any], digits: int | None = None) -> Cell:
@@ -135,8 +175,7 @@ def mass_cell(row: dict[str, Any], digits: int | None = None) -> Cell:
     known = row.get("mass_se")
     error = 0.0 if known is None or math.isnan(known) else float(known)
     text = cell.text + (f" ± {numbers.number(error, 2)}" if error else "")
-    off = abs(row["mass"] - 1) > MASS_WITHIN + 2 * error
-    return replace(cell, text=text, flag="not within 0.05 of 1" if off else "")
+    return replace(cell, text=text, flag="not within 0.05 of 1" if _mass_is_off(row) else "")
 
 
 def _count(column: str) -> Callable[[dict[str, Any]], Cell]:

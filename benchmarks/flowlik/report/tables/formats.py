@@ -1,4 +1,4 @@
-"""Tables as markdown and LaTeX."""
+"""Tables as markdown, and text as LaTeX."""
 
 from __future__ import annotations
 
@@ -48,29 +48,6 @@ def _md(text: str) -> str:
     )
 
 
-def _latex(table: Table) -> str:
-    align = "l" * table.names + "r" * (len(table.columns) - table.names)
-    heads = " & ".join(_tex(head) for head in table.columns)
-    body = "\n".join(" & ".join(_tex_cell(cell) for cell in row) + r" \\" for row in table.rows)
-    return "\n".join(
-        [
-            r"\begin{table}[t]",
-            r"\centering",
-            r"\small",
-            rf"\caption{{{_tex(table.title)}. {_tex(table.note)}}}",
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            heads + r" \\",
-            r"\midrule",
-            *([body] if body else []),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 _TEX: Final = {
     **{"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%"},
     **{
@@ -84,11 +61,6 @@ _TEX: Final = {
     **{"−": "$-$", "–": "--", "×": r"$\times$", "±": r"$\pm$", "·": r"$\cdot$", "∞": r"$\infty$"},
     **{"ρ": r"$\rho$", "…": r"\ldots{}", "≥": r"$\geq$", "≤": r"$\leq$", "é": r"\'e", "[": "{[}", "]": "{]}"},
 }
-
-
-def _tex_cell(cell: Cell) -> str:
-    text = _tex(cell.text)
-    return rf"\textcolor{{gray}}{{{text}}}" if cell.published and text else text
 
 
 def _tex(text: str) -> str:

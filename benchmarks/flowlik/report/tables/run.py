@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,10 @@ from flowlik.measures.registry import own_columns
 from flowlik.records.columns import TABLE, named
 from flowlik.report import frame as frames
 from flowlik.report import labels
-from flowlik.report.tables.accuracy import by_steps, in_detail
-from flowlik.report.tables.formats import FORMATS, _latex, _markdown, _nothing
+from flowlik.report.frame import chosen
+from flowlik.report.tables.accuracy import by_steps, in_detail, shown
+from flowlik.report.tables.formats import FORMATS, _markdown, _nothing
+from flowlik.report.tables.latex import WIDTHS, latex
 from flowlik.report.tables.published import with_published
 from flowlik.report.tables.samples import _one_evaluation, _samples
 from flowlik.report.tables.table import Table
@@ -41,36 +44,69 @@ def csv_columns() -> tuple[str, ...]:
     return (*names, *named(others), *named(own_columns()))
 
 
-def tables(records: pd.DataFrame) -> list[Table]:
+def tables(records: pd.DataFrame, columns: Sequence[str] = ()) -> list[Table]:
     """Per task and split the published shape, the detailed one, that beside published values and those of samples and
-    uses, where there are any."""
+    uses, where there are any; with `columns` the detailed one alone, of these columns.
+
+    Raises:
+        ValueError: the table of accuracy and cost has no such column.
+    """
     usable = frames.averaged(frames.usable(frames.prepare(records)))
+    valid = [column.name for column in shown()]
+    for name in columns:
+        if name not in valid:
+            raise ValueError(unknown("column", name, valid))
     found: list[Table] = []
     for _, _, frame in frames.by_task_and_split(usable):
         likelihoods = frame[frame["bpd"].notna()]
+        if columns:
+            found += [in_detail(likelihoods, columns)] if len(likelihoods) else []
+            continue
         found += [by_steps(likelihoods), in_detail(likelihoods)] if len(likelihoods) else []
         found += with_published(likelihoods)
         found += use_tables(frame)
     return found
 
 
-def render(df: pd.DataFrame, format: str) -> str:
+def render(
+    df: pd.DataFrame,
+    format: str,
+    *,
+    width: str | None = None,
+    columns: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+) -> str:
     """The tables of records as text.
 
     Args:
         df: records as `read_records` gives them.
         format: `md`, `latex` or `csv` (one line per record, failed ones too; raw numbers).
+        width: of LaTeX tables: `column` (345 pt, the default) or `page` (487 pt, across two columns).
+        columns: of the table of accuracy and cost, which then stands alone; by default of LaTeX the main ones.
+        methods: only these, by estimator (`f2d2`) or method (`ode-euler`); controls stay.
+        tasks: only these.
 
     Raises:
-        ValueError: the format is none of these.
+        ValueError: the format, the width, a column, a method or a task is none of the valid ones.
     """
     if format not in FORMATS:
         raise ValueError(unknown("format", format, FORMATS))
+    if width is not None and width not in WIDTHS:
+        raise ValueError(unknown("width", width, WIDTHS))
+    if width is not None and format != "latex":
+        raise ValueError(f"a width is that of LaTeX tables: expected the format latex, not {format}")
+    if columns and format == "csv":
+        raise ValueError("the CSV has all columns: expected the format md or latex with columns")
+    frame = chosen(frames.prepare(df), methods, tasks)
     if format == "csv":
-        return _csv(frames.prepare(df))
-    write = _markdown if format == "md" else _latex
-    found = tables(df)
-    return "\n".join(write(table) for table in found) if found else _nothing(format)
+        return _csv(frame)
+    found = tables(frame, columns)
+    if not found:
+        return _nothing(format)
+    if format == "md":
+        return "\n".join(map(_markdown, found))
+    return "\n".join(latex(table if columns else table.without_more(), width or "column") for table in found)
 
 
 def write_tables(run_dir: Path) -> list[Path]:

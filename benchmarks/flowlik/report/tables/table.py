@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Final
 
 import pandas as pd
 
 from flowlik.report import numbers
+
+MOST_SHOWN: Final = 8
+"""Columns that fit on a page."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,45 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Header and lines; the first `names` columns hold words, the others numbers. `note` stands under the table."""
+    """Header and lines; the first `names` columns hold words, the others numbers. `note` stands under the table.
+
+    Columns at the places in `more` wait behind a switch in the report; without any, those beyond `MOST_SHOWN`. `ids`
+    are the records behind the lines.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     names: int = 2
     note: str = ""
+    more: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+
+    def waits(self, place: int) -> bool:
+        """Whether a column is shown only when a reader asks for all."""
+        return place in self.more if self.more else place >= MOST_SHOWN
+
+    def without_more(self) -> Table:
+        """The table without the columns named in `more`."""
+        kept = [k for k in range(len(self.columns)) if k not in self.more]
+        rows = tuple(tuple(row[k] for k in kept) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[k] for k in kept), rows=rows, more=())
+
+    def holds_words(self, place: int) -> bool:
+        """Whether a column is set as words: a name, or text that is no number."""
+        if place < self.names:
+            return True
+        cells = [row[place] for row in self.rows]
+        return all(cell.value is None for cell in cells) and any(
+            cell.text not in ("–", "") and not cell.published for cell in cells
+        )
+
+    def line_id(self, line: int) -> str:
+        """What an anchor of a line is made of: its record, or the table and what the line is named by."""
+        if line < len(self.ids) and self.ids[line]:
+            return self.ids[line]
+        words = (self.title, *(cell.text for cell in self.rows[line][: max(self.names, 1)]))
+        return sha256("\n".join(words).encode()).hexdigest()[:10]
 
 
 def seeds_note(frame: pd.DataFrame) -> str:
@@ -74,4 +110,4 @@ def _without_empty(table: Table) -> Table:
     """The table without columns that hold nothing."""
     kept = [k for k in range(len(table.columns)) if any(row[k].text != "–" for row in table.rows)]
     rows = tuple(tuple(row[k] for k in kept) for row in table.rows)
-    return Table(table.title, tuple(table.columns[k] for k in kept), rows, table.names, table.note)
+    return replace(table, columns=tuple(table.columns[k] for k in kept), rows=rows)

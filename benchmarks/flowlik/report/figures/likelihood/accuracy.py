@@ -126,7 +126,7 @@ def _measured(part: pd.DataFrame, cost: str) -> bool:
 
 def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> dict[str, Line2D]:
     if not _measured(part, cost):
-        style.note(ax, f"not measured:\n{label.splitlines()[0]}")
+        style.note(ax, f"{'not counted' if cost == 'nfe_mean' else 'not timed'}:\n{label.splitlines()[0]}")
         return {}
     style.cost_axis(ax, part[cost])
     handles = {}
@@ -137,7 +137,13 @@ def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> dict[str
         bars = np.clip(value - low, 0, 0.999 * value), np.clip(high - value, 0, None)
         if style.draw_series(ax, series, cost, "bpd_mae_all", bars):
             handles[series.label] = style.handle(series)
-    xs, ys = pareto_front(part[cost].to_numpy(), part["bpd_mae_all"].to_numpy())
+    here = part[part[cost] > 0]
+    if cost != "nfe_mean":
+        handles |= style.impossible_times(ax, here, cost, "bpd_mae_all")
+        style.not_timed(ax, len(part) - len(here))
+    if here["bpd_mae_all"].min() > part["bpd_mae_all"].min():
+        return handles  # a front without the best method would be none
+    xs, ys = pareto_front(here[cost].to_numpy(), here["bpd_mae_all"].to_numpy())
     xs, ys = np.append(xs, ax.get_xlim()[1]), np.append(ys, ys[-1])
     ax.step(xs, ys, where="post", color="#bdbdbd", linewidth=4, alpha=0.6, zorder=0.5, solid_capstyle="butt")
     return handles
