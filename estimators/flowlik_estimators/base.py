@@ -59,6 +59,9 @@ class Estimator:
 
     # --- what a family says ---
 
+    differentiates: ClassVar[bool] = True
+    """Whether the estimate needs derivatives of the model; a family that needs none may say so, which saves time."""
+
     def supports(self, model: object) -> str | None:
         """None, or one line why this estimator cannot work with the model."""
         return None
@@ -170,7 +173,7 @@ class Estimator:
         with (
             full_float32(),
             mode(differentiable),
-            stand_in.held(model, differentiable=differentiable) as held,
+            stand_in.held(model, differentiable=differentiable, differentiated=self.differentiates) as held,
             one_dtype(held.tensors, x),
         ):
             x = own_copy(x, differentiable=differentiable)
@@ -235,7 +238,7 @@ class Estimator:
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
         _check_events(model)
-        event_shape, device = getattr(model, "event_shape", ()), device_of(stand_in.of(model))
+        event_shape, device = getattr(model, "event_shape", ()), device_of(stand_in.found(model))
         like = torch.full((n, *event_shape), math.nan, dtype=dtype, device=device)
         refusal = self._refusal(model)
         if refusal is None and type(self)._sample is Estimator._sample:
@@ -245,7 +248,7 @@ class Estimator:
         with (
             full_float32(),
             mode(differentiable=False),
-            stand_in.held(model, differentiable=False) as held,
+            stand_in.held(model, differentiable=False, differentiated=self.differentiates) as held,
             one_dtype(held.tensors, like),
         ):
             run = self._run(model, like, cond, generator, items, differentiable=False)

@@ -75,6 +75,7 @@ class ELBO(Estimator):
     """
 
     family = "bound"
+    differentiates = False
 
     draws: int = 64
     replicates: int = 4

@@ -32,6 +32,7 @@ class Energy(Estimator):
     """
 
     family = "scalar"
+    differentiates = False
 
     def supports(self, model: object) -> str | None:
         """Needs a scalar network, at the time for which it was trained."""

@@ -28,6 +28,7 @@ class F2D2(Estimator):
     """The joint-map estimator with ``steps`` steps on ``grid``."""
 
     family = "joint-flow-map"
+    differentiates = False
 
     steps: int = 4
     grid: Grid = "uniform"

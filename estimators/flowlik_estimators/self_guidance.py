@@ -38,6 +38,7 @@ class SelfGuidance(F2D2):
     `log_prob` is that of the map, as F2D2 gives it: guidance moves samples, not the density.
     """
 
+    differentiates = True
     steps: int = 2
     updates: int = 1
     step_size: float = 0.05

@@ -65,6 +65,11 @@ def table(
 ) -> None:
     """Print a run's table."""
     with bad_usage():
+        from flowlik.report.tables.formats import FORMATS
+        from flowlik_models.names import unknown
+
+        if format_ not in FORMATS:
+            raise ValueError(unknown("format", format_, FORMATS))
         _need_records(folder)
         from flowlik.records.reading import read_records
         from flowlik.report.tables.run import render

@@ -33,6 +33,7 @@ LONGEST = 1_000
 
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device)
 _OF_MODULES = ("training", "_parameters", "_buffers", "_modules")
+_TENSORS = ("_parameters", "_buffers")
 _FOREIGN = frozenset({"torch", "numpy", "scipy", "pandas", "sklearn"})
 
 
@@ -74,9 +75,21 @@ def of(model: Any) -> StandIn:
     return copier.made
 
 
+def found(model: Any) -> StandIn:
+    """What the model is made of; nobody is to call the stand-in's model."""
+    return _itself(model) or of(model)
+
+
 @contextmanager
-def held(model: Any, *, differentiable: bool) -> Iterator[StandIn]:
-    """The stand-in for the time of a call; where gradients are wanted the model itself takes its place."""
+def held(model: Any, *, differentiable: bool, differentiated: bool = True) -> Iterator[StandIn]:
+    """The stand-in for the time of a call; where gradients are wanted the model itself takes its place.
+
+    ``differentiated``: whether the call takes derivatives of its own. Where it does not, a network of the suite in
+    eval mode is its own stand-in: copying a U-Net takes longer than evaluating it at one point.
+    """
+    if not differentiable and not differentiated and (itself := _itself(model)) is not None:
+        yield itself
+        return
     made = of(model)
     if differentiable:
         made.model = model
@@ -87,6 +100,22 @@ def held(model: Any, *, differentiable: bool) -> Iterator[StandIn]:
             yield made
         finally:
             made.write_back()
+
+
+def _itself(model: Any) -> StandIn | None:
+    """A tree of the suite's own networks, all in eval mode, which hold no others in places of their own."""
+    if not isinstance(model, nn.Module):
+        return None
+    modules = list(model.modules())
+    if any(module.training for module in modules) or not all(map(_is_plain, map(type, modules))):
+        return None
+    tensors = [tensor for module in modules for part in _TENSORS for tensor in vars(module)[part].values()]
+    return StandIn(model, modules, [tensor for tensor in tensors if tensor is not None])
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether a class of modules is one of the suite's networks, or a layer of torch's."""
+    return kind.__module__.startswith(("flowlik_models.networks.", "torch.nn.modules."))
 
 
 def active_in_training(modules: Iterable[nn.Module]) -> list[str]:

@@ -230,7 +230,7 @@ def text_width(text: str) -> float:
     """Points of one line of text in `footnotesize`.
 
     >>> round(text_width("0.0123"), 1)
-    23.4
+    23.6
     """
     return sum(_letter_width(letter) for letter in " ".join(text.split()))
 
