@@ -23,9 +23,9 @@ from flowlik_models.images import CATALOG
 
 
 def measured(
-    use: str, estimator: Any, task: str = "gaussian-2d", model: str = "closed-form"
+    use: str, estimator: Any, task: str = "gaussian-2d", model: str = "closed-form", seed: int = 0
 ) -> dict[str, Any]:
-    options = Options(n_items=128, rounds=0, dtype="float64", uses=(use,))
+    options = Options(n_items=128, rounds=0, dtype="float64", uses=(use,), seed=seed)
     row, _ = run_cell(Cell(task=task, model=model, estimator=estimator, options=options))
     assert row["status"] == "ok", row["reason"]
     found: dict[str, Any] = row["extra"][use]
@@ -184,6 +184,18 @@ def test_exact_weights_give_the_exact_odds_within_their_noise_and_a_bias_moves_o
     assert moved["ess"] == pytest.approx(exact["ess"])
     assert moved["odds"] == pytest.approx(exact["odds"])
     assert moved["log_p_error"] == pytest.approx(exact["log_p_error"] + 2.0)
+
+
+def test_every_seed_has_points_of_its_own_and_standard_errors_are_those_of_the_weights() -> None:
+    weights = np.log(np.array([1.0, 2.0, 3.0, 6.0]))
+    hits = np.array([[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    found = importance.weighed(weights, weights, hits, importance.PROBABILITIES)
+    assert (found["mass"], found["p"]) == pytest.approx((3.0, 2.25))
+    assert found["mass_se"] == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
+    assert found["p_se"] == pytest.approx(np.std([0, 0, 3, 6], ddof=1) / 2)
+    euler = get("ode", solver="euler", steps=2, trace="closed")
+    cells = [measured("importance", euler, "gmm-2d", seed=seed) for seed in (0, 0, 1)]
+    assert cells[0]["mass"] == cells[1]["mass"] != cells[2]["mass"]
 
 
 def test_a_converged_solve_weighs_as_the_exact_density() -> None:

@@ -71,7 +71,9 @@ def rare_events(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Array]]:
 
     Measures: `ess` and `ess_exact` as shares of the points; `mass`, the mean weight; `odds`, `odds_exact` of the first
     event against the second; `log_odds_error` = log(odds/odds_exact), `log_odds_se` the standard error that the exact
-    weights have at these points; `log_p_error`, that of the first event's probability. Where the family samples with a
+    weights have at these points; `log_p_error`, that of the first event's probability. `mass_se` and `p_se` are the
+    estimator's own standard errors over the points; heavy weights make them too small, so that only several seeds
+    (each has points of its own) tell what a mass is worth. Where the family samples with a
     density: `sample_ess` and `sample_log_mass` (0 for an exact density) of the mixture's density over the one that
     came with the sample.
     """
@@ -81,7 +83,8 @@ def rare_events(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Array]]:
             f"importance needs a mixture in closed form, and {prepared.task.id} is none; choose -t gmm-2d"
         )
     design = design_of(prepared.cell.task, truth)
-    x = design.proposal.sample(POINTS, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
+    drawn = torch.Generator().manual_seed(_SEED + cell.options.seed)
+    x = design.proposal.sample(POINTS, generator=drawn, dtype=torch.float64)
     base = design.proposal.log_prob(x).numpy()
     points = x.to(getattr(torch, cell.options.dtype))
     found = evaluate(cell, prepared.model, points, torch.arange(POINTS)).log_prob
@@ -105,7 +108,9 @@ def weighed(
         "ess": effective_share(log_weights),
         "ess_exact": effective_share(exact),
         "mass": float(weights.mean()),
+        "mass_se": _standard_error(weights),
         "p": rare,
+        "p_se": _standard_error(weights * hits[0]),
         "p_exact": probabilities[0],
         "log_p_error": math.log(rare / probabilities[0]) if rare > 0 else math.nan,
         "odds": math.exp(log_odds),
@@ -114,6 +119,10 @@ def weighed(
         "log_odds_se": float(relative.std(ddof=1) / math.sqrt(len(relative))),
         "points": len(weights),
     }
+
+
+def _standard_error(values: Array) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _weights(log_weights: Array) -> Array:
