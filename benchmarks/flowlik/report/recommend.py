@@ -27,7 +27,7 @@ COSTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """What a budget counts: its column, and its words."""
 
-FIELD_ONLY: Final = frozenset({"ode", "whitened-ode"})
+FIELD_ONLY: Final = frozenset({"ode", "whitened-ode", "elbo"})
 """Estimators that ask a model for nothing but a velocity field."""
 
 
@@ -90,7 +90,7 @@ class Advice:
         found = [f"{self.task}, {labels.split_title(self.split)}, {at}"]
         if self.best is None:
             return [*found, "  no method of these records fits this budget"]
-        found.append(f"  with a trained map: {self.best}")
+        found.append(f"  with a network trained for it: {self.best}")
         if self.best.estimator.partition("[")[0] in FIELD_ONLY:
             found[-1] = f"  best: {self.best}"
         if self.cheaper is not None:
