@@ -43,11 +43,11 @@ HEAD = (
 CHOOSE_HEAD = (
     "# Which estimator\n\n"
     "What `flowlik recommend TASK --nfe N` says of the records that come with the package, for one evaluation, for "
-    "eight and for any number. Only what a trained network can use is named: no trace in closed form. A *network trained for it* "
-    "is a joint map or a scalar network, a *velocity field alone* any flow or diffusion model. In brackets stands "
-    "the 95 % interval of the mean |error| per sample. Two methods are told apart where the test of the difference "
-    "of their means says so. A budget may also count products (`--work`) or time (`--ms`); `--in RUN` reads a run of "
-    "your own. [How to read the measures](reading-the-results.md).\n"
+    "eight and for any number. Only what a trained network can use is named: no trace in closed form. A *network "
+    "trained for it* is a joint map or a scalar network, a *velocity field alone* any flow or diffusion model. In "
+    "brackets stands the 95 % interval of the mean |error| per sample. Two methods are told apart where the test of "
+    "the difference of their means says so. A budget may also count products (`--work`) or time (`--ms`); `--in RUN` "
+    "reads a run of your own. [How to read the measures](reading-the-results.md).\n"
 )
 
 
