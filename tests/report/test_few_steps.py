@@ -181,7 +181,7 @@ def test_segments_of_a_policy_flow_are_one_line_and_controls_are_grey(
 ) -> None:
     figure = error_of_few_steps(frame[frame["task"] == "digits"], tmp_path)
     assert figure is not None
-    by_nfe = figure.axes[0]
+    by_nfe = next(ax for ax in figure.axes if ax.get_title(loc="left").startswith("policy flows"))
     colour = labels.method_named("pi-flow").colour
     line = next(one for one in by_nfe.lines if one.get_color() == colour and one.get_linestyle() == "-")
     assert len(line.get_xdata()) == 3

@@ -73,7 +73,7 @@ KINDS: Final[dict[str, Kind]] = {
         "likelihood otherwise. A good estimator lies on the line; lower is not better. Where values leave the "
         "plausible range the vertical axis is linear inside ±3 and logarithmic outside, which is where the plain "
         "few-step map falls. Bars: two standard errors over the items. The line is the mean over the most items; a "
-        "cell on fewer items has its own reference, in the tables.",
+        "cell on fewer items has its own reference, in the tables. Points of equal NFE are set apart.",
     ),
     "error": Kind(
         error_against_cost,
@@ -90,8 +90,9 @@ KINDS: Final[dict[str, Kind]] = {
         "Few-step likelihoods of every kind",
         "Joint maps (F2D2), plain maps, policy flows (pi-Flow) and one-step generators (RealUID): mean absolute "
         "difference to the reference against three costs, with 95 % bootstrap intervals. A policy flow's line runs "
-        "over models with 1, 2 and 4 segments; dashed ones take the full Jacobian. Points of equal NFE are set apart. "
-        "In grey the exact ODE (dotted) and the controls, which look at no network.",
+        "over models with 1, 2 and 4 segments; dashed ones take the full Jacobian. Points of equal NFE are set apart; "
+        "many lines have a row of panels for each kind of model. In grey the exact ODE (dotted) and the controls, "
+        "which look at no network.",
         timed=True,
     ),
     "samples-and-error": Kind(

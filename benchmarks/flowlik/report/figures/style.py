@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
 
 from flowlik.records.columns import BY_NAME
 from flowlik.report import labels as method_labels
@@ -28,8 +30,11 @@ COLUMN: Final = 3.45
 PAGE: Final = 7.1
 """Width of a page of two columns, inches."""
 
-LEGEND_ROW: Final = 0.16
-"""Inches of a line of a legend."""
+LEGEND_LETTERS: Final = 56
+"""Letters of a legend's line: longer labels go on in a second one, so that none is cut."""
+
+DODGE: Final = 0.035
+"""Lines that would lie on one another are set apart by so many doublings of a cost."""
 
 LEAST_OF_NFE: Final = 0.9
 """Forward-equivalents below this share of NFE cannot be: the forward that they are measured in was timed wrongly."""
@@ -100,7 +105,7 @@ class Series:
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure with constrained layout and no tie to pyplot's state."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06))
 
 
 def panel_title(row: dict[str, Any]) -> str:
@@ -204,9 +209,17 @@ def _faded(colour: str) -> str:
 
 
 def draw_series(
-    ax: Axes, series: Series, x: str, y: str, bars: tuple[np.ndarray, np.ndarray] | None = None
+    ax: Axes,
+    series: Series,
+    x: str,
+    y: str,
+    bars: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    dodge: float = 1.0,
 ) -> bool:
-    """Draw `y` against `x`, sorted by x, with lengths of error bars (down, up); False where there is no point."""
+    """Draw `y` against `x` times `dodge`, sorted by x, with lengths of error bars (down, up); False where there is no
+    point.
+    """
     frame = series.frame
     keep = np.isfinite(frame[x].to_numpy()) & np.isfinite(frame[y].to_numpy())
     if ax.get_xscale() == "log":
@@ -216,31 +229,46 @@ def draw_series(
     if not keep.any():
         return False
     order = np.flatnonzero(keep)[np.argsort(frame[x].to_numpy()[keep], kind="stable")]
-    xs, ys = frame[x].to_numpy()[order], frame[y].to_numpy()[order]
+    xs, ys = dodge * frame[x].to_numpy()[order], frame[y].to_numpy()[order]
     yerr = None if bars is None else np.nan_to_num(np.abs(np.stack([b[order] for b in bars])))
     ax.errorbar(xs, ys, yerr=yerr, elinewidth=0.8, capthick=0.8, zorder=3, **series.style)
     return True
 
 
-def legend_below(figure: Figure, handles: Iterable[Line2D], *, room: int | None = None) -> None:
-    """One legend for the whole figure, under it, in as many columns as fit.
+def dodges(count: int) -> list[float]:
+    """Factors of a cost, about 1, that set so many lines apart; many lines stand closer."""
+    step = min(DODGE, 0.35 / max(count, 1))
+    return [float(2 ** (step * (k - (count - 1) / 2))) for k in range(count)]
 
-    With `room` the figure grows by what the legend has more than so many rows, which otherwise the panels would lose.
+
+def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
+    """One legend for the whole figure, under it, in as many columns as fit; the figure grows by its height.
+
+    Labels are whole: long ones take two lines.
     """
     entries = list(handles)
     if not entries:
         return
-    longest = max(len(str(entry.get_label())) for entry in entries)
-    columns = min(max(int(figure.get_figwidth() // (0.051 * longest + 0.45)), 1), 3, len(entries))
-    figure.legend(handles=entries, loc="outside lower center", ncols=columns)
-    if room is not None:
-        more = max(math.ceil(len(entries) / columns) - room, 0)
-        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * more)
+    for entry in entries:
+        entry.set_label(wrapped(str(entry.get_label())))
+    renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    for columns in range(min(3, len(entries)), 0, -1):
+        legend = figure.legend(handles=entries, loc="outside lower center", ncols=columns)
+        box = legend.get_window_extent(renderer)
+        if columns == 1 or box.width < 0.98 * figure.bbox.width:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+
+
+def wrapped(text: str) -> str:
+    """Text in lines of at most `LEGEND_LETTERS` letters."""
+    return "\n".join(textwrap.wrap(text, LEGEND_LETTERS)) or text
 
 
 def handle(series: Series) -> Line2D:
     """Legend entry of a series."""
-    return Line2D([], [], label=shorten(series.label, 52), **series.style)
+    return Line2D([], [], label=series.label, **series.style)
 
 
 def shorten(text: str, length: int) -> str:
@@ -248,8 +276,8 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def cost_axis(ax: Axes, values: Iterable[float], *, most_doublings: int = 5) -> None:
-    """A logarithmic axis for a cost, labelled with plain numbers: powers of two, every other one on a long axis."""
+def cost_axis(ax: Axes, values: Iterable[float], *, most: int = 6) -> None:
+    """A logarithmic axis for a cost, labelled with plain numbers: at most so many, powers of two from 1 on."""
     finite = np.array([v for v in values if np.isfinite(v) and v > 0])
     ax.set_xscale("log")
     if not len(finite):
@@ -257,18 +285,58 @@ def cost_axis(ax: Axes, values: Iterable[float], *, most_doublings: int = 5) -> 
     low, high = finite.min(), finite.max()
     pad = max((high / low) ** 0.06, 1.15)
     ax.set_xlim(low / pad, high * pad)
-    doublings = np.log2(high / low)
-    if low >= 1 and doublings <= 11:
-        stride = 1 if doublings <= most_doublings else 2
-        ticks = 2.0 ** np.arange(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1, stride)
-        ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
-        ax.xaxis.set_minor_locator(NullLocator())
-    else:
-        subs = (1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0) if high / low < 250 else (1.0,)
-        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
-        ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_locator(PlainTicks(most, tuple(finite)))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+class PlainTicks(Locator):
+    """Round numbers along a logarithmic axis: at most `most`, and two at least wherever the axis ends.
+
+    Values from 1 over two doublings and more, or powers of two all, have powers of two.
+    """
+
+    def __init__(self, most: int, values: tuple[float, ...] = ()) -> None:
+        self.most = most
+        self.values = values
+
+    def __call__(self) -> Any:
+        """Ticks of the axis as it is."""
+        return self.tick_values(*self.axis.get_view_interval()) if self.axis is not None else []
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """Ticks between two ends."""
+        low, high = sorted((vmin, vmax))
+        if not 0 < low < high < np.inf:
+            return []
+        twos = self._twos(low, high)
+        return twos if len(twos) else _round_numbers(low, high, self.most)
+
+    def _twos(self, low: float, high: float) -> Any:
+        if not self.values or min(self.values) < 1:
+            return ()
+        powers = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
+        powers = powers[powers >= 1]
+        few = set(self.values) <= set(powers)
+        if len(powers) > 12 or (len(powers) < 3 and not few):
+            return ()
+        stride = -(-len(powers) // self.most)
+        return powers[::stride]
+
+
+def _round_numbers(low: float, high: float, most: int) -> Any:
+    """The most round numbers of one kind within the ends, at most so many; over less than a factor 4 evenly spaced."""
+    if high / low < 4:
+        even = np.asarray(MaxNLocator(min(most, 4), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+        return even[(even >= low) & (even <= high)]
+    decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for leading in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+        ticks = np.array([m * 10.0**k for k in decades for m in leading])
+        ticks = ticks[(ticks >= low * (1 - 1e-9)) & (ticks <= high * (1 + 1e-9))]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: -(-len(ticks) // most)]
 
 
 def plain(value: float) -> str:
@@ -281,12 +349,9 @@ def plain(value: float) -> str:
 
 
 def error_axis(ax: Axes) -> None:
-    """A logarithmic axis for an error, labelled with plain numbers where decades allow."""
+    """A logarithmic axis for an error, labelled with plain numbers."""
     ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    decades = np.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 2.6 else (1.0,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    ax.yaxis.set_major_locator(PlainTicks(8))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
 
@@ -296,9 +361,21 @@ def within_limits(ax: Axes, name: str) -> None:
     low, high = ax.get_ylim()
     room = 0.05 * (high - low)
     least, most = BY_NAME[name].low, BY_NAME[name].high
-    ax.set_ylim(
-        low if least is None else max(low, least - room), high if most is None else min(high, most + room)
-    )
+    low = low if least is None else max(low, least - room)
+    high = high if most is None else min(high, most + room)
+    ax.set_ylim(low, high)
+    ends = (-np.inf if least is None else least, np.inf if most is None else most)
+    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    ax.set_yticks([tick for tick in ticks if max(low, ends[0]) <= tick <= min(high, ends[1])])
+
+
+def up_to_one(ax: Axes) -> None:
+    """Let a vertical axis of what is 1 at most end there, but for the room that markers need, and begin at 0.9."""
+    low = min(ax.get_ylim()[0], 0.9)
+    high = 1 + 0.06 * (1 - low)
+    ax.set_ylim(low, high)
+    ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    ax.set_yticks([tick for tick in ticks if low <= tick <= 1 + 1e-9])
 
 
 def symlog_axis(ax: Axes, threshold: float) -> None:
@@ -353,18 +430,31 @@ def control_lines(ax: Axes, levels: dict[str, float], *, labels: bool, height: f
 
 
 def _apart(where: list[float], names: list[str], line: float) -> list[float]:
-    """Positions (ascending) moved up as far as labels of so many lines need to stay clear of one another."""
-    placed: list[float] = []
-    floor = -np.inf
-    for at, name in zip(where, names, strict=True):
-        half = line * (name.count("\n") + 1) / 2
-        placed.append(max(at, floor + half))
-        floor = placed[-1] + half
-    excess = max(0.0, (floor - 1.02) if placed else 0.0)
-    return [
-        at - min(excess, at - first) if at - first > 0 else at
-        for at, first in zip(placed, where, strict=True)
-    ]
+    """Positions (ascending) moved as little as labels of so many lines need to stay clear of one another.
+
+    Labels that would lie on one another are stacked about their middle, and no stack passes the top.
+    """
+    halves = [line * (name.count("\n") + 1) / 2 for name in names]
+    stacks: list[tuple[list[int], float]] = []  # labels of a stack, and its middle
+    for k, at in enumerate(where):
+        stacks.append(([k], min(at, 1.04 - halves[k])))
+        while len(stacks) > 1 and _overlap(stacks[-2], stacks[-1], halves):
+            (upper, high), (lower, low) = stacks.pop(), stacks.pop()
+            both, size = lower + upper, sum(halves[i] for i in lower + upper)
+            middle = (len(lower) * low + len(upper) * high) / len(both)
+            stacks.append((both, min(middle, 1.04 - size)))
+    placed = []
+    for members, middle in stacks:
+        floor = middle - sum(halves[i] for i in members)
+        for i in members:
+            placed.append(floor + halves[i])
+            floor += 2 * halves[i]
+    return placed
+
+
+def _overlap(lower: tuple[list[int], float], upper: tuple[list[int], float], halves: list[float]) -> bool:
+    room = sum(halves[i] for i in lower[0] + upper[0])
+    return lower[1] + room > upper[1] + 1e-9
 
 
 def note(ax: Axes, text: str) -> None:

@@ -53,7 +53,9 @@ def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture
 def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     how = (
         "Mean absolute error per sample in bits/dim, darker is worse: a row is a method on exact fields or on networks "
-        "(the best of several), with its fewest and its most steps; one column per task and split."
+        "(the best of several), with its fewest and its most steps; one column per task, its first split. "
+        "† marks traces by Hutchinson's probes. Rows of one task alone, other tolerances and splits "
+        "stand in the figures of the task."
     )
     tasks = ", ".join(sorted(usable["task"].unique()))
     alt = f"Heat map of the mean absolute error of every method on {tasks}; the same numbers stand in the tables."
@@ -69,7 +71,8 @@ def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
 def _scaling(run_dir: Path, usable: pd.DataFrame) -> list[Picture]:
     how = (
         "CPU seconds of a call against the number of dimensions, items in the batch, probes and steps; in brackets the "
-        "fitted slope of each line (1: proportional). The dimensions are those of Gaussians with an image-like "
+        "slope of a straight line (1: proportional), or the slopes of both ends of a bent one. "
+        "The dimensions are those of Gaussians with an image-like "
         "spectrum, whose field costs two d x d products. CPU time varies between machines and hours, slopes less."
     )
     alt = "Four panels of lines on logarithmic axes; the slopes stand in the legends."

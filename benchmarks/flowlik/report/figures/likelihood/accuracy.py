@@ -25,6 +25,9 @@ CPU_COST: Final = {"cpu_ms_per_sample": axis_label("cpu_ms_per_sample", "\n")}
 MOST_SERIES: Final = 20
 """More lines than this cannot be told apart; suites that sweep rules or probes have figures of their own."""
 
+MANY_SERIES: Final = 8
+"""Beyond it the legend needs a whole page's width."""
+
 LINEAR: Final = 3.0
 """bits/dim within which the symlog axis is linear."""
 
@@ -35,17 +38,19 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
     splits = labels.splits(shown)
-    width = style.COLUMN + 1.5 if len(splits) == 1 else style.PAGE
-    figure = style.new_figure(width, 3.3 if len(splits) == 1 else 3.1)
+    many = shown.groupby(["series", "model"]).ngroups > MANY_SERIES
+    width = style.PAGE if many or len(splits) > 1 else style.COLUMN + 1.5
+    figure = style.new_figure(width, 2.7)
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(splits), sharey=True)))
     handles: dict[str, Line2D] = {}
     for ax, split in zip(axes, splits, strict=True):
         part = shown[shown["split"] == split]
         part = part.assign(series=part["series"].map(labels.brief))
-        style.cost_axis(ax, part["nfe_mean"], most_doublings=8 if len(splits) == 1 else 5)
-        for series in style.series_of(part):
+        style.cost_axis(ax, part["nfe_mean"], most=9 if len(splits) == 1 else 6)
+        lines = style.series_of(part)
+        for series, dodge in zip(lines, style.dodges(len(lines)), strict=True):
             bars = 2 * series.frame["bpd_se"].fillna(0).to_numpy()
-            if style.draw_series(ax, series, "nfe_mean", "bpd", (bars, bars)):
+            if style.draw_series(ax, series, "nfe_mean", "bpd", (bars, bars), dodge=dodge):
                 handles.setdefault(series.label, style.handle(series))
         for name, value in _references(part).items():
             ax.axhline(value, color="#8a8a8a", linestyle=(0, (6, 2)), linewidth=1.2, zorder=1)
@@ -58,7 +63,7 @@ def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     _bpd_axis(axes[0], shown)
     axes[0].set_ylabel(axis_label("bpd"))
     _finish(figure, axes, f"{_task(frame)}: bits/dim against network evaluations")
-    style.legend_below(figure, handles.values(), room=6)
+    style.legend_below(figure, handles.values())
     return figure
 
 
@@ -78,7 +83,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
     rows = panels(shown, list(costs))
-    figure = style.new_figure(style.PAGE, 0.9 + (2.15 if len(rows) == 1 else 2.4) * len(rows))
+    figure = style.new_figure(style.PAGE, 0.3 + 2.3 * len(rows))
     axes = np.atleast_2d(np.asarray(figure.subplots(len(rows), len(costs), squeeze=False)))
     for ax in axes.ravel():
         ax.axis("off")

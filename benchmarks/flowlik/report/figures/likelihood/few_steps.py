@@ -22,8 +22,11 @@ from flowlik.report.figures.likelihood.accuracy import COSTS, panels
 from flowlik.report.labels import distance_name
 
 MARKERS: Final = "os^DvPX*<>hd"
-DODGE: Final = 0.035
-"""Neighbouring lines are set apart by so many doublings, where all of them cost one, two or four evaluations."""
+MOST_LINES: Final = 8
+"""More lines than this have rows of panels by the kind of model."""
+
+KINDS_OF_MODEL: Final = {"pi-flow": "policy flows", "generator": "one-step generators"}
+"""By method; all others are flow maps."""
 
 OTHER_WAYS: Final = ("jacobian full", "route fake-flow", "route head")
 """An estimator's further ways of reading a model: dashed and hollow."""
@@ -56,18 +59,19 @@ def error_of_few_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     # the exact posterior as policy is a check of the substeps, not a model
     exact = judged[judged["estimator"].isin(["ode", "whitened-ode"])]
     lines = _lines(judged.loc[judged.index.isin(few.index)])
-    rows = _rows(lines)
-    several = len({split for row in rows for split, _ in row}) > 1
-    figure = style.new_figure(style.PAGE, _height(0.7 + 2.4 * len(rows), len(lines) + 1))
-    axes = np.asarray(figure.subplots(len(rows), max(map(len, rows)), sharey="row", squeeze=False))
+    rows = [(words, group, row) for words, group in _groups(lines) for row in _rows(group)]
+    several = len({split for _, _, row in rows for split, _ in row}) > 1
+    figure = style.new_figure(style.PAGE, 0.3 + 2.3 * len(rows))
+    widest = max(len(row) for _, _, row in rows)
+    axes = np.asarray(figure.subplots(len(rows), widest, sharey="row", squeeze=False))
     handles: dict[str, Line2D] = {}
-    for line, row in zip(axes, rows, strict=True):
+    for line, (words, group, row) in zip(axes, rows, strict=True):
         for ax, (split, cost) in zip(line, row, strict=False):
             ax.set_yscale("log")
-            handles |= _against_cost(ax, lines, exact[exact["split"] == split], split, cost) | handles
+            handles |= _against_cost(ax, group, exact[exact["split"] == split], split, cost) | handles
             ax.set_xlabel(COSTS[cost])
-            if several:
-                ax.set_title(labels.split_title(split), loc="left")
+            title = [words if ax is line[0] else "", labels.split_title(split) if several else ""]
+            ax.set_title(": ".join(word for word in title if word), loc="left")
         style.error_axis(line[0])
         shown = [ax for ax in line[: len(row)] if ax.axison]
         for ax, (split, _) in zip(line, row, strict=False):
@@ -93,7 +97,7 @@ def samples_against_error(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if shown.empty or not panels:
         return None
     lines = _lines(shown)
-    figure = style.new_figure(style.PAGE, _height(2.8, len(lines) + 1))
+    figure = style.new_figure(style.PAGE, 2.6)
     axes = np.asarray(figure.subplots(1, len(panels), squeeze=False))[0]
     for ax, name in zip(axes, panels, strict=True):
         _levels(ax, frame, name)
@@ -113,7 +117,7 @@ def samples_against_error(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         _quality_axis(ax, shown, name)
         ax.set_xlabel(axis_label("bpd_mae_all"))
     figure.suptitle(f"{frame['task'].iloc[0]}: samples and likelihood of one evaluation", fontsize=9)
-    entries = [Line2D([], [], label=style.shorten(one.label, 52), **_point(one.look)) for one in lines]
+    entries = [Line2D([], [], label=one.label, **_point(one.look)) for one in lines]
     style.legend_below(figure, [*entries, *_level_handle(frame)])
     return figure
 
@@ -129,7 +133,7 @@ def real_data_ablation(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     panels = [name for name in ("distance", "precision", "recall") if shown[name].notna().any()]
     if not panels:
         return None
-    figure = style.new_figure(style.PAGE, 2.9)
+    figure = style.new_figure(style.PAGE, 2.6)
     axes = np.asarray(figure.subplots(1, len(panels), squeeze=False))[0]
     colour = labels.method_named("generator").colour
     for ax, name in zip(axes, panels, strict=True):
@@ -155,6 +159,17 @@ def real_data_ablation(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- lines
+def _groups(lines: list[_Line]) -> list[tuple[str, list[_Line]]]:
+    """The lines that share panels, with words for them: all, or where they are many those of a kind of model."""
+    if len(lines) <= MOST_LINES:
+        return [("", lines)]
+    found: dict[str, list[_Line]] = {}
+    for line in lines:
+        method = str(line.frame["method"].iloc[0])
+        found.setdefault(KINDS_OF_MODEL.get(method, "flow maps"), []).append(line)
+    return list(found.items())
+
+
 def _rows(lines: Iterable[_Line]) -> list[list[tuple[str, str]]]:
     """The rows of panels; where one row was timed and one panel was not, this has its place beside the others."""
     rows = panels(pd.concat([line.frame for line in lines]), list(COSTS))
@@ -173,6 +188,7 @@ def _lines(frame: pd.DataFrame) -> list[_Line]:
     for (method, model, _), _part in groups:
         models.setdefault(str(method), {})[str(model)] = None
     found = []
+    apart = style.dodges(len(groups))
     for k, ((method, model, series), part) in enumerate(groups):
         known = list(models[str(method)])
         place = known.index(str(model))
@@ -186,8 +202,7 @@ def _lines(frame: pd.DataFrame) -> list[_Line]:
             "markerfacecolor": "white" if other else colour,
             "markeredgewidth": 0.9 if other else 0.0,
         }
-        dodge = 2 ** (DODGE * (k - (len(groups) - 1) / 2))
-        found.append(_Line(_label(str(series), str(model)), part.assign(dodge=dodge), look))
+        found.append(_Line(_label(str(series), str(model)), part.assign(dodge=apart[k]), look))
     return found
 
 
@@ -217,13 +232,13 @@ def _against_cost(
             continue
         at = part[cost] * (part["dodge"] if cost == "nfe_mean" else 1.0)
         _draw(ax, at, part["bpd_mae_all"], _bars(part, "bpd_mae_all"), None, line.look)
-        handles[line.label] = Line2D([], [], label=style.shorten(line.label, 52), **line.look)
+        handles[line.label] = Line2D([], [], label=line.label, **line.look)
         costs += list(at)
     for (series, model), part in exact[exact[cost] > 0].groupby(["series", "model"], sort=False):
         look: dict[str, Any] = {"color": style.MUTED, "marker": "_", "markersize": 8, "linestyle": ":"}
         label = f"{labels.brief(str(series))} · {model}"
         _draw(ax, part[cost], part["bpd_mae_all"], _bars(part, "bpd_mae_all"), None, look)
-        handles[label] = Line2D([], [], label=style.shorten(label, 52), **look)
+        handles[label] = Line2D([], [], label=label, **look)
         costs += list(part[cost])
     if not costs:
         style.note(ax, f"not measured:\n{COSTS[cost].splitlines()[0]}")
@@ -261,11 +276,6 @@ def _draw(
 
 def _point(look: dict[str, Any]) -> dict[str, Any]:
     return {**look, "linestyle": "none", "markersize": 5.5}
-
-
-def _height(panels: float, entries: int) -> float:
-    """Inches of a figure with so much for its panels and a legend of so many entries, two a row."""
-    return panels + 0.16 * -(-entries // 2)
 
 
 # -------------------------------------------------------------------------------------------------- quality of samples

@@ -43,7 +43,7 @@ def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         *(("unranked",) if ranked else ()),
         "bpd_mae_all",
     )  # the controls' names stand on the right
-    figure = style.new_figure(style.PAGE, 0.9 + 2.2 * len(splits))
+    figure = style.new_figure(style.PAGE, 0.5 + 2.2 * len(splits))
     axes = np.asarray(figure.subplots(len(splits), len(columns), squeeze=False))
     looks: dict[str, dict[str, Any]] = {
         model: {"color": _PALETTE[k % len(_PALETTE)], "marker": _MARKERS[k % len(_MARKERS)], "markersize": 4}
@@ -76,8 +76,10 @@ def _panel(ax: Axes, part: pd.DataFrame, column: str, looks: dict[str, dict[str,
             style.symlog_axis(ax, 0.1)
     else:
         ax.set_yscale("log")
+    apart = dict(zip(looks, style.dodges(len(looks)), strict=True))
     for model, line in part.groupby("model"):
-        _with_bars(ax, line.sort_values("nfe_mean"), column, looks[str(model)])
+        line = line.sort_values("nfe_mean")
+        _with_bars(ax, apart[str(model)] * line["nfe_mean"], line, column, looks[str(model)])
     if column != "bpd_error":
         style.error_axis(ax)
     style.cost_axis(ax, part["nfe_mean"])
@@ -85,10 +87,10 @@ def _panel(ax: Axes, part: pd.DataFrame, column: str, looks: dict[str, dict[str,
     ax.grid(True, zorder=0)
 
 
-def _with_bars(ax: Axes, line: pd.DataFrame, column: str, look: dict[str, Any]) -> None:
+def _with_bars(ax: Axes, at: pd.Series[float], line: pd.DataFrame, column: str, look: dict[str, Any]) -> None:
     bars = None
     if column != "unranked":
         value = line[column].to_numpy()
         low, high = line[f"{column}_lo"].to_numpy(), line[f"{column}_hi"].to_numpy()
         bars = np.clip(np.stack((value - low, high - value)), 0, None)
-    ax.errorbar(line["nfe_mean"], line[column], bars, linewidth=1.1, elinewidth=0.8, **look)
+    ax.errorbar(at, line[column], bars, linewidth=1.1, elinewidth=0.8, **look)

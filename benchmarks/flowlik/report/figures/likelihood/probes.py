@@ -44,9 +44,10 @@ def noise_of_probes(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     if len(choices) < FEWEST:
         return None
     models = list(dict.fromkeys(shown["models"]))
-    figure = style.new_figure(style.PAGE if len(models) > 1 else style.COLUMN + 1.5, 3.6)
+    figure = style.new_figure(style.PAGE if len(models) > 1 else style.COLUMN + 1.5, 2.8)
     axes = np.asarray(figure.subplots(1, len(models), sharey=True, squeeze=False))[0]
     handles: dict[str, Line2D] = {}
+    apart = style.dodges(len(choices))
     for ax, model in zip(axes, models, strict=True):
         part = shown[shown["models"] == model]
         ax.set_yscale("log")
@@ -58,7 +59,7 @@ def noise_of_probes(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 "markersize": 4,
             }
             line = line.sort_values("vjp_mean")
-            ax.plot(line["vjp_mean"], line["nats"], **look)
+            ax.plot(apart[k] * line["vjp_mean"], line["nats"], **look)
             handles.setdefault(str(choice), Line2D([], [], label=str(choice), **look))
         _guides(ax, part)
         style.cost_axis(ax, part["vjp_mean"])

@@ -1,7 +1,8 @@
-"""Cost against dimension, batch, probes and steps, with the slope fitted in each panel."""
+"""Cost against dimension, batch, probes and steps, with the slope of each line that is straight."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -10,10 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flowlik.report import labels
+from flowlik.report import labels, numbers
 from flowlik.report.figures import style
 
 FEWEST: Final = 3
+STRAIGHT: Final = 0.1
+"""A line is straight where no time is further than this share from that of the fit."""
+
 SUITE_TASK: Final = "gaussian-"
 
 SWEEPS: Final = {
@@ -30,8 +34,9 @@ _PALETTE: Final = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79
 def cost_scaling(frame: pd.DataFrame) -> Figure | None:
     """CPU time of a call against four sizes; None unless the run sweeps dimension and batch.
 
-    Batch: seconds of the whole call. Otherwise: seconds per sample. Slopes are least-squares fits in the logarithms
-    over all points of a line; a cost proportional to the size has slope 1.
+    Batch: seconds of the whole call. Otherwise: seconds per sample. A line that is straight in the logarithms has the
+    slope of its least-squares fit; of a bent one the slopes of its first and its last stretch are given. A cost
+    proportional to the size has slope 1.
     """
     timed = _timed(frame)
     if timed.empty:
@@ -47,13 +52,23 @@ def cost_scaling(frame: pd.DataFrame) -> Figure | None:
     figure = style.new_figure(style.PAGE, 6.4)
     for ax, (size, label) in zip(np.asarray(figure.subplots(2, 2)).ravel(), SWEEPS.items(), strict=True):
         _panel(ax, sweeps[size], size, label)
-    figure.suptitle("Cost against size: CPU seconds, slope of each line", fontsize=9)
+    figure.suptitle("Cost against size: CPU seconds", fontsize=9)
     return figure
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
     """Least-squares slope of log y against log x."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def slope_words(x: np.ndarray, y: np.ndarray) -> str:
+    """The slope of a straight line, `slope 1.00`; of a bent one those of its ends, `slope 0.02 to 1.10`."""
+    across, up = np.log(x), np.log(y)
+    fit = np.polyval(np.polyfit(across, up, 1), across)
+    if float(np.abs(up - fit).max()) <= math.log1p(STRAIGHT):
+        return f"slope {numbers.fixed(slope(x, y), 2)}"
+    ends = (slope(x[:2], y[:2]), slope(x[-2:], y[-2:]))
+    return f"slope {numbers.fixed(ends[0], 2)} to {numbers.fixed(ends[1], 2)}"
 
 
 def _timed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +109,7 @@ def _panel(ax: Axes, lines: list[tuple[dict[str, Any], pd.DataFrame]], size: str
         words = {"dim": row["row"], "batch": row["row"], "probes": row["wide"], "steps": row["series"]}[size]
         if size != "dim":
             words = f"{row['task']}: {words}"
-        handles.append(Line2D([], [], label=f"{style.shorten(words, 44)}  ({slope(xs, ys):.2f})", **look))
+        handles.append(Line2D([], [], label=style.wrapped(f"{words} ({slope_words(xs, ys)})"), **look))
     style.cost_axis(ax, np.concatenate([line[size].to_numpy() for _, line in lines]))
     style.error_axis(ax)
     ax.set_xlabel(label)

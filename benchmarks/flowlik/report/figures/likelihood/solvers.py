@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flowlik.records.columns import BY_NAME, axis_label
+from flowlik.records.columns import axis_label
 from flowlik.report import labels
 from flowlik.report.figures import style
 
@@ -46,7 +46,7 @@ def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     usual = ("uniform grid", "cosine grid", "logsnr grid", "stretched clock")
     grids = [grid for grid in usual if grid in set(fixed["grid"])]
     grids += sorted(set(fixed["grid"]) - set(grids))
-    figure = style.new_figure(style.PAGE, 0.9 + 2.2 * len(rows))
+    figure = style.new_figure(style.PAGE, 0.8 + 1.9 * len(rows))
     axes = np.asarray(figure.subplots(len(rows), len(grids), sharex=True, sharey="row", squeeze=False))
     handles: dict[str, Line2D] = {}
     for row, (line, (model, split)) in enumerate(zip(axes, rows, strict=True)):
@@ -64,7 +64,7 @@ def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         for ax in line:
             style.control_lines(ax, dict(levels), labels=ax is line[-1])
     for ax in axes[-1]:
-        ax.set_xlabel(BY_NAME["nfe_mean"].label)
+        ax.set_xlabel(axis_label("nfe_mean", "\n"))
     figure.suptitle(f"{frame['task'].iloc[0]}: rules that need no training", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
@@ -81,7 +81,8 @@ def _grid(params: dict[str, Any]) -> str:
 def _panel(ax: Axes, part: pd.DataFrame) -> dict[str, Line2D]:
     handles = {}
     ax.set_yscale("log")
-    for key, of_rule in part.groupby(["estimator", "solver", "richardson"], sort=True):
+    rules = list(part.groupby(["estimator", "solver", "richardson"], sort=True))
+    for (key, of_rule), dodge in zip(rules, style.dodges(len(rules)), strict=True):
         name, solver, richardson = (str(key[0]), str(key[1]), bool(key[2]))
         best = of_rule.sort_values(["nfe_mean", "bpd_mae_all"])
         look: dict[str, Any] = {
@@ -90,7 +91,7 @@ def _panel(ax: Axes, part: pd.DataFrame) -> dict[str, Line2D]:
             "marker": "D" if name == "whitened-ode" else "o",
             "markersize": 3.2,
         }
-        ax.plot(best["nfe_mean"], best["bpd_mae_all"], **look)
+        ax.plot(dodge * best["nfe_mean"], best["bpd_mae_all"], **look)
         words = (
             f"{'whitened ' if name == 'whitened-ode' else ''}{solver}{', Richardson' if richardson else ''}"
         )

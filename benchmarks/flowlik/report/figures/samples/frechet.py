@@ -15,7 +15,7 @@ from flowlik.report.figures import style
 from flowlik.report.labels import distance_name
 
 MANY_LINES: Final = 6
-"""Beyond it the legend takes two columns and height of its own."""
+"""Beyond it the figure is as wide as a page."""
 
 
 def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -26,10 +26,9 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         return None
     shown = samples.one_a_sampler(shown)
     extractors = sorted(shown["extractor"].unique())
-    lines = len(style.series_of(shown))
-    many = lines > MANY_LINES
+    many = len(style.series_of(shown)) > MANY_LINES
     width = style.COLUMN + 1.2 if len(extractors) == 1 and not many else style.PAGE
-    figure = style.new_figure(width, 2.6 + 0.16 * -(-lines // 2) if many else 3.1)
+    figure = style.new_figure(width, 2.6)
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(extractors))))
     handles: dict[str, Line2D] = {}
     for ax, extractor in zip(axes, extractors, strict=True):
@@ -42,17 +41,18 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         ax.set_ylim(values.min() / pad, values.max() * pad)
         style.cost_axis(ax, part["steps"] if part["steps"].notna().any() else [1, 8])
         style.error_axis(ax)
-        for series in style.series_of(part):
+        lines = style.series_of(part)
+        for series, dodge in zip(lines, style.dodges(len(lines)), strict=True):
             bars = series.frame["frechet_se"].fillna(0).to_numpy()
             down = np.minimum(2 * bars, 0.999 * series.frame["frechet"].to_numpy())
-            if style.draw_series(ax, series, "steps", "frechet", (down, 2 * bars)):
+            if style.draw_series(ax, series, "steps", "frechet", (down, 2 * bars), dodge=dodge):
                 handles.setdefault(series.label, style.handle(series))
             adaptive = series.frame[series.frame["steps"].isna()]
             if len(adaptive):
                 colour = series.style["color"]
                 finest = adaptive.sort_values("nfe_mean").iloc[-1]
                 ax.axhline(finest["frechet"], color=colour, linewidth=1.0, linestyle="-.", zorder=1)
-                label = style.shorten(f"{series.label} (NFE {finest['nfe_mean']:.0f})", 52)
+                label = f"{series.label} (NFE {finest['nfe_mean']:.0f})"
                 handles.setdefault(label, Line2D([], [], color=colour, linestyle="-.", label=label))
         controls = style.controls_of(part).set_index("estimator_label")["frechet"]
         style.control_lines(ax, dict(controls), labels=True)

@@ -41,7 +41,7 @@ def self_guidance(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     guided = guided[guided["steps"] == steps]
     panels = [name for name in ("distance", "overlap", "samples_bpd") if _has(guided, name)]
     models = list(dict.fromkeys(guided["model"]))
-    figure = style.new_figure(style.PAGE, 0.8 + 2.3 * len(models))
+    figure = style.new_figure(style.PAGE, 0.4 + 2.2 * len(models))
     axes = np.asarray(figure.subplots(len(models), len(panels), sharex=True, squeeze=False))
     for line, model in zip(axes, models, strict=True):
         of_model = guided[guided["model"] == model]
@@ -80,7 +80,8 @@ def _levels(frame: pd.DataFrame, model: str, steps: float) -> dict[str, dict[str
 def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], name: str) -> None:
     columns = ("precision", "recall") if name == "overlap" else (name,)
     for column in columns:
-        for names, line in of_model.groupby(["direction", "updates"], sort=False):
+        groups = list(of_model.groupby(["direction", "updates"], sort=False))
+        for (names, line), dodge in zip(groups, style.dodges(len(groups)), strict=True):
             direction, updates = (str(name) for name in names)
             line = line.sort_values("step_size")
             look = _look(direction, float(updates), hollow=column == "recall")
@@ -90,7 +91,13 @@ def _panel(ax: Axes, of_model: pd.DataFrame, levels: dict[str, dict[str, Any]], 
                     np.stack([line[column] - line[f"{column}_lo"], line[f"{column}_hi"] - line[column]])
                 )
             ax.errorbar(
-                line["step_size"], line[column], yerr=bars, elinewidth=0.8, capthick=0.8, zorder=3, **look
+                dodge * line["step_size"],
+                line[column],
+                yerr=bars,
+                elinewidth=0.8,
+                capthick=0.8,
+                zorder=3,
+                **look,
             )
         for level, row in levels.items():
             colour, dashes = LEVELS[level]

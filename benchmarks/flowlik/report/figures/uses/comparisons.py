@@ -102,7 +102,7 @@ def _drawn(
         return None
     columns = min(len(panels), 3 if len(panels) != 4 else 2)
     rows = -(-len(panels) // columns)
-    figure = style.new_figure(style.PAGE, 0.9 + 2.1 * rows)
+    figure = style.new_figure(style.PAGE, 0.4 + 2.1 * rows)
     axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
     handles: dict[str, Line2D] = {}
     for k, (ax, (words, value, low, high, right)) in enumerate(zip(axes, panels, strict=False)):
@@ -114,7 +114,7 @@ def _drawn(
         if np.nanmax(np.abs(value)) > WIDE:
             style.symlog_axis(ax, 1.0)
         if right == 1.0:
-            ax.set_ylim(top=min(ax.get_ylim()[1], 1.05))
+            style.up_to_one(ax)
         if right is not None:
             ax.axhline(right, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=1)
         ax.set_title(words if titles else "")
@@ -133,13 +133,14 @@ def _panel(ax: Axes, frame: pd.DataFrame, low: pd.Series | None, high: pd.Series
     frame = frame.assign(
         low=frame["value"] if low is None else low, high=frame["value"] if high is None else high
     )
-    for series in style.series_of(frame):
+    lines = style.series_of(frame)
+    for series, dodge in zip(lines, style.dodges(len(lines)), strict=True):
         part = series.frame
         bars: Any = (
             (part["value"] - part["low"]).to_numpy().clip(0.0),
             (part["high"] - part["value"]).to_numpy().clip(0.0),
         )
-        if style.draw_series(ax, series, "nfe_mean", "value", bars):
+        if style.draw_series(ax, series, "nfe_mean", "value", bars, dodge=dodge):
             handles[series.label] = style.handle(series)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, zorder=0)

@@ -26,7 +26,7 @@ def training_curves(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     shown = frame[[bool(extra.get("training")) for extra in frame["extra"]]]
     if shown.empty:
         return None
-    figure = style.new_figure(style.PAGE * 0.7, 3.0)
+    figure = style.new_figure(style.PAGE * 0.7, 2.6)
     ax = figure.subplots()
     handles: dict[str, Line2D] = {}
     hours: list[float] = []
