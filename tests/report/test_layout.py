@@ -367,6 +367,21 @@ def test_no_panel_of_few_steps_holds_more_lines_than_can_be_told_apart(drawn: di
     assert {"flow maps", "policy flows", "one-step generators"} <= {title.split(": ")[0] for title in titles}
 
 
+@pytest.mark.parametrize(("count", "titles"), [(5, {""}), (6, {"exact field", "networks"})])
+def test_exact_fields_and_networks_part_where_lines_are_many(
+    tmp_path: Path, count: int, titles: set[str]
+) -> None:
+    rows = [
+        timed(estimator_label=f"f2d2[steps=1,kind={k}]", nfe_mean=1, bpd_mae=0.1 + k, model=model)
+        for k in range(count)
+        for model in ("closed-form", "direct-f2d2")
+    ]
+    write_rows(tmp_path, rows)
+    figure = kinds.error_against_cost(frames.averaged(frames.load(tmp_path)), tmp_path)
+    assert figure is not None
+    assert {ax.get_title(loc="left") for ax in figure.axes[::3]} == titles
+
+
 def test_the_overview_is_mostly_full(tmp_path: Path) -> None:
     write_fake_run(tmp_path, n=20, steps=(1, 2, 4, 8))
     usable = frames.averaged(frames.usable(frames.load(tmp_path)))

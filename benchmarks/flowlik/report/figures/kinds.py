@@ -80,7 +80,8 @@ KINDS: Final[dict[str, Kind]] = {
         "Per-sample error against cost",
         "Mean absolute difference to the reference, item by item, against three costs: network forwards, time in "
         "units of one forward pass, wall-clock time. Down and to the left is better; the grey staircase is the "
-        "Pareto front (nothing is both cheaper and more accurate). Bars: 95 % bootstrap intervals. Horizontal lines "
+        "Pareto front (nothing in the panel is both cheaper and more accurate). Where lines are many, exact fields and "
+        "networks have panels of their own. Bars: 95 % bootstrap intervals. Horizontal lines "
         "are the controls: a curve above control-median knows less about single samples than a constant (but where "
         "the truth is constant on the items, as on the checkerboard, a constant is right by construction).",
         timed=True,

@@ -25,6 +25,9 @@ CPU_COST: Final = {"cpu_ms_per_sample": axis_label("cpu_ms_per_sample", "\n")}
 MOST_SERIES: Final = 20
 """More lines than this cannot be told apart; suites that sweep rules or probes have figures of their own."""
 
+MOST_TOGETHER: Final = 10
+"""Beyond it methods on exact fields and on networks have panels of their own."""
+
 MANY_SERIES: Final = 8
 """Beyond it the legend needs a whole page's width."""
 
@@ -82,16 +85,16 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         return None
     if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
         return None
-    rows = panels(shown, list(costs))
+    rows = [(words, group, row) for words, group in _groups(shown) for row in panels(group, list(costs))]
     figure = style.new_figure(style.PAGE, 0.3 + 2.3 * len(rows))
     axes = np.atleast_2d(np.asarray(figure.subplots(len(rows), len(costs), squeeze=False)))
     for ax in axes.ravel():
         ax.axis("off")
     handles: dict[str, Line2D] = {}
-    for line, row in zip(axes, rows, strict=True):
+    for line, (words, group, row) in zip(axes, rows, strict=True):
         for k, (ax, (split, cost)) in enumerate(zip(line, row, strict=False)):
             ax.axis("on")
-            part = shown[shown["split"] == split]
+            part = group[group["split"] == split]
             levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")[
                 "bpd_mae_all"
             ]
@@ -106,13 +109,22 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 text.set_in_layout(False)  # there is room beside it
             if k and row[k - 1][0] == split:
                 ax.tick_params(labelleft=False)
-            elif len(labels.splits(shown)) > 1:
-                ax.set_title(labels.split_title(split), loc="left")
+            else:
+                title = [words, labels.split_title(split) if len(labels.splits(shown)) > 1 else ""]
+                ax.set_title(": ".join(word for word in title if word), loc="left")
         line[0].set_ylabel(axis_label("bpd_mae_all"))
     _finish(figure, axes.ravel(), f"{_task(frame)}: per-sample error against cost")
     front = Line2D([], [], color="#bdbdbd", linewidth=4, alpha=0.6, label="Pareto front")
     style.legend_below(figure, [*handles.values(), front])
     return figure
+
+
+def _groups(shown: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """What shares panels, with words for it: all, or where it is much the exact fields and the networks apart."""
+    exact = shown["model"] == "closed-form"
+    if shown.groupby(["series", "model"]).ngroups <= MOST_TOGETHER or exact.all() or not exact.any():
+        return [("", shown)]
+    return [("exact field", shown[exact]), ("networks", shown[~exact])]
 
 
 def panels(shown: pd.DataFrame, costs: list[str]) -> list[list[tuple[str, str]]]:
