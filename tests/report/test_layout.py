@@ -21,7 +21,7 @@ from test_use_figures import USES, guided_run, used_run
 
 from flowlik.report import frame as frames
 from flowlik.report import labels
-from flowlik.report.figures import kinds, style
+from flowlik.report.figures import kinds, own, style
 from flowlik.report.figures.likelihood.scaling import slope_words
 
 LEAST_HEIGHT = 1.0
@@ -393,3 +393,12 @@ def test_the_overview_is_mostly_full(tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
     assert {text.get_text() for text in figure.axes[0].get_xticklabels()} == set(usable["task"].unique())
     assert labels.METHODS["f2d2"].label in " ".join(names)
+
+
+@pytest.mark.parametrize(("width", "size"), [("single", 8.0), ("double", 10.0), ("60mm", 9.0)])
+def test_a_legend_of_ones_own_figure_fits_its_width(tmp_path: Path, width: str, size: float) -> None:
+    label = "ode[steps=4,solver=rk4,grid=logsnr,clock=stretched,divergence=quadrature]"
+    write_rows(tmp_path, [timed(estimator="ode", estimator_label=label, nfe_mean=4, bpd_mae=0.1)])
+    figure = own.figure_of(tmp_path, width=width, font_size=size)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    assert figure.legends[0].get_window_extent(renderer).width <= figure.bbox.width

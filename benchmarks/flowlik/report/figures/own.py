@@ -170,10 +170,7 @@ def _panels(
     if legend == "right":
         figure.legend(handles=list(handles.values()), loc="outside right upper")
     elif legend == "below":
-        longest = max((len(str(entry.get_label())) for entry in handles.values()), default=1)
-        fit = max(int(wide / (0.0068 * size * longest + 0.45)), 1)
-        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=min(fit, 3))
-        figure.set_figheight(figure.get_figheight() + 0.02 * size * -(-len(handles) // min(fit, 3)))
+        style.legend_below(figure, handles.values())
     return figure
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
@@ -249,8 +250,10 @@ def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
     entries = list(handles)
     if not entries:
         return
+    size = FontProperties(size=mpl.rcParams["legend.fontsize"]).get_size_in_points()
+    letters = min(LEGEND_LETTERS, max(int((figure.get_figwidth() - 0.7) / (0.0085 * size)), 8))
     for entry in entries:
-        entry.set_label(wrapped(str(entry.get_label())))
+        entry.set_label(wrapped(str(entry.get_label()), letters))
     renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     for columns in range(min(3, len(entries)), 0, -1):
         legend = figure.legend(handles=entries, loc="outside lower center", ncols=columns)
@@ -261,9 +264,9 @@ def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
     figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
 
 
-def wrapped(text: str) -> str:
-    """Text in lines of at most `LEGEND_LETTERS` letters."""
-    return "\n".join(textwrap.wrap(text, LEGEND_LETTERS)) or text
+def wrapped(text: str, letters: int = LEGEND_LETTERS) -> str:
+    """Text in lines of at most so many letters."""
+    return "\n".join(textwrap.wrap(text, letters)) or text
 
 
 def handle(series: Series) -> Line2D:
