@@ -60,7 +60,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.replace(path)  # while it is locked
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # which is what whoever reads its line looks for
         raise
 

@@ -125,8 +125,8 @@ def reference(
         if ship and found.reference_folders:
             raise ValueError(f"--ship copies into the source tree, where {found.id} is none of the tasks")
         found.check([found.reference_model] if found.reference_model in found.models else [], chosen)
-    folder = out or (own_checkpoints() or Path("runs")) / FOLDER
-    need_room(folder)
+        folder = out or (own_checkpoints() or Path("runs")) / FOLDER
+        need_room(folder)
     try:
         path = make_reference(task, folder, device=chosen, limit=limit, stderr=stderr, progress=typer.echo)
         if ship:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 from flowlik.commands.options import fail
@@ -90,7 +91,9 @@ def shortened(path: str) -> str:
 def _is_of_a_stream(error: OSError) -> bool:
     """Whether it was a line of ours that nothing took, and no file."""
     frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__") in ("click.utils", "rich.console") for frame, _ in frames)
+    return any(
+        frame.f_globals.get("__name__") in (typer.echo.__module__, "rich.console") for frame, _ in frames
+    )
 
 
 def settle() -> None:
