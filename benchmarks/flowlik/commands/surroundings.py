@@ -33,6 +33,10 @@ _CURES: dict[int | None, str] = {
     errno.EISDIR: "a folder stands where a file should be",
     errno.ENOENT: "give the path of one that is there",
 }
+_OF_PATHS = {
+    "home directory": "a path begins with ~, and there is no such home folder: write it out",
+    "Symlink loop": "too many levels of symbolic links: those of a path that was given point at one another",
+}
 
 
 class Commands(TyperGroup):
@@ -59,10 +63,11 @@ def one_line() -> Iterator[None]:
         raise fail("nested too deeply to be read: expected a few levels", 2) from None
     except MemoryError:
         raise fail("not enough memory: ask for fewer items or a smaller batch", 1) from None
-    except RuntimeError as error:
-        if "home directory" not in str(error):
+    except RuntimeError as error:  # of pathlib
+        line = next((line for words, line in _OF_PATHS.items() if words in str(error)), None)
+        if line is None:
             raise
-        raise fail("a path begins with ~, and there is no such home folder: write it out", 2) from None
+        raise fail(line) from None
 
 
 def _need_a_working_directory() -> None:
