@@ -16,9 +16,11 @@ import typer
 
 from flowlik.commands import build, inspect, results
 from flowlik.commands.run import run
+from flowlik.commands.surroundings import Commands
 
 app = typer.Typer(
     name="flowlik",
+    cls=Commands,
     help="How fast and how wrong are likelihood estimators of flow-based generative models.",
     no_args_is_help=True,
     add_completion=False,

@@ -80,9 +80,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: expected a complete safetensors file ({error})") from None
     card_path = path.with_suffix(".json")
     try:
-        card = json.loads(card_path.read_text()) if card_path.is_file() else {}
-    except ValueError:
-        raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON") from None
+        card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON")
     return tensors, card
 
 

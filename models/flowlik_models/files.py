@@ -22,6 +22,9 @@ try:
 except ImportError:  # Windows has no such locks: there, one process writes into one folder
     fcntl = None  # type: ignore[assignment]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that takes no more."""
+
 _PREFIX, _SUFFIX = ".flowlik-", ".tmp"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ABANDONED = 86400.0  # seconds after which a temporary file belongs to nobody, where there are no locks
@@ -55,8 +58,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)  # while it is locked
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # which is what whoever reads its line looks for
         raise
 
 
@@ -198,7 +203,7 @@ def one_at_a_time(file: Path) -> Iterator[None]:
 
 def no_room(path: Path, error: OSError, size: int | None = None) -> str:
     """One line for a file that could not be written: what is full or closed, and how much room it needs."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in FULL:
         return f"{path}: cannot be written ({error.strerror or error})"
     needs = "" if size is None else f", needs {size / 1e6:,.0f} MB"
     return f"{path}: no space left on the device{needs}; free some room and try again"

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,74 +16,63 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from bound_by_permissions import bound_by_permissions
 from fake_run import record, write_fake_run, write_rows
+from hostile_input import (
+    ANSWERS,
+    LEAVES,
+    NAMES,
+    PLACES,
+    PLUGINS,
+    TOKENS,
+    Misbehaving,
+    Place,
+    Point,
+    commands,
+    line_of,
+    open_again,
+)
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sizes import figure, size
+from own_files import write_task
+from sizes import FULL, figure, size
 from typer.testing import CliRunner
 
 from flowlik.cells import Cell, Options
 from flowlik.cli import app
-from flowlik.records.columns import COLUMNS
+from flowlik.measures import registry as measures
+from flowlik.planning import suites
+from flowlik.records.columns import COLUMNS, FAILED
+from flowlik.records.writing import to_line
+from flowlik.report.figures import kinds
 from flowlik.report.page import write
+from flowlik.running import registry as executors
+from flowlik.running.inline import Inline
 from flowlik.running.run import run_cell
+from flowlik.tasks.own import task_file
+from flowlik.tasks.registry import registry as all_tasks
 from flowlik_estimators import get
+from flowlik_estimators import registry as estimator_registry
+from flowlik_models import plugins
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint, save_checkpoint
 from flowlik_models.closed_forms.catalogue import closed_form
 
 T = TypeVar("T")
-KINDS = 5
-EACH = size(40, 200)  # of each of the five kinds: 200 inputs in `make test`, 1,000 in `make verify`
+KINDS = 8
+EACH = size(26, 126)  # of each kind: 208 inputs in `make test`, 1,008 in `make verify`
 bad = settings(
     max_examples=EACH,
     deadline=None,
-    derandomize=True,
+    derandomize=not FULL,
     database=None,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
-NAMES = st.one_of(
-    st.text(max_size=12),
-    st.sampled_from(
-        [
-            *(
-                "..",
-                "../../x",
-                "/etc/passwd",
-                "a/b",
-                "con\x00trol",
-                "",
-                " ",
-                "-e",
-                "--out",
-                "~",
-                "$HOME",
-                "`id`",
-            ),
-            *(
-                "<script>alert(1)</script>",
-                "'; drop",
-                "\n",
-                "gmm-2d\n",
-                "é" * 40,
-                "[red]",
-                "f2d2[",
-                "f2d2[steps=]",
-            ),
-            *(
-                "f2d2[steps=-1]",
-                "f2d2[steps=1e400]",
-                "ode[rtol=nan]",
-                "ode[solver=|]",
-                "f2d2[steps=" + "9" * 400,
-            ),
-        ]
-    ),
-)
-LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), NAMES, st.lists(st.integers(), max_size=2),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "EXECUTORS", {"serial": lambda setup, address: Inline(setup)})
 
 
 def call(*arguments: str) -> Any:
@@ -209,22 +199,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @bad
 @given(
-    changes=st.dictionaries(st.sampled_from(COLUMNS), LEAVES, max_size=3),
+    tokens=st.dictionaries(st.sampled_from(COLUMNS), TOKENS, max_size=3),
     junk=st.lists(st.binary(max_size=30), max_size=2),
+    note=TOKENS,
     cut=st.integers(0, 40),
-    which=st.sampled_from(["table", "csv", "compare", "merge", "reproduce", "report"]),
+    which=st.sampled_from(["table", "csv", "compare", "merge", "reproduce", "report", "recommend", "run"]),
     cell=NAMES,
 )
 def test_records(
-    runs: Path, changes: dict[str, Any], junk: list[bytes], cut: int, which: str, cell: str
+    runs: Path, tokens: dict[str, str], junk: list[bytes], note: str, cut: int, which: str, cell: str
 ) -> None:
     run, other = runs / "run", runs / "other"
     rows = [record(cell_id=f"{number}", bpd=1.0, bpd_mae=0.1) for number in range(2)]
-    write_rows(run, [rows[0] | changes, rows[1]])
-    file = run / "records.jsonl"
-    data = b"\n".join([*junk, file.read_bytes()])
-    file.write_bytes(data[: len(data) - cut])
-    (run / "environments.jsonl").write_bytes(b"\n".join(junk))
+    data = b"\n".join([*junk, line_of(rows[0], tokens) + line_of(rows[1], {})])
+    (run / "records.jsonl").write_bytes(data[: len(data) - cut])
+    (run / "environments.jsonl").write_bytes(b"\n".join([*junk, note.encode()]))
+    (run / "run.json").write_text(note)
     commands = {
         "table": ("table", str(run)),
         "csv": ("table", str(run), "--format", "csv"),
@@ -232,7 +222,10 @@ def test_records(
         "merge": ("merge", str(run), "--out", str(runs / "merged" / os.urandom(4).hex())),
         "reproduce": ("reproduce", "--in", str(run), "--", cell),
         "report": ("report", str(run)),
-    }
+        "recommend": ("recommend", "gmm-2d", "--in", str(run)),
+        "run": ("run", "-t", "gaussian-2d", "-e", "f2d2[steps=1]", "--limit", "2", "--resume", "--no-report",
+                "--out", str(run)),
+    }  # fmt: skip
     with warnings.catch_warnings(), nothing_outside(runs, run, runs / "merged"):
         warnings.simplefilter("ignore")
         assert_one_line(call(*commands[which]), (0, 1, 2) if which == "reproduce" else (0, 2))
@@ -303,6 +296,88 @@ def test_names(name: str, which: str) -> None:
         result = call("run", f"{which}={name}" if which.startswith("--") else f"{which}{name}", "--dry-run")
     assert_one_line(result, (0, 2))
     assert set(here.iterdir()) == before
+
+
+# --- places and permissions -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = list(sys.path)
+    yield str(write_task(tmp_path_factory.mktemp("user"), "around"))
+    task_file.forget()
+    sys.modules.pop("field", None)
+    sys.path[:] = path
+
+
+@bad
+@given(place=PLACES, which=st.sampled_from(sorted(commands(Path(), Path(), ""))))
+def test_places(tmp_path_factory: pytest.TempPathFactory, mine: str, place: Place, which: str) -> None:
+    folder = tmp_path_factory.mktemp("places")
+    good = write_fake_run(folder / "good", tasks=("thin-2d",), n=2, steps=(1,))
+    at = place.make(folder)
+    words = commands(good, at, mine)[which]
+    with nothing_outside(folder, folder / "parent", folder / "merged"), bound_by_permissions():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = call(*words)
+        note = f"{which} {place}: {done.output[-300:]!r} {done.exception!r}"
+        assert done.exit_code in (0, 1, 2), note
+        assert isinstance(done.exception, SystemExit | None), note
+        lines = [line for line in done.stderr.splitlines() if line.startswith("flowlik: ")]
+        assert done.exit_code == 0 or len(lines) == 1, note
+    open_again(folder)
+    assert not list(folder.rglob(".flowlik-*")), which
+
+
+# --- plug-ins -------------------------------------------------------------------------------------------------
+
+GROUPS: dict[str, Callable[[], Any]] = {
+    "flowlik.tasks": all_tasks.__wrapped__,
+    "flowlik.suites": suites.files.__wrapped__,
+    "flowlik.figures": kinds.all_kinds.__wrapped__,
+    "flowlik.measures": lambda: plugins.load_plugins("flowlik.measures", (), measures.register),
+    "flowlik.estimators": lambda: plugins.load_plugins(
+        "flowlik.estimators", ("ode",), estimator_registry._admitted
+    ),
+}
+
+
+@bad
+@given(given_=PLUGINS, group=st.sampled_from(sorted(GROUPS)))
+def test_plugins(given_: list[tuple[str, str]], group: str) -> None:
+    points = [Point(name, act, group) for name, act in given_]
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        patch.setattr(plugins, "entry_points", lambda group: points)
+        found, message = attempt(GROUPS[group], ValueError)
+    lines = [message, *(str(one.message) for one in told)]
+    assert not any("\n" in line for line in lines), lines
+    names = [name for name, _ in given_]
+    if found is None:
+        assert "rename or uninstall one" in message
+        return
+    assert len(set(names)) == len(names)
+    left_out = [name for name in names if name not in found]
+    assert len(told) == len(left_out), (lines, names)
+
+
+@bad
+@given(act=st.sampled_from(sorted(ANSWERS)), items=st.integers(1, 5), batch=st.integers(1, 3))
+def test_estimators_that_misbehave(act: str, items: int, batch: int) -> None:
+    options = Options(n_items=items, batch_size=batch, rounds=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        row, arrays = run_cell(
+            Cell(task="gaussian-2d", model="closed-form", estimator=Misbehaving(act=act), options=options)
+        )
+    assert row["status"] in {"ok", *FAILED}
+    assert row["status"] == "ok" or "\n" not in row["reason"]
+    if row["status"] == "ok":
+        assert arrays["log_prob"].shape == (items,)
+        assert np.isfinite(arrays["log_prob"][arrays["valid"]]).all()
+        assert row["invalid_share"] == pytest.approx(1 - arrays["valid"].mean())
+    assert to_line(row)
 
 
 def test_as_many_inputs_as_promised() -> None:

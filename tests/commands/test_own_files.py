@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from own_files import TASK, write_task
 from typer.testing import CliRunner, Result
 
@@ -99,9 +100,26 @@ def test_the_example_of_the_page_runs_and_is_short(tmp_path: Path) -> None:
     assert "goes on with" in flowlik_("score", "mine.py", "--limit", "12", "--accuracy", "0.05").stderr
 
 
+LABELS = TASK.replace("models=", 'labels={"train": range(300), "test": range(99)}, models=')
 BAD = {
     "raises": ("1 / 0", r"mine\.py, line 1: ZeroDivisionError"),
-    "NaN": (TASK.replace("x[:300]", "x[:300] / 0"), "holds NaN or infinity"),
+    "no TASK": ("x = 1", r"mine\.py: no TASK in it; expected TASK = flowlik\.ArrayTask"),
+    "two": (TASK + "TASK = TASK", r"mine\.py: TASK is set 2 times \(lines 6 and 7\)"),
+    "NaN": (TASK.replace("x[:300]", "x[:300] / 0"), r"mine\.py, line 6: train: row 0 holds NaN or infinity"),
+    "type": (TASK.replace("x[300:]", "x[300:] > 0"), r"mine\.py, line 6: test: bool values, expected floats"),
+    "levels": (
+        TASK.replace("x = 2", "y = 2").replace("\nTASK", "\nx = torch.arange(800).view(400, 2)\nTASK"),
+        r"mine\.py, line 7: train: int64, which are levels: .* \(levels=256\)",
+    ),
+    "labels": (LABELS, r"mine\.py, line 6: labels of test: 99 of them for 100 rows"),
+    "GPU": (
+        TASK.replace("Field}", "lambda: Field().cuda()}"),
+        r"mine\.py.* model 'net': .*there is no such GPU here: .*map_location",
+    ),
+    "GPU on import": (
+        TASK + "torch.ones(1, device='cuda')",
+        r"mine\.py, line 7: .*there is no such GPU here",
+    ),
     "weights": (
         TASK.replace("Field}", "lambda: Field().load_state_dict({'w': x})}"),
         r"flowlik: mine\.py.*the weights do not fit",
@@ -113,14 +131,31 @@ BAD = {
 }
 
 
+def asked(command: str, file: str) -> tuple[str, ...]:
+    return {
+        "run": ("run", "-t", file, "--out", "out"),
+        "train": ("train", file, "direct-f2d2", "--out", "out"),
+        "check": ("check", file),
+    }.get(command, (command, file, "--out", "out"))
+
+
 @pytest.mark.parametrize("case", BAD)
-@pytest.mark.parametrize("command", ["run", "reference", "score"])
+@pytest.mark.parametrize("command", ["run", "reference", "score", "train", "check"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_bad_file_ends_with_status_2_and_nothing_written(tmp_path: Path, case: str, command: str) -> None:
     text, words = BAD[case]
     file = str(write_task(tmp_path / "user", f"cli-bad-{command}", text))
-    line = refused(*(("run", "-t") if command == "run" else (command,)), file, "--out", "out")
+    line = refused(*asked(command, file))
     assert re.search(words, line), line
-    assert not Path("out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["user"]
+
+
+@pytest.mark.parametrize("command", ["run", "reference", "score", "train", "check"])
+def test_a_file_that_is_not_there_ends_with_status_2_and_nothing_written(
+    tmp_path: Path, command: str
+) -> None:
+    assert re.search(r"nothere\.py: no such file; expected .* TASK", refused(*asked(command, "nothere.py")))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_command_has_not_for_a_file_it_says_in_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from flowlik.commands.options import (
     use_checkpoints,
     use_data,
 )
+from flowlik.commands.surroundings import need_room
 
 
 def train(
@@ -55,6 +56,7 @@ def train(
         use_data(data_dir)
         chosen = pick_device(device)
         folder = out or TRAINED
+        need_room(folder)
         if task.endswith(".py"):
             if ship or accumulate is not None:
                 raise ValueError(f"{task}: --ship and --accumulate are for the built-in tasks")
@@ -123,7 +125,8 @@ def reference(
         if ship and found.reference_folders:
             raise ValueError(f"--ship copies into the source tree, where {found.id} is none of the tasks")
         found.check([found.reference_model] if found.reference_model in found.models else [], chosen)
-    folder = out or (own_checkpoints() or Path("runs")) / FOLDER
+        folder = out or (own_checkpoints() or Path("runs")) / FOLDER
+        need_room(folder)
     try:
         path = make_reference(task, folder, device=chosen, limit=limit, stderr=stderr, progress=typer.echo)
         if ship:

@@ -21,6 +21,7 @@ from flowlik.commands.options import (
     use_checkpoints,
     use_data,
 )
+from flowlik.commands.surroundings import need_room
 
 if TYPE_CHECKING:
     from flowlik.checks.contract import ContractVerdict
@@ -174,6 +175,7 @@ def score(
         found = get_task(task)
         models = model or (found.models if task.endswith(".py") else [found.reference_model])
         folder = out or Path("runs/score") / found.id
+        need_room(folder)
         options = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)
         where = {"split": split, "limit": limit, "levels": levels, "device": chosen, "out": folder}
         try:

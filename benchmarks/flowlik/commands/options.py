@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +42,8 @@ RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.
 
 def fail(message: str, status: int = 2) -> typer.Exit:
     """Print one line to the error stream; the caller raises what comes back."""
-    typer.echo(f"flowlik: {message}", err=True)
+    with suppress(OSError):  # where standard error takes nothing, the status still says it
+        typer.echo(f"flowlik: {message}", err=True)
     return typer.Exit(status)
 
 
@@ -62,6 +63,8 @@ def bad_usage() -> Iterator[None]:
     except (StorageError, WorkerStartError) as error:
         raise fail(str(error), 1) from None
     except (ValueError, FileNotFoundError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's words, which flowlik.commands.surroundings puts into a line
         raise fail(" ".join(str(error).split())) from None
 
 

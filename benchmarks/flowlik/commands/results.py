@@ -208,14 +208,18 @@ def _writing(folder: Path) -> Iterator[None]:
     from flowlik.records.journal import storage
 
     with bad_usage():
+        if folder.is_file():
+            raise ValueError(f"{folder}: expected a run folder, into which to write, found a file")
         _need_records(folder)
         with storage(folder):
             yield
 
 
 def _need_records(folder: Path) -> None:
-    """Exit with status 2 where there are none; what killed commands left beside them is removed."""
+    """Exit with status 2 where there are none that can be read; what killed commands left beside them is removed."""
     from flowlik.records.reading import records_file
     from flowlik_models.files import remove_leftovers
 
-    remove_leftovers(records_file(folder).parent)
+    file = records_file(folder)
+    file.open("rb").close()  # an OSError names it
+    remove_leftovers(file.parent)

@@ -96,6 +96,8 @@ def read_suite(name: str) -> dict[str, Any]:
         suite = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a TOML file ({error})") from error
+    except RecursionError:
+        raise ValueError(f"{file}: expected a TOML file, nested less deeply") from None
     for key, value in suite.items():
         _known(file, key, tuple(_TOP))
         if not isinstance(value, _TOP[key]):

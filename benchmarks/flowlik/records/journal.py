@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flowlik_models.files import LockError, locked, locked_for_reading
+from flowlik_models.files import FULL, LockError, locked, locked_for_reading
 
 loads: Callable[[bytes], Any] = json.loads
 
@@ -32,7 +32,6 @@ PARTIAL_RESULTS = "pieces"
 """Folder of a run that holds the partial results of cells under way (`flowlik.evaluation.batching.partial_results`)."""
 
 CHUNK = 256
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StorageError(OSError):
@@ -49,13 +48,21 @@ def storage(path: Path) -> Iterator[None]:
     except LockError as error:
         raise StorageError(str(error)) from None
     except OSError as error:
-        if error.errno is None:
-            raise  # no disk said that: its words are ours already
-        if error.errno in _FULL:
+        if error.errno is None or _is_elsewhere(error, path):
+            raise  # no disk said that: its words are ours already; or it is of another place
+        if error.errno in FULL:
             cause = "the disk is full; what is recorded is safe: free some space and go on with --resume"
         else:
             cause = f"cannot be written ({error.strerror or error}); what is recorded is safe"
         raise StorageError(f"{path}: {cause}") from None
+
+
+def _is_elsewhere(error: OSError, path: Path) -> bool:
+    """Whether the file that was refused lies neither below the path nor on the way to it."""
+    if not isinstance(error.filename, str):
+        return False
+    refused = Path(error.filename)
+    return not (refused.is_relative_to(path) or path.is_relative_to(refused))
 
 
 def append(path: Path, line: bytes) -> int:
@@ -162,6 +169,8 @@ def _parsed(path: Path, lines: list[bytes]) -> Iterator[list[dict[str, Any]]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
+        # halves of characters, which no file of ours can hold, become question marks
+        row = json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

@@ -55,9 +55,10 @@ def records_file(path: str | Path) -> Path:
 
 def run_note(run_dir: Path) -> dict[str, Any]:
     """What `run.json` tells of a run (suite, argv, started, finished); empty where it cannot be read."""
+    file = run_dir / "run.json"
     try:
-        known = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

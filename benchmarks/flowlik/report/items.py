@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from flowlik.records.writing import read_arrays
 
 
 def items(run_dir: Path, cell_id: str) -> dict[str, NDArray[Any]]:
-    """Arrays kept beside a record (`items/<cell_id>.npz`); empty where they are missing or unreadable."""
+    """Arrays kept beside a record (`items/<cell_id>.npz`); empty where there are none, or with a warning where
+    they cannot be read."""
     path = run_dir / "items" / f"{cell_id}.npz"
-    if not cell_id or Path(cell_id).name != cell_id or not path.is_file():
+    if not cell_id or Path(cell_id).name != cell_id:
         return {}
     try:
-        return read_arrays(path)
-    except ValueError:
+        return read_arrays(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{' '.join(str(error).split())}; its items are left out", stacklevel=2)
         return {}
 
 

@@ -142,6 +142,7 @@ def distill_task(
             f"{task.name}: conditional models are not distilled: fix the label in the model's call"
         )
     taught = task.reference_model if task.reference_model in task.models else task.models[0]
+    task.check([taught], device)
     teacher, _ = task.load_model(taught, device)
     split = {
         name: whole(task.items(name, n).x).float() for name, n in (("train", TASK_ROWS), ("test", HELD_OUT))
@@ -354,9 +355,9 @@ class _Plan:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

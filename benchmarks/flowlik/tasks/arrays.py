@@ -47,7 +47,7 @@ TEACHER_SAMPLES = "teacher-samples"
 REFERENCES_VARIABLE = "FLOWLIK_REFERENCES"
 """Folders in which stored references of such tasks are looked for."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of files, which have 255 characters in all
 NOISE_KEY, LABELS_KEY = 33_161, 33_261
 IN_MEMORY = 1 << 26  # bytes of items that are made at once; more are made batch by batch
 TRUTH_ROWS = 4096
@@ -281,7 +281,7 @@ class ArrayTask(Task):
         try:
             built = built.to(device) if hasattr(built, "to") else built
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"{self.name}: model {model!r}: {said(error)}{_cure(error)}") from None
+            raise ValueError(f"{self.name}: model {model!r}: {said(error)}") from None
         return (built.eval() if hasattr(built, "eval") else built), name
 
     def own_model_hash(self, model: str) -> str:
@@ -309,7 +309,7 @@ class ArrayTask(Task):
             raise
         except Exception as error:
             place = self.name if self.source is None else where(error, self.source, self.name)
-            raise ValueError(f"{place}: model {model!r}: {said(error)}{_cure(error)}") from error
+            raise ValueError(f"{place}: model {model!r}: {said(error)}") from error
         self._check_built(model, built)
         if self.eps and not hasattr(built, "eps"):
             built.eps = self.eps
@@ -341,9 +341,7 @@ class ArrayTask(Task):
                         trial_call(built, x, ability, cond=cond)()
             except Exception as error:
                 place = self.name if self.source is None else where(error, self.source, self.name)
-                raise ValueError(
-                    f"{place}: model {model!r} on 2 test rows: {said(error)}{_cure(error)}"
-                ) from error
+                raise ValueError(f"{place}: model {model!r} on 2 test rows: {said(error)}") from error
 
 
 def _abilities(model: object) -> list[Ability]:
@@ -360,7 +358,9 @@ def _is_maker(given: Any) -> bool:
 
 def _check_name(what: str, name: Any) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(f"{what} {name!r}: expected letters, digits, dots, dashes and underscores")
+        raise ValueError(
+            f"{what} {name!r}: expected letters, digits, dots, dashes and underscores, at most 100"
+        )
 
 
 def _checked_models(models: Any) -> dict[str, Any]:
@@ -371,23 +371,6 @@ def _checked_models(models: Any) -> dict[str, Any]:
         if isinstance(given, str | Path) or given is None:
             raise ValueError(f"model {name!r}: {given!r}, expected a model or a function that returns it")
     return dict(models)
-
-
-_CURES = (
-    (
-        ("cuda", "no nvidia", "gpu"),
-        "there is no such GPU here: make it on the CPU (map_location='cpu'), --device moves it",
-    ),
-    (
-        ("size mismatch", "missing key", "unexpected key", "state_dict"),
-        "the weights do not fit the network: make it with the options that it was trained with",
-    ),
-)
-
-
-def _cure(error: BaseException) -> str:
-    text = str(error).lower()
-    return next((f"; {cure}" for words, cure in _CURES if any(word in text for word in words)), "")
 
 
 def _labels_of(labels: Any, found: Mapping[str, Rows]) -> dict[str, Tensor]:

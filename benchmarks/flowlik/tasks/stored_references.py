@@ -61,7 +61,7 @@ def read_stored(file: Path) -> Stored:
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
         expected = card["arrays_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: expected the card of a reference ({error})") from error
     arrays_file = file.with_suffix(".npz")
     if hashlib.sha256(arrays_file.read_bytes()).hexdigest() != expected:

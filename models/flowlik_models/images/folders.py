@@ -16,8 +16,12 @@ def data_root() -> Path | None:
 
 
 def cache_dir() -> Path:
-    """The folder for fits and unpacked files: ``$FLOWLIK_CACHE``, else ``flowlik`` in the user's cache folder."""
+    """The folder for fits and unpacked files: ``$FLOWLIK_CACHE``, else ``flowlik`` in the user's cache folder; where
+    there is no home folder, one in which nothing can be kept."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flowlik"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "flowlik"
+    except RuntimeError:
+        return Path(os.devnull) / "flowlik"

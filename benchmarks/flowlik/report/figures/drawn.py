@@ -55,7 +55,7 @@ def _noted(folder: Path) -> dict[str, str]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         noted = json.loads((folder / LIST).read_text(encoding="utf-8"))
         if isinstance(noted, dict):
             return noted

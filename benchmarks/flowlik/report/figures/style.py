@@ -48,9 +48,8 @@ MODEL_MARKERS: Final = ("", "P", "*", "p", "h")
 
 @contextmanager
 def paper() -> Iterator[None]:
-    """Draw in the paper's style; the caller's matplotlib settings come back afterwards."""
+    """Draw in the paper's style, whatever the caller's matplotlib settings, which come back afterwards."""
     settings: Any = {
-        **sns.axes_style("ticks"),
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
         "font.size": 8,
@@ -89,7 +88,9 @@ def paper() -> Iterator[None]:
         "axes.unicode_minus": True,
         "text.parse_math": False,
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**sns.axes_style("ticks"), **settings})
         yield
 
 

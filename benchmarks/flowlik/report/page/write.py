@@ -82,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     path = run_dir / "report.html"
-    write_atomically(path, page.encode())
+    write_atomically(path, page.encode(errors="backslashreplace"))
     return path
 
 
@@ -132,15 +132,16 @@ def _run(run_dir: Path, records: pd.DataFrame) -> dict[str, str]:
 
 def _environments(run_dir: Path) -> list[list[tuple[str, str]]]:
     """Every environment of the run as name and words, nested ones flattened, each once."""
+    file = run_dir / "environments.jsonl"
     try:
-        lines = (run_dir / "environments.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     except (OSError, UnicodeDecodeError):
         return []
     found: dict[str, list[tuple[str, str]]] = {}
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             found[str(row.get("env_id", line))] = list(_flat(row))

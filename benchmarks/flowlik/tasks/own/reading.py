@@ -79,7 +79,7 @@ def _found(path: Path, name: str) -> Path:
     path = path.expanduser()
     file = FILE.get()
     for place in (*([file.parent / path] if file else []), path):
-        if place.exists():
+        if place.is_file() or place.is_dir():  # no pipe, from which nothing may ever come
             return place.resolve()
     raise ValueError(
         f"{name}: {path}: no such file or folder; paths are those from the folder of the task's file, "
@@ -206,7 +206,7 @@ def _from_folder(folder: Path, name: str, labels: str | None) -> Rows:
     """Pictures of one size in a fixed shuffled order, (channels, height, width) uint8."""
     from PIL import Image
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
     if not files:
         raise ValueError(f"{name}: {folder.name}: no image in it ({', '.join(IMAGES)})")
     if labels not in (None, "folder"):

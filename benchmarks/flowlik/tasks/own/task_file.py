@@ -117,6 +117,8 @@ def _check_text(file: Path, name: str) -> None:
         raise ValueError(f"{name}, line {error.lineno}: no Python ({error.msg})") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: cannot be read ({error})") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{name}: cannot be read (nested too deeply)") from None
     lines = []
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -145,8 +147,21 @@ def where(error: BaseException, file: Path, name: str) -> str:
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it is no misuse."""
+    """What an error says, in one line, with its cure where that is known; its kind where it is no misuse."""
     text = " ".join(str(error).split())
-    if isinstance(error, ValueError) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if not (isinstance(error, ValueError) and text):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    cure = next((cure for words, cure in _CURES if any(word in text.lower() for word in words)), None)
+    return f"{text}; {cure}" if cure else text
+
+
+_CURES = (
+    (
+        ("cuda", "no nvidia", "gpu"),
+        "there is no such GPU here: make it on the CPU (map_location='cpu'), --device moves it",
+    ),
+    (
+        ("size mismatch", "missing key", "unexpected key", "state_dict"),
+        "the weights do not fit the network: make it with the options that it was trained with",
+    ),
+)
