@@ -35,6 +35,10 @@ from flowlik_models.training import trainer
 KILLS = size(1, 100)
 PAIRS = size(1, 20)
 FIGURES = ("bpd", "error", "scatter")
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["flowlik.cli", "flowlik_models.training.trainer", "flowlik.report.figures.kinds"]
+)
 SUITE = """
 [defaults]
 n_items = 16
@@ -53,10 +57,10 @@ def small_figures(*_: object) -> list[tuple[str, Figure]]:
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells in the commands' own process, small figures, states that are saved at every step, a tree of one's own."""
-    monkeypatch.setattr(registry, "EXECUTORS", {"serial": lambda setup, address: Inline(setup)})
-    monkeypatch.setattr(kinds, "_figures", small_figures)
-    monkeypatch.setattr(trainer, "_SAVE_EVERY", 0.0)
+    """What commands start from, and `prepared` for those in this process."""
+    for module, name in ((registry, "EXECUTORS"), (kinds, "_figures"), (trainer, "_SAVE_EVERY")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    prepared()
     task_file.forget()
     (tmp_path / "tree" / gallery.FIGURES).mkdir(parents=True)
     (tmp_path / "suite.toml").write_text(SUITE)
@@ -72,15 +76,25 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (published / "thin-2d--bpd.png").write_bytes(b"\x89PNG a picture")
 
 
+def prepared() -> None:
+    """Cells in the commands' own process, small figures, states that are saved at every step."""
+    registry.EXECUTORS = {"serial": lambda setup, address: Inline(setup)}
+    kinds._figures = small_figures  # type: ignore[assignment]
+    trainer._SAVE_EVERY = 0.0
+
+
+def run(words: tuple[str, ...], tree: Path) -> None:
+    """A command, prepared; `tree`: where a gallery writes."""
+    prepared()
+    gallery.need_tree = lambda: tree
+    done = CliRunner().invoke(app, [*words])
+    os._exit(done.exit_code if done.exception is None or isinstance(done.exception, SystemExit) else 99)
+
+
 def started(words: tuple[str, ...], tree: Path) -> multiprocessing.process.BaseProcess:
-    """A command in a process of its own, forked so that it has its libraries; `tree`: where a gallery writes."""
-
-    def run() -> None:
-        gallery.need_tree = lambda: tree
-        done = CliRunner().invoke(app, [*words])
-        os._exit(done.exit_code if done.exception is None or isinstance(done.exception, SystemExit) else 99)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
+    """A command in a process of its own, forked from one that has the libraries and has differentiated nothing yet:
+    of a process whose autograd has threads torch allows no fork."""
+    process = SERVER.Process(target=run, args=(words, tree))
     process.start()
     return process
 

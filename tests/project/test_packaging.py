@@ -47,7 +47,7 @@ def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile, package: 
     assert wanted <= set(wheel.namelist())
 
 
-@pytest.mark.parametrize("kind", ["references", "baselines"])
+@pytest.mark.parametrize("kind", ["references", "baselines", "records"])
 def test_wheel_carries_the_stored_results(wheel: zipfile.ZipFile, kind: str) -> None:
     wanted = {f"flowlik/_results/{kind}/{name}" for name in files_below(ROOT / "results" / kind)}
     assert wanted
