@@ -20,6 +20,7 @@ from flowlik.cells import Cell, Options
 from flowlik.cli import app
 from flowlik.commands.run import run_folder
 from flowlik.records.journal import StorageError
+from flowlik.report import gallery
 from flowlik.report.figures import kinds
 from flowlik.report.figures.kinds import draw_all
 from flowlik.report.page.write import write_report
@@ -115,7 +116,10 @@ def test_the_next_command_removes_what_a_killed_one_left(run: Path, command: str
     assert not list(run.rglob(".flowlik-*"))
 
 
-def test_a_gallery_of_a_run_without_figures_is_bad_usage_and_not_a_disks_fault(run: Path) -> None:
+def test_a_gallery_of_a_run_without_figures_is_bad_usage_and_not_a_disks_fault(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "need_tree", lambda: tmp_path)  # tests may run beside an installed package
     (run / "run.json").write_text(json.dumps({"suite": "quick", "finished": "2026-01-01T00:00:00Z"}))
     done = call("gallery", run)
     assert done.exit_code == 2
