@@ -122,6 +122,8 @@ class WorkerProcess:
             raise self._lost() from None
         except ForeignBytesError:
             raise WorkerGoneError("error", "the cell wrote into the pipe of its process") from None
+        except ValueError as error:
+            raise WorkerGoneError("error", str(error)) from None
         understood, content = answer
         if not understood:
             raise WorkerGoneError("error", content)
