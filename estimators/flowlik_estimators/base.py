@@ -23,7 +23,7 @@ from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
 from flowlik_estimators.model_checks.guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
-from flowlik_models.interfaces import ends_of
+from flowlik_models.interfaces import data_end_of, ends_of, source_of
 from flowlik_models.names import unknown
 from flowlik_models.numerics import random
 from flowlik_models.numerics.float32 import full_float32
@@ -117,10 +117,7 @@ class Estimator:
 
     def data_end(self, model: object) -> float:
         """The time at which the density is estimated, 1 - eps; without an eps a model's own clean end."""
-        if self.eps is None and (ends := ends_of(model)) is not None:
-            return float(ends.clean_end)
-        eps = getattr(model, "eps", 0.0) if self.eps is None else self.eps
-        return 1.0 - float(eps)
+        return data_end_of(model) if self.eps is None else 1.0 - float(self.eps)
 
     # --- what it does ---
 
@@ -338,7 +335,7 @@ class Estimator:
             data_end=self.data_end(model),
             counts=Counts(),
             first_time=0.0 if ends is None else float(ends.noisy_end),
-            law=None if ends is None else ends.source,
+            law=source_of(model),
         )
 
     def _checked(self, option: str, value: Any, hint: Any) -> Any:

@@ -36,7 +36,7 @@ from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run, mean_over_probes
 from flowlik_estimators.divergence import probes as laws
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import ends_of, lacks
+from flowlik_models.interfaces import ends_of, lacks, source_of
 from flowlik_models.numerics import random
 from flowlik_models.numerics.device_arrays import device_array
 from flowlik_models.numerics.standard_normal import LOG_2PI
@@ -105,7 +105,7 @@ class ELBO(Estimator):
         if why := lacks(model, "velocity"):
             return why
         ends = ends_of(model)
-        if ends is not None and ends.noisy_end == 0.0:
+        if ends is not None and ends.noisy_end == 0.0 and source_of(model) is not None:
             return "needs a field that starts from N(0, I) at t = 0; the model has another source there"
         if self.control == "gaussian" and (why := laws.refusal(None, None, "gaussian", None, model)):
             return f"{why}; control=none goes without"

@@ -8,14 +8,13 @@ Cost: one forward. Nothing ties the network to a density: whether its mass is 1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Estimate, Run
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import lacks
+from flowlik_models.interfaces import HasLogDensity, lacks
 
 
 @register("energy")
@@ -43,5 +42,5 @@ class Energy(Estimator):
             return f"eps={self.eps:g}: the model's density is that at eps={own:g} alone; leave eps out"
         return None
 
-    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+    def _log_prob(self, model: HasLogDensity, x: Tensor, run: Run) -> Estimate:
         return Estimate(log_prob=run.scalar(model.log_density(x, cond=run.cond), "log-density"))

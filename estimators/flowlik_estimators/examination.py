@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowlik_estimators.counting.networks import reachable
 from flowlik_estimators.integration.adams import adams_pec
 from flowlik_estimators.model_checks import examined
-from flowlik_models.interfaces import can, ends_of
+from flowlik_estimators.model_checks.answers import mapped
+from flowlik_models.interfaces import can, data_end_of, ends_of
 from flowlik_models.numerics import random
 from flowlik_models.numerics.float32 import full_float32
+from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
+from flowlik_models.numerics.streams import EXAMINATION_STREAMS
 
 ROWS = 64
-FORWARDS = 20
 HALFWAY, EARLIER = 0.5, 0.2
 """The times at which rows and derivatives are looked at."""
 
@@ -41,8 +42,8 @@ STEPS = (1e-2, 1e-3)
 SOLVE = 6
 """Steps of the solve from the data to the latents, of one evaluation each and one more."""
 
-NEAR_DATA = 0.05
-"""What is resolved near the data, where the solve begins."""
+NEAR_DATA, NEAR_NOISE = 0.05, 0.5
+"""What is resolved near the data, where the solve begins, and near the noise."""
 
 LATEST_START = 0.05
 """Of a field that begins later than this the slope there is not that at t = 0."""
@@ -102,19 +103,17 @@ def examine(model: Any, x: Tensor, cond: Any = None, levels: int | None = None) 
     """
     rows = min(len(x), ROWS)
     x = x[:rows].detach().clone()
-    condition = cond if cond is None else _rows_of(cond, rows)
+    condition = mapped(cond, lambda value: value[:rows])
     ask = _asked(model, condition)
     if ask is None or rows == 0 or (cond is None and getattr(model, "conditional", False)):
         return []
     with torch.inference_mode(False), torch.no_grad(), _evaluating(model) as training:
         try:
-            look = _Look(model, ask, x, cond is not None, levels)
+            look = _Look(model, ask, x, cond is not None, levels, training)
         except ValueError as error:  # ends that are said in part only, or are no times in order
             said = ", ".join(f"{name} = {getattr(model, name, None)}" for name in ("noisy_end", "clean_end"))
             likely = "a part of noisy_end, clean_end and source that was forgotten"
             return [Finding("source", f"{error} ({said})", likely)]
-        if training:
-            look.modes = training
         with examined.tables_asked(model) as asked:
             found = look.findings()
         if cond is None and not any(each.name in ("error", "condition") for each in found):
@@ -151,18 +150,26 @@ class _Found(Exception):  # noqa: N818 - a finding on the way
 
 
 class _Look:
-    def __init__(self, model: Any, ask: Ask, x: Tensor, conditioned: bool, levels: int | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ask: Ask,
+        x: Tensor,
+        conditioned: bool,
+        levels: int | None,
+        training: list[nn.Module],
+    ) -> None:
         self.model, self.ask, self.x = model, ask, x
         self.conditioned, self.levels = conditioned, levels
         self.is_field = can(model, "velocity")
         self.has_times = self.is_field or can(model, "flow map") or can(model, "joint flow map")
         self.ends = ends = ends_of(model)
         self.start = 0.0 if ends is None else float(ends.noisy_end)
-        self.end = 1.0 - float(getattr(model, "eps", 0.0)) if ends is None else float(ends.clean_end)
-        self.modes: list[tuple[nn.Module, bool]] = []
+        self.end = data_end_of(model)
+        self.training = training
         items = torch.arange(len(x))
         draw = partial(random.gaussian, 0, items, tuple(x.shape[1:]), dtype=x.dtype, device=x.device)
-        self.noise, self.direction, self.other = (draw(stream=stream) for stream in (901, 902, 903))
+        self.noise, self.direction, self.other = (draw(stream=stream) for stream in EXAMINATION_STREAMS)
         self.y = HALFWAY * (x + self.noise)
 
     def findings(self) -> list[Finding]:
@@ -302,17 +309,17 @@ class _Look:
         return _finding("discrete steps", examined.of_times(values, self.ends is not None))
 
     def _mode(self) -> list[Finding]:
-        if not self.modes:
+        if not self.training:
             return []
-        buffers = [(b, b.clone()) for module, _ in self.modes for b in module.buffers(recurse=False)]
+        buffers = [(b, b.clone()) for module in self.training for b in module.buffers(recurse=False)]
         devices = [self.x.device] if self.x.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            for module, flag in self.modes:
-                module.training = flag
+            for module in self.training:
+                module.training = True
             try:
                 gap = _apart(self.ask(self.y, HALFWAY), self.value)
             finally:
-                for module, _ in self.modes:
+                for module in self.training:
                     module.training = False
                 for buffer, before in buffers:
                     buffer.copy_(before)
@@ -394,7 +401,7 @@ def _slip(
     if slope > spread - 1 + ABOVE_OPTIMAL_TRANSPORT:
         return "time turned round (t = 0 is its data), or another prediction than the velocity"
     for share, error in (halfway, early):
-        if independent and abs(share - 1) > max(SHARE, SIGMAS * error):
+        if share and independent and abs(share - 1) > max(SHARE, SIGMAS * error):
             return f"a factor of about {1 / share:.2g}, or time or data scaled otherwise than in training"
     if not independent and halfway[0] + SIGMAS * halfway[1] < SMALLEST_SHARE:
         return f"a factor of about {-slope:.2g} on the velocity"
@@ -404,10 +411,9 @@ def _slip(
 
 
 def _grid(start: float, end: float) -> Tensor:
-    """Times from ``start`` to ``end``, uniform in log((t + 1/2)/(1 - t + NEAR_DATA)): stiff near the data."""
-    first, last = (math.log((t + 0.5) / (1 - t + NEAR_DATA)) for t in (start, end))
-    ratio = torch.linspace(first, last, SOLVE + 1, dtype=torch.float64).exp()
-    times = (ratio * (1 + NEAR_DATA) - 0.5) / (1 + ratio)
+    """Times from ``start`` to ``end``, equal steps of a time that is slow near the data."""
+    slow = ReparametrisedTime(NEAR_DATA, NEAR_NOISE)
+    times: Tensor = slow.time(torch.linspace(slow.at(start), slow.at(end), SOLVE + 1, dtype=torch.float64))
     times[0], times[-1] = start, end
     return times
 
@@ -424,20 +430,14 @@ def _apart(value: Tensor, other: Tensor) -> float:
     return _rms(value.double() - other.double()) / max(_rms(other), 1e-12)
 
 
-def _rows_of(cond: Any, rows: int) -> Any:
-    return {name: value[:rows] for name, value in cond.items()} if isinstance(cond, dict) else cond[:rows]
-
-
 @contextmanager
-def _evaluating(model: Any) -> Iterator[list[tuple[nn.Module, bool]]]:
+def _evaluating(model: Any) -> Iterator[list[nn.Module]]:
     """All modules in eval mode; yields those in training mode, which they are in again afterwards."""
-    parts = [model, *reachable(model).parts]
-    modules = {id(m): m for part in parts if isinstance(part, nn.Module) for m in part.modules()}
-    training = [(module, True) for module in modules.values() if module.training]
-    for module, _ in training:
+    training = [module for module in examined.modules_of(model) if module.training]
+    for module in training:
         module.training = False
     try:
         yield training
     finally:
-        for module, flag in training:
-            module.training = flag
+        for module in training:
+            module.training = True

@@ -19,7 +19,7 @@ from torch import Tensor
 from flowlik_estimators.call import Run, Samples
 from flowlik_estimators.f2d2 import F2D2
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import ends_of
+from flowlik_models.interfaces import source_of
 from flowlik_models.numerics import random
 from flowlik_models.numerics.streams import DIRECTION_STREAM
 
@@ -46,7 +46,7 @@ class SelfGuidance(F2D2):
 
     def supports(self, model: object) -> str | None:
         """Needs a joint map that starts from N(0, I), whose gradient the updates take."""
-        own = ends_of(model) is not None
+        own = source_of(model) is not None
         return super().supports(model) or ("needs a model that starts from N(0, I) at t = 0" if own else None)
 
     def _check(self) -> None:

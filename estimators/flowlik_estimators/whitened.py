@@ -30,7 +30,7 @@ from flowlik_estimators.ode import ODE
 from flowlik_estimators.registry import register
 from flowlik_models.interfaces import CAPABILITIES, Moments, velocity_and_divergence
 from flowlik_models.moments import moments as moment_files
-from flowlik_models.numerics.device_arrays import device_array
+from flowlik_models.numerics.device_arrays import device_array, variances
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 
 Derivative = Literal["own", "data", "residual"]
@@ -99,15 +99,16 @@ class WhitenedODE(ODEOptions):
         return replace(samples, x=x, log_prob=samples.log_prob - field.log_volume(t))
 
     def _field(self, model: Any, run: Run) -> ResidualField:
-        variances = _variances(model.moments, self.floor, run.device)
+        least = self.floor or 0.0
+        values = variances(model.moments, run.device).clamp(min=least)
         time = None
         if self.clock == "stretched":
-            smallest = float(_variances(model.moments, self.floor, torch.device("cpu")).min())
+            smallest = max(float(variances(model.moments, torch.device("cpu")).min()), least)
             time = SolverTime(smallest**0.5, run.data_end, run.noise_end)
         derivative: Derivative = "residual" if self.control == "gaussian" else "data"
         if run.differentiable:
             derivative = "own"
-        return ResidualField(model, run, variances, time, derivative)
+        return ResidualField(model, run, values, time, derivative)
 
     def _ode(self) -> ODE:
         """The estimator that solves the residual field, which has taken off the Gaussian itself."""
@@ -282,14 +283,6 @@ class _Space:
         parts = [(z @ self.vectors) * g for (z, _), g in zip(terms, along, strict=True)]
         combined = torch.stack(parts).sum(0) @ self.vectors.T
         return combined + sum(z * f[:, -1:] for z, f in terms) if self.rest else combined
-
-
-def _variances(moments: Moments, floor: float | None, device: torch.device) -> Tensor:
-    """Eigenvalues and, if any, that of the rest, (k,) or (k + 1,) float64, none below the floor."""
-    values = device_array(moments.eigenvalues, torch.float64, device)
-    if moments.rest is not None:
-        values = torch.cat([values, values.new_full((1,), moments.rest)])
-    return values.clamp(min=floor or 0.0)
 
 
 def _with_derivative_of(value: Tensor, other: Tensor) -> Tensor:

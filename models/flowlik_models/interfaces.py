@@ -216,6 +216,20 @@ def ends_of(model: Any) -> HasSource | None:
     return None if plain else owner
 
 
+def source_of(model: Any) -> Source | None:
+    """The law that a model starts from; None where that is N(0, I) at t = 0, wherever its clean end is."""
+    ends = ends_of(model)
+    if ends is None or (ends.noisy_end == 0.0 and isinstance(ends.source, StandardNormal)):
+        return None
+    return ends.source
+
+
+def data_end_of(model: Any) -> float:
+    """The time of a model's data: its clean end, or 1 - eps of a model without ends of its own."""
+    ends = ends_of(model)
+    return 1.0 - float(getattr(model, "eps", 0.0)) if ends is None else float(ends.clean_end)
+
+
 Ability = Literal[
     "velocity",
     "divergence",

@@ -229,13 +229,11 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
     for path in (file.parent / "snapshots").glob(f"{model}-*.safetensors"):
         if not path.stem.removeprefix(f"{model}-").isdigit():  # of a model whose name begins alike
             continue
+        check_origin(path, {}, task=task, model=model)
         try:
             with safe_open(path, "pt") as content:
                 told = content.metadata() or {}
-            check_origin(path, {}, task=task, model=model)
             kept.append(Snapshot(int(told["step"]), float(told["cpu_seconds"]), path))
-        except CheckpointError:
-            raise
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: expected a snapshot with its step and cpu_seconds ({error})"

@@ -17,6 +17,7 @@ from flowlik_estimators.call import Estimate
 from flowlik_models.adapters.wrap import wrap
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.interfaces import source_of
 from flowlik_models.moments.moments import estimate
 
 
@@ -176,3 +177,16 @@ def test_what_it_cannot_work_with_is_refused_with_the_cure() -> None:
 def test_options_that_do_not_go_together_are_named(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         get("elbo", **options)
+
+
+def test_a_field_with_a_clean_end_alone_starts_from_noise_like_any_other() -> None:
+    exact = closed_form("gmm-2d")
+    model = wrap(exact.velocity, (2,), predicts="velocity", path=(lambda u: u, lambda u: 1 - u, (0.0, 0.99)))
+    assert source_of(model) is None
+    x = exact.sample(400, generator=torch.Generator().manual_seed(5), t=0.99) / 0.99
+    truth = exact.log_prob((0.99 * x).double(), 0.99) + 2 * math.log(0.99)
+    found = get("elbo", draws=512, control="none").log_prob(model, x)
+    assert found.status == "ok"
+    error = found.log_prob - truth
+    assert abs(float(error.mean())) < 4 * float(error.std()) / 20
+    assert get("self-guidance").supports(model) == get("f2d2").supports(model)  # no map, and nothing else

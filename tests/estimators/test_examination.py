@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
 from flowlik_estimators import Finding, examine
 from flowlik_models.checkpoints import CheckpointError
+from flowlik_models.closed_forms.gaussian import Gaussian
 
 TASKS = ("gaussian-2d", "gmm-2d", "gmm-64d", "checkerboard-2d", "thin-2d", "digits", "digits-gmm")
 NETWORKS = [
@@ -259,3 +261,40 @@ def test_conditions_are_handed_on() -> None:
     assert examine(Field(velocity), x, cond=torch.ones(64)) == []
     assert examine(Field(velocity), x, cond={"shift": torch.ones(64)}) == []
     assert [finding.name for finding in examine(Field(velocity), x, cond=-torch.ones(64))] == ["path"]
+
+
+def test_conditions_of_any_mapping_are_sliced() -> None:
+    class Labelled(torch.nn.Module):
+        event_shape = (2,)
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: dict[str, Tensor]) -> Tensor:
+            return cond["mean"] - x
+
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    named = MappingProxyType({"mean": torch.zeros(100, 1)})
+    assert [f.name for f in examine(Labelled(), x, named)] == [
+        f.name for f in examine(Labelled(), x, dict(named))
+    ]
+
+
+def test_of_several_tables_the_first_is_named() -> None:
+    class Tables(torch.nn.Module):
+        event_shape = (2,)
+
+        def __init__(self, *sizes: int) -> None:
+            super().__init__()
+            self.tables = torch.nn.ModuleList(torch.nn.Embedding(size, 2) for size in sizes)
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            return -x
+
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    for sizes in ((3, 7, 11), (11, 7, 3)) * 5:
+        (found,) = (each for each in examine(Tables(*sizes), x) if each.name == "condition")
+        assert f"a table of {sizes[0]} classes" in found.text
+
+
+def test_a_field_that_vanishes_at_a_time_that_is_asked_is_right() -> None:
+    for scale in (1.0, 2.0):  # nought at t = 0.5, and at t = 0.2
+        exact = Gaussian(torch.zeros(2), scale**2 * torch.eye(2))
+        assert examine(exact, exact.sample(64, generator=torch.Generator().manual_seed(0))) == []

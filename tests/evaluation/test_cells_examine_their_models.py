@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import flowlik
 from flowlik.cells import Cell, Options
 from flowlik.evaluation import examination
 from flowlik.evaluation.evaluate_cell import run_prepared
@@ -58,6 +59,27 @@ def test_findings_stand_in_extra_and_beside_the_reason_and_the_model_is_examined
     assert row["extra"]["examination"] == [finding]
 
     assert 0 < calls - (wrong.calls - calls) <= 20
+
+
+def test_a_conditional_model_is_examined_with_its_conditions() -> None:
+    class Labelled(torch.nn.Module):
+        event_shape = (2,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.means = torch.nn.Embedding(3, 2)
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor) -> Tensor:
+            return 0.1 * self.means(cond) - x
+
+    x = torch.randn(80, 2, generator=torch.Generator().manual_seed(0))
+    labels = {split: torch.arange(80) % 3 for split in ("train", "test")}
+    task = flowlik.ArrayTask(id="labelled", train=x, test=x, labels=labels, models={"net": Labelled})
+    items = task.items("test", 64)
+    cell = replace(
+        prepared(), model=task.load_model("net", "cpu")[0], model_hash="labelled", items=items, task=task
+    )
+    assert not [words for words in examination.findings(cell) if "condition" in words or "raised" in words]
 
 
 def test_examining_leaves_the_random_state_and_failing_cells_their_reason(

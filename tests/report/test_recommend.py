@@ -58,7 +58,7 @@ def test_a_cheaper_method_is_named_only_where_no_interval_tells_it_apart(frame: 
 
 def test_intervals_are_compared_as_a_difference_of_means() -> None:
     def choice(mae: float, half: float) -> Choice:
-        words = dict.fromkeys(("label", "model", "estimator", "cell_id", "note"), "")
+        words = dict.fromkeys(("label", "model", "estimator", "note"), "")
         numbers = dict.fromkeys(("bias", "nfe", "work", "cost"), 1.0)
         return Choice(**words, **numbers, mae=mae, mae_lo=mae - half, mae_hi=mae + half, warnings=())
 

@@ -24,6 +24,7 @@ from flowlik.scoring import distill as module
 from flowlik.scoring.distill import distill, load_student
 from flowlik.tasks.own import task_file
 from flowlik_estimators import get
+from flowlik_models import checkpoints
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.distillation import OBJECTIVES, Teacher, recipe_of, solved_pool
@@ -203,6 +204,36 @@ def test_what_was_interrupted_goes_on_and_what_is_finished_is_read(
     monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained again"))
     again = trained(steps=8, out=tmp_path / "cut")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_training_of_another_teacher_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = closed_form("thin-2d")
+    x = other.sample(2000, generator=torch.Generator().manual_seed(0))
+    alone = trained(x, other, steps=8, out=tmp_path / "alone")
+    with monkeypatch.context() as patch:  # in its judgement, when all is trained
+        patch.setattr(module, "judged", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(steps=8, out=tmp_path / "both")
+    second = trained(x, other, steps=8, out=tmp_path / "both")
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), second.parameters(), strict=True))
+    assert second.card["accuracy"] == alone.card["accuracy"]
+
+
+def test_a_card_without_its_weights_is_no_finished_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = closed_form("thin-2d")
+    x = other.sample(2000, generator=torch.Generator().manual_seed(0))
+    alone = trained(x, other, steps=8, out=tmp_path / "alone")
+    trained(steps=8, out=tmp_path / "both")
+    with monkeypatch.context() as patch:  # between the card and the weights
+        patch.setattr(checkpoints, "save_tensors", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(x, other, steps=8, out=tmp_path / "both")
+    second = trained(x, other, steps=8, out=tmp_path / "both")
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), second.parameters(), strict=True))
 
 
 def test_minutes_decide_trajectories_and_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

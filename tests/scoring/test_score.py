@@ -204,6 +204,25 @@ def test_findings_of_the_examination_stand_in_the_line_and_change_no_number() ->
     assert "examination" not in str(flowlik.score(model, x))
 
 
+def test_a_round_that_goes_on_has_the_probes_and_rows_that_it_began_with(tmp_path: Path) -> None:
+    """Interrupted after every few calls, whichever round it is in: the same values, in the same table."""
+    plain = Normal(24, scale=6.0)
+    options: dict[str, Any] = {"accuracy": 0.0015, "seed": 3}
+    COUNTER["left"] = 0
+    flowlik.score(plain, plain.data(300), out=tmp_path / "whole.npz", **options)
+    calls = -COUNTER["left"]
+    for left in range(40, calls, max(1, (calls - 40) // 6)):
+        COUNTER["left"] = left
+        with pytest.raises(KeyboardInterrupt):
+            flowlik.score(plain, plain.data(300), out=tmp_path / f"{left}.npz", **options)
+        COUNTER["left"] = 0
+        flowlik.score(plain, plain.data(300), out=tmp_path / f"{left}.npz", **options)
+        with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / f"{left}.npz") as resumed:
+            assert len(whole["probes"]) > 2
+            for name in ("probes", "log_prob", "forwards"):
+                np.testing.assert_array_equal(resumed[name], whole[name])
+
+
 def test_an_interrupted_score_goes_on_and_says_what_it_is_of(tmp_path: Path) -> None:
     file, lines = tmp_path / "net.npz", list[str]()
     plain = Normal(40)

@@ -133,7 +133,7 @@ def _evaluate_estimator(
     if not (valid & np.isfinite(log_prob)).any():
         raise DivergedError(out.reason or "no item got a finite value")
     row["reason"] = "; ".join(filter(None, (reference.note, out.reason, halved))) or None
-    if cell.estimator.family == "bound" and reference.ref_id.split("-rk4")[0] == cell.model:
+    if cell.estimator.family == "bound" and cell.model == prepared.task.reference_model:
         row["extra"] |= bound_gap(*_first_draw(prepared, log_prob, valid, stderr))
     _add_own_measures(prepared, row, log_prob, valid)
     _add_density(prepared, row, arrays, log_prob)

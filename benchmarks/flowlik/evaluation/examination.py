@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flowlik.evaluation.batching.batches import on_device
+from flowlik.evaluation.batching.batches import conditions_on_device, on_device
 from flowlik.evaluation.prepare import Prepared
 from flowlik.tasks.points import whole
 from flowlik_estimators.examination import ROWS, examine
@@ -30,10 +30,12 @@ def findings(prepared: Prepared) -> list[str]:
 
 def _examined(prepared: Prepared) -> list[str]:
     assert prepared.items is not None
-    x = on_device(prepared.cell, whole(prepared.items.x[: min(ROWS, prepared.items.n)]))
+    rows = slice(min(ROWS, prepared.items.n))
+    x = on_device(prepared.cell, whole(prepared.items.x[rows]))
+    cond = conditions_on_device(prepared.cell, prepared.items.cond, rows)
     generator = torch.get_rng_state()
     try:
-        return [str(finding) for finding in examine(prepared.model, x)]
+        return [str(finding) for finding in examine(prepared.model, x, cond)]
     except Exception:  # a model that cannot be examined at all fails in its cells, with its own reason
         return []
     finally:

@@ -56,7 +56,7 @@ def teacher_samples(task: Task, model: Any, n: int, parts: Path, progress: Say) 
         if not file.exists():
             generator = torch.Generator().manual_seed(SAMPLES_SEED)
             cond = task.sample_conditions("teacher-samples", ids)
-            cond = None if cond is None else cond.to(device_of(stand_in.of(model)))
+            cond = None if cond is None else cond.to(device_of(stand_in.found(model)))
             out = estimator.sample(model, len(ids), cond=cond, generator=generator, items=ids, log_prob=False)
             if not bool(out.valid.all()):
                 raise ValueError(

@@ -45,9 +45,13 @@ class Choice:
     nfe: float
     work: float
     cost: float
-    cell_id: str
     warnings: tuple[str, ...]
     note: str
+
+    @property
+    def field_only(self) -> bool:
+        """Whether it asks for nothing but a velocity field."""
+        return self.estimator.partition("[")[0] in FIELD_ONLY
 
     def told_apart_from(self, other: Choice) -> bool:
         """Whether the two intervals of the mean |error| leave no doubt which is the smaller one.
@@ -90,9 +94,7 @@ class Advice:
         found = [f"{self.task}, {labels.split_title(self.split)}, {at}"]
         if self.best is None:
             return [*found, "  no method of these records fits this budget"]
-        found.append(f"  with a network trained for it: {self.best}")
-        if self.best.estimator.partition("[")[0] in FIELD_ONLY:
-            found[-1] = f"  best: {self.best}"
+        found.append(f"  {'best' if self.best.field_only else 'with a network trained for it'}: {self.best}")
         if self.cheaper is not None:
             found.append(f"  not told apart from it and cheaper: {self.cheaper}")
         if self.field_only is not None and self.field_only != self.best:
@@ -171,9 +173,8 @@ def recommend(
         raise ValueError(unknown(f"split of {task}", at, valid))
     rows = of_task[of_task["split"] == at]
     controls = rows[rows["method"] == "control"].sort_values("bpd_mae_all", kind="stable")
-    controls = (
-        controls if rows["spearman"].notna().any() else controls[:0]
-    )  # a constant is right by construction
+    if rows["spearman"].isna().all():  # the truth is constant, and a constant right by construction
+        controls = controls[:0]
     within = usable_by_a_network(rows)
     within = within[within[column] <= budget] if math.isfinite(budget) else within
     choices = [
@@ -181,7 +182,6 @@ def recommend(
     ]
     best = choices[0] if choices else None
     cheaper = [c for c in choices[1:] if best and not c.told_apart_from(best) and c.cost < 0.99 * best.cost]
-    plain = [c for c in choices if c.estimator.partition("[")[0] in FIELD_ONLY]
     return Advice(
         task=task,
         split=at,
@@ -191,7 +191,7 @@ def recommend(
         control_name=str(controls["estimator"].iloc[0]) if len(controls) else "",
         best=best,
         cheaper=min(cheaper, key=lambda choice: choice.cost, default=None),
-        field_only=plain[0] if plain else None,
+        field_only=next((choice for choice in choices if choice.field_only), None),
     )
 
 
@@ -231,7 +231,6 @@ def _choice(row: dict[str, Any], column: str) -> Choice:
         nfe=row["nfe_mean"],
         work=row["work"],
         cost=row[column],
-        cell_id=row["cell_id"],
         warnings=tuple(_warnings(row)),
         note=row["reason"],
     )

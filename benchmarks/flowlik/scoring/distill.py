@@ -32,6 +32,7 @@ from flowlik_models.distillation import (
     Rows,
     Teacher,
     TeacherSource,
+    moments_of,
     recipe_of,
     sized,
     solved_pool,
@@ -41,6 +42,7 @@ from flowlik_models.files import write_atomically
 from flowlik_models.images.pixels import continuous
 from flowlik_models.interfaces import can
 from flowlik_models.names import unknown
+from flowlik_models.numerics.float32 import full_float32
 from flowlik_models.objectives.calibration import only_the_head
 from flowlik_models.recipes.recipe import Recipe
 from flowlik_models.training.trainer import Progress, fit, pace
@@ -144,13 +146,10 @@ def distill_task(
     taught = task.reference_model if task.reference_model in task.models else task.models[0]
     task.check([taught], device)
     teacher, _ = task.load_model(taught, device)
-    split = {
-        name: whole(task.items(name, n).x).float() for name, n in (("train", TASK_ROWS), ("test", HELD_OUT))
-    }
-    held = split["test"]
-    train = split["train"] if task.levels is None else ((split["train"] + 1) * task.levels / 2).floor().long()
+    held = whole(task.items("test", HELD_OUT).x).float()
+    train = task.raw("train", TASK_ROWS)
     objective, path = objectives[model], out / task.id / f"{model}.safetensors"
-    rows = Rows(train, task.levels)
+    rows = Rows(train.float() if task.levels is None else train, task.levels)
     start = None
     if objective == "calibration":
         start = load_student(path.with_name("direct-f2d2.safetensors"), teacher)
@@ -223,16 +222,22 @@ class _Work:
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
 
+    @full_float32()
     def student(self, path: Path, task: str) -> Any:
         """The student, trained or read from ``path``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             example = self.rows.draw(min(len(self.rows.x), 50_000), torch.Generator().manual_seed(self.seed))
+            moments = None
             if self.network is None:
-                self.recipe = sized(self.recipe, example)
-            student = student_of(self.teacher, example, self.recipe, self.network).to(self.device)
+                moments = moments_of(example)
+                self.recipe = sized(self.recipe, tuple(example.shape[1:]), moments)
+            student = student_of(self.teacher, example, self.recipe, self.network, moments).to(self.device)
             key = self._key(student)
-            if not (self.resume and _card(path).get("key") == key):
+            unfinished = path.with_suffix(
+                ".state.safetensors"
+            ).is_file()  # removed when both its files are written
+            if unfinished or not (self.resume and _card(path).get("key") == key):
                 self._train(student, path, {"task": task, "model": NAMES[self.objective], "key": key})
             tensors, card = read_checkpoint(path)
         fill(student, tensors, path)

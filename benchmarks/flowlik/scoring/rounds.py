@@ -54,6 +54,11 @@ class Table:
                 for name, array in self.arrays.items()
             }
 
+    def before(self, number: int) -> Table:
+        """The rounds before one, by which it is planned: the same where it was interrupted and goes on."""
+        arrays = {name: array[:number] for name, array in self.arrays.items()}
+        return Table(self.rows, {**arrays, "probes": self.probes[:number]})
+
     def put(self, number: int, which: NDArray[np.int64], values: Values) -> None:
         """Note the values of some rows."""
         for name in self.arrays:
@@ -171,24 +176,28 @@ class Rounds:
     @property
     def noise(self) -> Noise:
         """The probes' noise, as far as the rounds tell it."""
-        return noise(self.table, self.plan, self.subject.dim * math.log(2.0))
+        return self._noise(self.table)
+
+    def _noise(self, table: Table) -> Noise:
+        return noise(table, self.plan, self.subject.dim * math.log(2.0))
 
     def _next(self, number: int) -> tuple[Estimator, NDArray[np.int64]] | None:
         """Estimator and rows of one more round; None: there is none."""
         plan, wish, n = self.plan, self.wish, self.subject.items.n
-        if not plan.probes or wish.accuracy is None or self._spent():
+        table = self.table.before(number)
+        if not plan.probes or wish.accuracy is None or self._spent(table):
             return None
         order = np.random.default_rng([self.subject.seed, number]).permutation(n)
         if plan.probes == 1 and number == 1 + bool(plan.known) and n > 1:
             return plan.estimator, np.sort(order[: max(PAIRED, n // PAIRED_SHARE)])
-        found = self.noise
-        if self.error.stated <= wish.accuracy:
+        found = self._noise(table)
+        if stated(found, plan).stated <= wish.accuracy:
             return None
         left = wish.accuracy - abs(plan.bias) - plan.rest
         if left <= plan.bar or found.variance == 0.0:
             return None
         aim = (left**2 - plan.bar**2) / found.quantile**2 / found.variance
-        probes, counts = plan.probes, self.table.counts
+        probes, counts = plan.probes, table.counts
         gain = (1.0 / np.maximum(counts, 1) - 1.0 / (counts + probes))[counts > 0].mean() / n**2
         wanted = math.ceil(SPARE * (found.per_variance - aim) / gain)
         if wanted <= n:
@@ -199,11 +208,11 @@ class Rounds:
             return None
         return replace(plan.estimator, probes=max(probes, more)), np.arange(n)  # type: ignore[call-arg]
 
-    def _spent(self) -> bool:
+    def _spent(self, table: Table) -> bool:
         """Whether a further round would take an item beyond the budget."""
         if self.wish.budget is None:
             return False
-        work = self.table.arrays["forwards"] + self.table.arrays["products"]
+        work = table.arrays["forwards"] + table.arrays["products"]
         used, once = np.nansum(work, axis=0).max(), np.nanmax(work[-1])
         return bool(used + once > self.wish.budget)
 
@@ -218,6 +227,7 @@ class Rounds:
                 done += len(part)
                 if done == len(which) or time.monotonic() - last > STORE_EVERY:
                     self.say(f"{estimator.label}: {done} of {len(which)} items")
+                if done < len(which) and time.monotonic() - last > STORE_EVERY:
                     self.store(self.table.stored())
                     last = time.monotonic()
         finally:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from torch import Tensor
 
 import flowlik
 from flowlik.evaluation.models import load
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
+from flowlik.measures.importance_weighted import FEW_WEIGHTS, cell_masses
 from flowlik.scoring.evaluating import Subject
 from flowlik.scoring.kept import BPD, Kept
 from flowlik.scoring.pilot import Wish, plan
@@ -28,6 +28,8 @@ from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task
 from flowlik_estimators import examine
+from flowlik_estimators.model_checks import stand_in
+from flowlik_estimators.model_checks.guards import device_of
 from flowlik_models.interfaces import can
 from flowlik_models.moments.moments import attach
 
@@ -123,7 +125,7 @@ def score(
         items=items,
         dim=task.dim,
         levels=levels,
-        device=_device_of(model),
+        device=device_of(stand_in.found(model)),
         dtype=torch.float32,
         seed=seed,
     )
@@ -266,9 +268,8 @@ def _weighted(draws: Array) -> tuple[Array, int]:
     """Log of the mean over draws (draws, n), and how many items rest on fewer than two of them."""
     if len(draws) == 1:
         return draws[0], 0
-    total = logsumexp(draws, axis=0)
-    effective = np.exp(2.0 * total - logsumexp(2.0 * draws, axis=0))
-    return total - math.log(len(draws)), int((effective < 2.0).sum())
+    cells = cell_masses(draws, volume=0.0)
+    return cells.log_mass, int((cells.draws < FEW_WEIGHTS).sum())
 
 
 def _shortfall(rounds: Rounds, error: EstimatorError) -> str:
@@ -285,9 +286,3 @@ def _shortfall(rounds: Rounds, error: EstimatorError) -> str:
     else:
         cure = "more steps do not help; does the network round its time? `flowlik check` says more"
     return f"accuracy {wish.accuracy:g} not reached ({error.stated:.2g}): {cure}"
-
-
-def _device_of(model: Any) -> torch.device:
-    parameters = getattr(model, "parameters", None)
-    first: Tensor | None = next(iter(parameters()), None) if callable(parameters) else None
-    return torch.device("cpu") if first is None else first.device

@@ -151,6 +151,10 @@ class ArrayTask(Task):
         """How many rows a split of the arrays has."""
         return self._rows[split].n
 
+    def raw(self, split: str, n: int) -> Tensor:
+        """The first n rows of the arrays as they are, of discrete data whole numbers, (n, *event)."""
+        return torch.from_numpy(np.array(self._rows[split].read(0, min(n, self._rows[split].n))))
+
     def _dtype(self, split: str) -> torch.dtype:
         return torch.float64 if self._rows[split].dtype == np.float64 else torch.float32
 

@@ -55,16 +55,16 @@ class Quadrature:
         times = self.times(run).to(run.device, non_blocking=True)
         values = torch.zeros(run.batch, len(times), dtype=torch.float64, device=run.device)
         total, error, nodes = run.zeros(), run.zeros(), run.zeros()
-        active, evaluated = torch.arange(run.batch, device=run.device), set[int]()
+        active, first = torch.arange(run.batch, device=run.device), True
         for level in self._levels():
             stride = clenshaw_curtis.stride(level, len(times))
-            fresh = sorted(set(range(0, len(times), stride)) - evaluated)
+            start, step = (0, stride) if first else (stride, 2 * stride)  # every second one is known
+            fresh, first = torch.arange(start, len(times), step, device=run.device), False
             every = len(active) == run.batch
             rows = run if every else run.rows(active)
-            for js in torch.split(_progression(fresh, run), _together(run, len(active))):
+            for js in torch.split(fresh, _together(run, len(active))):
                 states = path[js] if every else path[js][:, active]
                 values[active[:, None], js] = _divergences(evaluator, states, times[js], rows)
-            evaluated.update(fresh)
             here = values[active][:, ::stride]
             total = total.index_copy(
                 0, active, clenshaw_curtis.integral(here, run.data_end, self.rule, run.noise_end)
@@ -159,11 +159,6 @@ def _variance(columns: Tensor, squares: Tensor, node: Node) -> tuple[Tensor, int
         return None if scaled is None else (scaled, 1)
     sample = columns.var(1)
     return (sample, k - 1) if scaled is None else ((sample + scaled) / 2.0, 2 * k - 1)
-
-
-def _progression(indices: Sequence[int], run: Run) -> Tensor:
-    """Equidistant indices, made on the device."""
-    return torch.arange(indices[0], indices[-1] + 1, indices[1] - indices[0], device=run.device)
 
 
 def _together(run: Run, rows: int) -> int:

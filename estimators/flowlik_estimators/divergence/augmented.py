@@ -43,12 +43,12 @@ def with_probes(
     if options.automatic:
         basis, coefficient = Pilot(options, solve, model, run, nodes=PILOT_NODES).of_the_whole_path()
     assert basis != "auto"
+    coefficient = 0.0 if options.control == "none" else coefficient
     law = Law(options, model, run, basis)
     if redraw:
         return _redrawn(law, options, coefficient, model, run), None
     probes = law.draw(run, options.probes, PROBE_STREAM)
     crossed = basis == "pixel" and skewness.pair_count(options.probes) > 0
-    coefficient = 0.0 if options.control == "none" else coefficient
     squares = None if coefficient == 0.0 else law.squares(probes)
     flat = probes.flatten(2)
 
@@ -67,7 +67,6 @@ def with_probes(
 
 def _redrawn(law: Law, options: ProbeOptions, coefficient: float, model: Any, run: Run) -> Evaluate:
     """Velocity and a divergence column a probe, with other probes at every evaluation."""
-    coefficient = 0.0 if options.control == "none" else coefficient
     stages = count(STAGE_STREAM)
 
     def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:

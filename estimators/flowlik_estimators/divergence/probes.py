@@ -33,7 +33,7 @@ from flowlik_estimators.divergence import skewness
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
 from flowlik_models.numerics import random
 from flowlik_models.numerics.cosine_transform import cosines
-from flowlik_models.numerics.device_arrays import device_array
+from flowlik_models.numerics.device_arrays import device_array, variances
 from flowlik_models.numerics.streams import ORDER_STREAM
 
 Noise = Literal["rademacher", "gaussian", "orthogonal"]
@@ -119,9 +119,7 @@ class GaussianControl:
         d = math.prod(event_shape)
         self.vectors = device_array(moments.eigenvectors, dtype, device)
         self.left_over = d - self.vectors.shape[1]
-        self.eigenvalues = device_array(moments.eigenvalues, torch.float64, device)
-        if self.left_over:
-            self.eigenvalues = torch.cat([self.eigenvalues, self.eigenvalues.new_full((1,), moments.rest)])
+        self.eigenvalues = variances(moments, device)
 
     def squares(self, probes: Tensor) -> Tensor:
         """Squared eigen-coordinates of probes (batch, k, *event), (batch, k, eigenvalues): all that a form needs."""

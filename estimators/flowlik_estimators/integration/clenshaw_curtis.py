@@ -1,7 +1,8 @@
 r"""Nested Clenshaw-Curtis rules for the divergence along a path, their error, and where to spend probes.
 
-The integral over t in [0, t_end] is taken in the angle a with ``t = sin a/(sin a + cos a)``: in it the
-divergence of a Gaussian part has its poles a distance of about sigma from the data end and the nodes gather there.
+The integral over t, from the noise end to the data end, is taken in the angle a with ``t = sin a/(sin a + cos a)``:
+in it the divergence of a Gaussian part has its poles a distance of about sigma from the data end and the nodes gather
+there.
 The rules of 3, 5, 9, ..., 129 nodes are nested, each the even nodes of the next (Clenshaw and Curtis 1960).
 
 Where the field is stiff, a part of the data being thinner than about 0.003, the poles are too near. In the time
@@ -39,7 +40,7 @@ WIDTH, NEAR_NOISE = 1e-5, 0.5
 """Of the time for stiff fields; the second as in `whitened-ode`, docs/math.md section 5."""
 
 Rule = Callable[[int, float, float], tuple[Tensor, Tensor]]
-"""Number of nodes and data end -> times and weights."""
+"""Number of nodes, data end and noise end -> times and weights."""
 
 ACCIDENT = 0.1
 """Two rules may agree by accident; their difference is taken for no less than this share of the one before."""

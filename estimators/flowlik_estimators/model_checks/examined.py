@@ -150,16 +150,18 @@ def lacks_condition(error: Exception) -> bool:
     return LACKING.search(str(error)) is not None
 
 
-@contextmanager
-def tables_asked(model: Any) -> Iterator[dict[nn.Module, int]]:
-    """Tables of classes (`nn.Embedding`) in a model, and how often each is asked meanwhile."""
+def modules_of(model: Any) -> list[nn.Module]:
+    """All modules in a model and in what it holds, each once."""
     parts = [model, *reachable(model).parts]
-    found = {
-        m for part in parts if isinstance(part, nn.Module) for m in part.modules() if type(m) is nn.Embedding
-    }
-    asked: dict[nn.Module, int] = dict.fromkeys(found, 0)
+    return [*dict.fromkeys(m for part in parts if isinstance(part, nn.Module) for m in part.modules())]
 
-    def count(module: nn.Module, _inputs: Any, _output: Any) -> None:
+
+@contextmanager
+def tables_asked(model: Any) -> Iterator[dict[nn.Embedding, int]]:
+    """Tables of classes (`nn.Embedding`) in a model, and how often each is asked meanwhile."""
+    asked = {module: 0 for module in modules_of(model) if type(module) is nn.Embedding}
+
+    def count(module: nn.Embedding, _inputs: Any, _output: Any) -> None:
         asked[module] += 1
 
     hooks = [module.register_forward_hook(count) for module in asked]
@@ -170,10 +172,10 @@ def tables_asked(model: Any) -> Iterator[dict[nn.Module, int]]:
             hook.remove()
 
 
-def of_tables(asked: dict[nn.Module, int]) -> Found | None:
+def of_tables(asked: dict[nn.Embedding, int]) -> Found | None:
     """Whether a table of classes was never asked."""
     for module, times in asked.items():
-        if not times and isinstance(module, nn.Embedding):
+        if not times:
             text = f"a table of {module.num_embeddings} classes in the network was asked 0 times"
             return text, "an unconditional call of a conditional network: give labels"
     return None

@@ -12,7 +12,7 @@ import torch
 from flowlik_models.adapters import azula, diffusers, flow_matching, torchcfm, zuko
 from flowlik_models.adapters import source as sources
 from flowlik_models.adapters.field import Call, WrappedField, _Network
-from flowlik_models.adapters.paths import as_path, prediction_of
+from flowlik_models.adapters.paths import Path, as_path, prediction_of
 from flowlik_models.adapters.predictions import PREDICTIONS
 from flowlik_models.adapters.source import GaussianSource, SourceWarning
 from flowlik_models.interfaces import Source
@@ -84,17 +84,18 @@ def wrap(
     """
     known = _recognised(net)
     event_shape = known.get("event_shape") if event_shape is None else event_shape
-    path = known.get("path", "straight") if path is None else path
+    told = known.get("path", "straight") if path is None else path
+    path = as_path(told)
     model = WrappedField(
         _Network(net, call or known.get("call")),
         _shape(event_shape),
-        predicts=_prediction(predicts or known.get("predicts"), path),
-        path=as_path(path),
+        predicts=_prediction(predicts or known.get("predicts"), told, path),
+        path=path,
         guidance=None if guidance is None else _number(guidance),
         null=null,
     )
     if moments is not None:
-        attach(model, _moments(moments, model.event_shape))
+        attach(model, sources.moments_of(moments, model.event_shape))
     if source is not None:
         model.source = source
     elif model.noisy_end == 0.0:
@@ -133,26 +134,22 @@ def _number(guidance: Any) -> float:
     return float(guidance)
 
 
-def _prediction(predicts: str | None, path: Any) -> str:
+def _prediction(predicts: str | None, told: Any, path: Path) -> str:
     if predicts is None:
-        predicts = prediction_of(path)
+        predicts = prediction_of(told)
     if predicts is None and (
-        path in ("straight", "reversed") if isinstance(path, str) else as_path(path).velocity_is_w
+        told in ("straight", "reversed") if isinstance(told, str) else path.velocity_is_w
     ):
         predicts = "velocity"
     if predicts is None:
         raise ValueError(f"wrap: say what the network predicts: predicts= one of {', '.join(PREDICTIONS)}")
     if predicts not in PREDICTIONS:
         raise ValueError(f"wrap: {unknown('prediction', predicts, PREDICTIONS)}")
-    if predicts == "velocity" and as_path(path).steps is not None:
+    if predicts == "velocity" and path.steps is not None:
         raise ValueError(
             "wrap: predicts=velocity has no meaning on integer steps; use noise, data, v or score"
         )
     return predicts
-
-
-def _moments(moments: Any, event_shape: tuple[int, ...]) -> Any:
-    return sources.moments_of(moments, event_shape)
 
 
 def _give_source(model: WrappedField, moments: Any) -> None:

@@ -50,8 +50,7 @@ def _arrays(task: str) -> dict[str, torch.Tensor]:
         own = TARGETS[task]()
         if isinstance(own, GaussianMixture):
             return {"means": own.means, "stds": own.stds, "weights": own.weights}
-        found: dict[str, torch.Tensor] = own.constants()
-        return found
+        return own.constants()
     prefix = task.replace("-", "_") + "_"
     return {
         name.removeprefix(prefix): torch.from_numpy(array.copy())
@@ -72,8 +71,7 @@ def closed_form(task: str) -> ClosedForm:
     if task in SCALING_DIMS:
         return _scaling_gaussian(SCALING_DIMS[task])
     if task in TARGETS:
-        model: ClosedForm = TARGETS[task]()
-        return model
+        return TARGETS[task]()
     arrays = _arrays(task)
     if task == "gaussian-2d":
         return Gaussian(arrays["mean"], arrays["cov"])

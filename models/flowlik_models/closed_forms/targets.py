@@ -8,9 +8,9 @@ over one variable (docs/math.md section 14): ``v = (E[x | y] - y) / (1 - t)`` an
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from functools import cached_property
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from flowlik_models.numerics.standard_normal import LOG_2PI
 _CLOSEST = 1e-6  # 1 - t is never taken smaller: nodes find a posterior that narrow, and the blur is nothing
 
 
-class Target(nn.Module):
+class Target(nn.Module, ABC):
     """A density whose posterior given a noisy point is an integral over one hidden number."""
 
     anchor: Tensor
@@ -89,6 +89,20 @@ class Target(nn.Module):
         return (t * data + (1 - t) * noise).to(device=self.anchor.device, dtype=dtype)
 
 
+def _log_well(x: Tensor) -> Tensor:
+    return -x.pow(4) + 6 * x.square() + x / 2
+
+
+@cache
+def _well() -> tuple[Tensor, Tensor, float]:
+    """A fine grid over the well, its cumulative probabilities, and the logarithm of its constant."""
+    grid = torch.linspace(-4, 4, 400_001, dtype=torch.float64)
+    density = _log_well(grid).exp()
+    total = float(density.sum() * (grid[1] - grid[0]))
+    cumulative = torch.cat([grid.new_zeros(1), (density[1:] + density[:-1]).cumsum(0)])
+    return grid, cumulative / cumulative[-1], math.log(total)
+
+
 class ManyWell(Target):
     """Independent pairs (x1, x2) with density ``exp(-x1^4 + 6 x1^2 + x1 / 2 - x2^2 / 2) / Z``: 2^pairs modes.
 
@@ -108,31 +122,14 @@ class ManyWell(Target):
         """Powers 4, 2 and 1 of the well's exponent, and the number of pairs."""
         return {"well": torch.tensor([-1.0, 6.0, 0.5, self.event_shape[0] / 2], dtype=torch.float64)}
 
-    @staticmethod
-    def _log_well(x: Tensor) -> Tensor:
-        return -x.pow(4) + 6 * x.square() + x / 2
-
-    @cached_property
-    def _table(self) -> tuple[Tensor, Tensor, float]:
-        """A fine grid over the well, its cumulative probabilities, and the logarithm of its constant."""
-        grid = torch.linspace(-4, 4, 400_001, dtype=torch.float64)
-        density = self._log_well(grid).exp()
-        total = float(density.sum() * (grid[1] - grid[0]))
-        cumulative = (density[1:] + density[:-1]).cumsum(0)
-        return (
-            grid,
-            torch.cat([torch.zeros(1, dtype=torch.float64), cumulative / cumulative[-1]]),
-            math.log(total),
-        )
-
     @property
     def log_constant(self) -> float:
         """Logarithm of Z of one pair, the Gaussian's part included."""
-        return self._table[2] + 0.5 * LOG_2PI
+        return _well()[2] + 0.5 * LOG_2PI
 
     def _log_data(self, x: Tensor) -> Tensor:
         wells, rest = x[:, 0::2], x[:, 1::2]
-        return (self._log_well(wells) - rest.square() / 2 - self.log_constant).sum(1)
+        return (_log_well(wells) - rest.square() / 2 - self.log_constant).sum(1)
 
     def _given(self, y: Tensor, t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wells, rest = y[:, 0::2], y[:, 1::2]
@@ -143,19 +140,19 @@ class ManyWell(Target):
 
         def log_density(u: Tensor) -> Tensor:
             error = (wells[..., None] - time[..., None] * u) / noise[..., None]
-            return self._log_well(u) - error.square() / 2
+            return _log_well(u) - error.square() / 2
 
         log_mass, u, weight = posterior(log_density, -far, far)
         mean = (weight * u).sum(-1)
         spread = (weight * (u - mean[..., None]).square()).sum(-1)
-        log_wells = log_mass - self._table[2] - noise.log() - 0.5 * LOG_2PI
+        log_wells = log_mass - _well()[2] - noise.log() - 0.5 * LOG_2PI
         variance = time.square() + noise.square()
         log_rest = -0.5 * (rest.square() / variance + variance.log() + LOG_2PI)
         expected = torch.stack([mean, time * rest / variance], 2).flatten(1)
         return (log_wells + log_rest).sum(1), expected, (spread + noise.square() / variance).sum(1)
 
     def _data(self, n: int, generator: torch.Generator) -> Tensor:
-        grid, cumulative, _ = self._table
+        grid, cumulative, _ = _well()
         shape, device = (n, self.event_shape[0] // 2), generator.device
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=device).cpu()
         above = torch.searchsorted(cumulative, uniform).clamp(1, len(grid) - 1)
@@ -167,8 +164,8 @@ class ManyWell(Target):
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
         """Exact moments of the data, (d,) and (d, d), float64."""
-        grid, _, log_total = self._table
-        density = (self._log_well(grid) - log_total).exp() * (grid[1] - grid[0])
+        grid, _, log_total = _well()
+        density = (_log_well(grid) - log_total).exp() * (grid[1] - grid[0])
         mean = (density * grid).sum()
         variance = (density * (grid - mean).square()).sum()
         pairs = self.event_shape[0] // 2
@@ -256,7 +253,7 @@ def forty_modes() -> GaussianMixture:
     return GaussianMixture(weights, means, torch.full((40, 2), std, dtype=torch.float64), eye)
 
 
-TARGETS: dict[str, Any] = {
+TARGETS: dict[str, Callable[[], ManyWell | Funnel | GaussianMixture]] = {
     "many-well-32": lambda: ManyWell(16),
     "funnel-10": lambda: Funnel(10),
     "gmm-40": forty_modes,

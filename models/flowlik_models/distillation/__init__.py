@@ -2,7 +2,7 @@
 
 from flowlik_models.distillation.recipes import OBJECTIVES, recipe_of
 from flowlik_models.distillation.source import Rows, TeacherSource
-from flowlik_models.distillation.students import sized, student_of, with_divergence_head
+from flowlik_models.distillation.students import moments_of, sized, student_of, with_divergence_head
 from flowlik_models.distillation.teacher import Pool, Teacher, solved_pool
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Rows",
     "Teacher",
     "TeacherSource",
+    "moments_of",
     "recipe_of",
     "sized",
     "solved_pool",

@@ -13,7 +13,7 @@ from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
 from flowlik_models.distillation.recipes import is_image
 from flowlik_models.distillation.teacher import Teacher
 from flowlik_models.networks.embedding import TimeFeatures
-from flowlik_models.networks.images import zeroed
+from flowlik_models.networks.images import Moments, zeroed
 from flowlik_models.networks.unet import JointFlowMapUNet
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.recipes.recipe import Recipe
@@ -25,9 +25,15 @@ STORED_BASIS, MOST_DIMS = 1024, 3072
 """Images up to the first carry the eigenvectors of their covariance, up to the second cosines stand in for them."""
 
 
-def student_of(teacher: Teacher, x: Tensor, recipe: Recipe, network: nn.Module | None = None) -> nn.Module:
+def student_of(
+    teacher: Teacher,
+    x: Tensor,
+    recipe: Recipe,
+    network: nn.Module | None = None,
+    moments: Moments | None = None,
+) -> nn.Module:
     """An untrained student with the teacher's ends: ``network``, or the suite's own, of a `sized` recipe with the
-    moments of the data x (n, *event).
+    ``moments`` of the data x (n, *event), taken here where they are not given.
 
     ``network`` is a module with `joint`, which is taken as it is, or one that knows two times, by
     ``average_velocity(x, t, s)`` or called as ``network(x, t, s)``, which gets a divergence head.
@@ -36,7 +42,7 @@ def student_of(teacher: Teacher, x: Tensor, recipe: Recipe, network: nn.Module |
         ValueError: a network that does not answer as a map does.
     """
     if network is None:
-        student = _own(teacher, x, recipe)
+        student = _own(teacher, tuple(x.shape[1:]), moments_of(x) if moments is None else moments, recipe)
     else:
         student = network if hasattr(network, "joint") else with_divergence_head(network, x)
         _check(student, teacher, x)
@@ -44,13 +50,12 @@ def student_of(teacher: Teacher, x: Tensor, recipe: Recipe, network: nn.Module |
     return student
 
 
-def sized(recipe: Recipe, x: Tensor) -> Recipe:
-    """The recipe with all that the suite's own network for data x (n, *event) is made of.
+def sized(recipe: Recipe, shape: tuple[int, ...], moments: Moments) -> Recipe:
+    """The recipe with all that the suite's own network for data of this event shape and moments is made of.
 
     Raises:
         ValueError: images of more than 3,072 numbers, for which there is none.
     """
-    shape = tuple(x.shape[1:])
     if not is_image(shape):
         return recipe
     dim = math.prod(shape)
@@ -59,13 +64,12 @@ def sized(recipe: Recipe, x: Tensor) -> Recipe:
             f"distill: images {shape} have more than {MOST_DIMS} numbers, for which there is no network here: give "
             "network=, any module with joint(x, t, s)"
         )
-    noise = float(_moments(x)[1].quantile(0.05).sqrt().clamp(1e-3, 0.1))
+    noise = float(moments[1].quantile(0.05).sqrt().clamp(1e-3, 0.1))
     basis = "stored" if dim <= STORED_BASIS else "cosine"
     return recipe.with_options(network={**_widths(shape), "basis": basis, "noise": noise, **recipe.network})
 
 
-def _own(teacher: Teacher, x: Tensor, recipe: Recipe) -> nn.Module:
-    shape, moments = tuple(x.shape[1:]), _moments(x)
+def _own(teacher: Teacher, shape: tuple[int, ...], moments: Moments, recipe: Recipe) -> nn.Module:
     if is_image(shape):
         return JointFlowMapUNet(shape, moments=moments, **recipe.network)
     flat = VectorFlowMap(*moments, eps=1.0 - teacher.end, delta=recipe.times.delta, **recipe.network)
@@ -87,7 +91,7 @@ def _widths(shape: tuple[int, ...]) -> dict[str, Any]:
     return {"widths": widths, "dropout": 0.0, "attention": (lowest,) if 4 <= lowest <= 8 else ()}
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def moments_of(x: Tensor) -> Moments:
     """Mean (d,), eigenvalues (d,) ascending and eigenvectors (d, d) of rows, no eigenvalue next to nothing."""
     flat = x.flatten(1).double()
     mean = flat.mean(0)

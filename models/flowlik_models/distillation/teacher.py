@@ -11,19 +11,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
-from flowlik_models.interfaces import Source, ends_of
+from flowlik_models.interfaces import Source, data_end_of, ends_of
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 from flowlik_models.numerics.runge_kutta import rk4_increments
 from flowlik_models.numerics.standard_normal import StandardNormal
 from flowlik_models.objectives.divergence_target import DivergenceTarget
-from flowlik_models.training.process_group import WHOLE, Part
 from flowlik_models.training.trajectories import TrajectoryPool, grid_nodes, jittered_times, node_counts
 
 EXACT_DIMS = 16
@@ -59,10 +58,10 @@ class Teacher:
     def of(cls, model: Any) -> Teacher:
         """The teacher that a model is, with ends of its own or from N(0, I) at t = 0 to the data at t = 1 - eps."""
         ends = ends_of(model)
+        end = data_end_of(model)
         if ends is None:
-            end = 1.0 - float(getattr(model, "eps", 0.0))
             return cls(model, 0.0, end, 1.0, StandardNormal(tuple(model.event_shape)))
-        return cls(model, float(ends.noisy_end), float(ends.clean_end), float(ends.clean_end), ends.source)
+        return cls(model, float(ends.noisy_end), end, end, ends.source)
 
     def give_ends(self, student: Any) -> None:
         """Tell a student that it begins and ends where the teacher does."""
@@ -79,13 +78,11 @@ class Pool(TrajectoryPool):
 
     log_source: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def likelihoods(self, n: int, generator: torch.Generator, part: Part = WHOLE) -> tuple[Tensor, Tensor]:
-        """The part's rows of ``n`` data points of random trajectories (n, *event), with their log-densities (n,)."""
-        row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
-        if part.count > 1:
-            row = row[part.rows(n, device=row.device)]
-        log_source = self.log_source.to(row.device)
-        return self.states[0, row], log_source[row] + self.log_dets[-1, row]
+    moving: ClassVar[tuple[str, ...]] = (*TrajectoryPool.moving, "log_source")
+
+    def log_source_of(self, row: Tensor) -> Tensor:
+        """Log-densities of the latents of some trajectories under the source."""
+        return self.log_source[row]
 
 
 def solved_pool(

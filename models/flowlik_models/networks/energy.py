@@ -12,19 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowlik_models.networks.vector import _CLIP, _zero_linear
 from flowlik_models.numerics.standard_normal import LOG_2PI
 
-_CLIP = (
-    4.0  # whitened inputs beyond this many standard deviations are softly clipped for the network: the tails
-)
 _SQUARES = 0.125  # squares join the network's inputs in this unit
-
-
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class VectorEnergy(nn.Module):
@@ -69,15 +60,14 @@ class VectorEnergy(nn.Module):
 
     def log_density(self, x: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """log p of x (batch, d) at t = 1 - eps in nats, (batch,)."""
-        y = ((x - self.mean) @ self.eigenvectors) / self.eigenvalues.sqrt()
-        gaussian = -0.5 * (y.square().sum(1) + self.eigenvalues.log().sum() + y.shape[1] * LOG_2PI)
+        y, d = ((x - self.mean) @ self.eigenvectors) / self.eigenvalues.sqrt(), x.shape[1]
+        gaussian = -0.5 * (y.square().sum(1) + self.eigenvalues.log().sum() + d * LOG_2PI)
         near = _CLIP * torch.tanh(y / _CLIP)
         phase = near @ self.wave_vectors
         squares = self.directions(near).square()
         h = F.silu(self.first(torch.cat((near, phase.sin(), phase.cos(), _SQUARES * squares), 1)))
         for block in self.blocks:
             h = h + F.silu(block(h))
-        d = y.shape[1]
         level, slope, gate = self.head(h).split((1, d, squares.shape[1]), 1)
         value: Tensor = gaussian + d * level[:, 0] + (slope * near).sum(1) + (gate * squares).sum(1)
         return value

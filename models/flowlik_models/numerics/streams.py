@@ -22,6 +22,9 @@ ORDER_STREAM = (
     2**20
 )  # added to the stream of orthogonal probes: the order in which an item takes their columns
 
+# an examination of a model, whose key is 0
+EXAMINATION_STREAMS = (901, 902, 903)  # noise, a direction, other rows
+
 # images of a data set, whose key is that of the dequantisation
 FLIP_STREAM = 2**21  # added to the number of the draw: whether an image is mirrored
 
@@ -69,6 +72,9 @@ RANGES: dict[str, dict[str, range]] = {
     "self-guidance": {
         "starting points": _SAMPLE,
         "directions": range(DIRECTION_STREAM, DIRECTION_STREAM + 1),
+    },
+    "an examination": {
+        "noise, direction, other rows": range(EXAMINATION_STREAMS[0], EXAMINATION_STREAMS[-1] + 1)
     },
     "images": {"noise": range(_DRAWS), "flips": range(FLIP_STREAM, FLIP_STREAM + _DRAWS)},
     "a pooled reference": {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_models.conditional_paths import PATHS
-from flowlik_models.interfaces import ends_of
+from flowlik_models.interfaces import data_end_of
 from flowlik_models.objectives import (
     CONDITIONS,
     Context,
@@ -74,7 +74,7 @@ def _map_loss(
     recipe: Recipe, network: nn.Module, batch: Batch, target: Evaluate, field: TeacherField
 ) -> Tensor:
     """The weighted loss of a flow map, of a joint one with its divergence, by the recipe's conditions."""
-    end = _data_end(network)
+    end = data_end_of(network)
     context = Context(
         target=target,
         field=field,
@@ -110,7 +110,7 @@ def _calibration_loss(
     assert source.pool is not None
     rows = source.pool.likelihoods(recipe.optimiser.batch, generator, part)
     x, log_prob = (values.to(device) for values in rows)
-    return calibration_loss(network, x, log_prob, _data_end(network))
+    return calibration_loss(network, x, log_prob, data_end_of(network))
 
 
 def _energy_loss(
@@ -128,12 +128,6 @@ def _energy_loss(
     targets = exact_targets(source.truth, x, 1 - source.truth.eps)
     rows = (values.to(device) for values in (x, *targets))
     return adaptive(energy_errors(network, *rows), recipe.weights.weight_c[0]).mean()
-
-
-def _data_end(network: nn.Module) -> float:
-    """The time of the data end of a network."""
-    ends = ends_of(network)
-    return 1.0 - float(getattr(network, "eps", 0.0)) if ends is None else float(ends.clean_end)
 
 
 def _conditional_loss(

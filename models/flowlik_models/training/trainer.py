@@ -352,7 +352,8 @@ def fit(
     """Train any network by a recipe on the batches of any source, and write it to ``path`` with its card beside it.
 
     The network lies on the device. ``card`` says ``task`` and ``model``; what the training took and what ``validate``
-    finds is added. An interrupted call goes on where it stopped; the other arguments are those of `train`.
+    finds is added, and its ``key``, where it has one, names all that determines the result besides recipe and seed: an
+    interrupted call goes on where one of the same key stopped. The other arguments are those of `train`.
 
     Raises:
         ValueError: a batch that cannot be shared out equally, or at all.
@@ -360,7 +361,8 @@ def fit(
     """
     parts = _parts(group, card["model"], recipe)
     state = path.with_suffix(".state.safetensors")
-    run = _Training(network, recipe, _recipe_key(recipe, seed), state, group, device)
+    key = _recipe_key(recipe, seed) + str(card.get("key", ""))
+    run = _Training(network, recipe, key, state, group, device)
     if resume:
         run.resume()
     group.wait()  # nobody saves while others still read

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from scipy.interpolate import CubicSpline
@@ -70,10 +70,12 @@ class TrajectoryPool:
     grid: tuple[int, ...] = ()
     cpu_seconds: float = 0.0
 
+    moving: ClassVar[tuple[str, ...]] = ("times", "states", "log_dets")
+    """The tensors."""
+
     def to(self, device: torch.device | str) -> TrajectoryPool:
         """The same on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("times", "states", "log_dets")}
-        return replace(self, **moved)
+        return replace(self, **{name: getattr(self, name).to(device) for name in self.moving})
 
     def ends(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents and data points (n, *event), n even, of random trajectories among the teacher's own samples.
@@ -89,8 +91,11 @@ class TrajectoryPool:
         row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
         if part.count > 1:
             row = row[part.rows(n, device=row.device)]
-        log_prob = standard_normal_log_prob(self.states[-1, row]) + self.log_dets[-1, row]
-        return self.states[0, row], log_prob
+        return self.states[0, row], self.log_source_of(row) + self.log_dets[-1, row]
+
+    def log_source_of(self, row: Tensor) -> Tensor:
+        """Log-densities of the latents of some trajectories under the source, here N(0, I)."""
+        return standard_normal_log_prob(self.states[-1, row])
 
     def pairs(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
@@ -126,15 +131,16 @@ class TrajectoryPool:
     def _any_or_grid_steps(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Source and target nodes (n,): a share are steps of a few-step grid, either order."""
         finest, nodes = len(self.grid) - 1, len(self.times)
-        a = torch.randint(nodes, (n,), generator=generator)
-        b = (a + torch.randint(1, nodes, (n,), generator=generator)) % nodes
-        level = torch.multinomial(torch.tensor(_LEVELS), n, replacement=True, generator=generator)
-        step = finest // 2**level
-        first = (torch.rand(n, generator=generator) * (finest // step)).long() * step
-        grid = torch.tensor(self.grid)
+        drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
+        a = torch.randint(nodes, (n,), **drawn)
+        b = (a + torch.randint(1, nodes, (n,), **drawn)) % nodes
+        shares = torch.tensor(_LEVELS, device=generator.device)
+        step = finest // 2 ** torch.multinomial(shares, n, replacement=True, generator=generator)
+        first = (torch.rand(n, **drawn) * (finest // step)).long() * step
+        grid = torch.tensor(self.grid, device=generator.device)
         ends = torch.stack((grid[first], grid[first + step]))
-        ends = torch.where(torch.rand(n, generator=generator) < 0.5, ends, ends.flip(0))
-        chosen = torch.rand(n, generator=generator) < _ON_GRID
+        ends = torch.where(torch.rand(n, **drawn) < 0.5, ends, ends.flip(0))
+        chosen = torch.rand(n, **drawn) < _ON_GRID
         return torch.where(chosen, ends[0], a), torch.where(chosen, ends[1], b)
 
 

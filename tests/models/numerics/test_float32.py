@@ -16,7 +16,9 @@ from flowlik.cells import Cell, Options
 from flowlik.evaluation.evaluate_cell import run_prepared
 from flowlik.evaluation.prepare import prepare
 from flowlik.references import make
+from flowlik.scoring import distill
 from flowlik_estimators import available, examine, get
+from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.numerics.float32 import _parts, _settings, full_float32
 from flowlik_models.training import trainer
 
@@ -126,6 +128,7 @@ def _look_and_leave(*_: Any, **__: Any) -> Any:
     ("module", "inside", "call"),
     [
         (trainer, "prepared", lambda: trainer.train("gmm-2d", "teacher", out=Path("nowhere"), steps=1)),
+        (distill, "moments_of", lambda: distill.distill(closed_form("gmm-2d"), torch.randn(300, 2), steps=1)),
         (make, "get_task", lambda: make.make_reference("gmm-2d", Path("nowhere"))),
     ],
 )

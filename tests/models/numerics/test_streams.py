@@ -30,6 +30,7 @@ def test_values_of_streams_are_those_of_all_records() -> None:
         "BANK_STREAM": 2,
         "DIRECTION_STREAM": 3,
         "LEVEL_STREAM": 4,
+        "EXAMINATION_STREAMS": (901, 902, 903),
         "NODE_STREAM": 65_536,
         "PILOT_STREAM": 131_072,
         "STAGE_STREAM": 262_144,

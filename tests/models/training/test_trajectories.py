@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_device import NAME, PRETENDED, DeviceGenerator, to_pretended
+from torch.overrides import TorchFunctionMode
 from toy_flows import Linear
 
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
@@ -203,3 +205,22 @@ def test_rows_read_off_trajectories_get_no_derivative_term() -> None:
     assert joined.moving().tolist() == [1, 2]
     assert joined.divergence is not None
     assert joined.divergence.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_pairs_are_drawn_where_their_generator_is() -> None:
+    """A generator of a device serves draws on that device alone."""
+
+    class Devices(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            made = func(*args, **kwargs)
+            if isinstance(kwargs.get("generator"), DeviceGenerator):
+                assert made.device == kwargs["generator"].device, func
+            return made
+
+    times = torch.linspace(1, 0, 33)[:, None].expand(33, 4)
+    states = times[..., None].expand(33, 4, 2).contiguous()
+    to_pretended(times)  # skips where there is no such device
+    pool = TrajectoryPool(times, states, times, 2, tuple(range(0, 33, 4)))
+    with Devices():
+        assert pool.to(PRETENDED).pairs(8, DeviceGenerator()).x.device.type == NAME
