@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from flowlik import __version__
 from flowlik.commands import build, inspect, results
 from flowlik.commands.run import run
 from flowlik.commands.surroundings import Commands
@@ -32,9 +33,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"flowlik {version('flowlik')}")
+        typer.echo(f"flowlik {__version__}")
         raise typer.Exit
 
 

@@ -99,7 +99,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove from a folder, and from two levels below it, the temporary files and folders that nobody writes."""
     found: list[Path] = []
     for where, folders, names in os.walk(folder):
-        found += [path for name in (*folders, *names) if _is_temporary(path := Path(where) / name)]
+        found += [Path(where) / name for name in (*folders, *names) if _is_temporary(name)]
         if len(Path(where).relative_to(folder).parts) == _LEVELS:
             folders.clear()
     for path in found:
@@ -112,12 +112,12 @@ def _sweep_once(folder: Path) -> None:
         return
     _swept.add(folder)
     for path in folder.iterdir():
-        if _is_temporary(path):
+        if _is_temporary(path.name):
             _remove_if_left(path)
 
 
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
 def _remove_if_left(path: Path) -> None:

@@ -100,6 +100,31 @@ def test_two_methods_of_one_run_are_compared_item_by_item(tmp_path: Path) -> Non
         compare_methods(tmp_path, "f2d2[steps=1]", "f2d2[steps=3]")
 
 
+def _sizes(folder: Path, *sizes: int) -> Path:
+    """One method on several numbers of items."""
+    write_rows(folder, [record(cell_id=f"c{n}", n_items=n, seed=0) for n in sizes])
+    return folder
+
+
+def test_no_row_is_lost_where_runs_differ_in_their_numbers_of_items(tmp_path: Path) -> None:
+    new = _sizes(tmp_path / "new", 100, 200)
+    for base, notes in ((_sizes(tmp_path / "some", 50), 1), (_sizes(tmp_path / "none"), 2)):
+        frame = compare_runs(base, new)
+        assert len(frame) == 2
+        assert (frame["note"] == "only in new").sum() == notes
+
+
+def test_methods_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    labels = {"a": "f2d2[steps=1]", "b": "f2d2[steps=2]"}
+    rows = [
+        record(cell_id=f"{name}{seed}", estimator_label=label, seed=seed)
+        for name, label in labels.items()
+        for seed in range(3)
+    ]
+    write_rows(tmp_path, rows)
+    assert len(compare_methods(tmp_path, *labels.values())) == 3
+
+
 def test_cells_of_one_run_only_and_changed_statuses_are_named(tmp_path: Path) -> None:
     write_rows(tmp_path / "a", [record(cell_id="x", task="gmm-2d"), record(cell_id="y", task="thin-2d")])
     broken = record(cell_id="x", task="gmm-2d", status="diverged", reason="no finite value")

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from flowlik.cli import app
 from flowlik.report import gallery
-from flowlik.report.recommend import Advice, Choice, load, recommend, tasks_of
+from flowlik.report.recommend import FIELD_ONLY, Advice, Choice, load, recommend, tasks_of
+from flowlik_estimators import available
+from flowlik_estimators.peers import Peer
 
 ROOT = Path(__file__).resolve().parents[2]
 COSTS = {"nfe": "nfe_mean", "work": "work", "ms": "ms_per_sample"}
@@ -31,9 +33,7 @@ def test_the_best_is_the_smallest_error_within_the_budget(
     for task in sorted(set(frame["task"])):
         rows = frame[(frame["task"] == task) & (frame["split"] == "test")]
         rows = rows[(rows["method"] != "control") & (rows["trace"] != "closed")]
-        rows = rows[
-            (rows["model"] != "closed-form") | rows["estimator"].isin(["ode", "whitened-ode", "elbo"])
-        ]
+        rows = rows[(rows["model"] != "closed-form") | rows["estimator"].isin(sorted(FIELD_ONLY))]
         within = rows if math.isinf(budget) else rows[rows[COSTS[cost]] <= budget]
         best = recommend(frame, task, budget, cost=cost).best
         if within.empty:
@@ -84,6 +84,16 @@ def test_a_mass_away_from_one_and_few_items_are_told(frame: pd.DataFrame) -> Non
         "judged on 50 items only",
     )
     assert recommend(frame.assign(mass=1.3, mass_se=0.2), "gmm-2d", 1).warnings() == ()
+
+
+def test_public_libraries_ask_for_a_field_alone(frame: pd.DataFrame) -> None:
+    peers = {name for name, kind in available().items() if issubclass(kind, Peer)}
+    assert peers
+    assert peers <= FIELD_ONLY
+    rows = frame[(frame["task"] == "digits") & (frame["model"] == "teacher")].assign(
+        estimator_label="peer-torchode"
+    )
+    assert recommend(rows, "digits").lines()[1].startswith("  best: ")
 
 
 def test_a_number_stands_for_the_tasks_of_the_nearest_dimension(frame: pd.DataFrame) -> None:

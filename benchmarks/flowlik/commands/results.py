@@ -24,7 +24,9 @@ def names(given: str | None) -> list[str]:
 
 def figures(
     folder: RunFolder,
-    methods: MethodsOption = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these, by estimator or method: f2d2,ode-euler; no controls.")
+    ] = None,
     tasks: TasksOption = None,
     measure: Annotated[str | None, typer.Option(help="error, bias, bpd, spearman, mass or frechet.")] = None,
     cost: Annotated[str | None, typer.Option(help="nfe, work, forwards or ms.")] = None,

@@ -25,7 +25,8 @@ def parse_memory(text: str) -> int:
     size = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not LEAST_MEMORY <= size <= MOST_MEMORY:
         raise ValueError(
-            f"--memory {_short(text)}: expected a size such as 8G, at least 1G (the libraries alone take that)"
+            f"--memory {_short(text)}: expected a size such as 8G, at least 1G (the libraries alone take that) and at "
+            f"most {MOST_MEMORY // 10**12}T"
         )
     return int(size)
 
@@ -47,11 +48,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise ValueError(
                 f"--seeds {_short(text)}: expected seeds such as 0-4 or 0,3,7, at most {LARGEST_SEED}"
             )
-        if last - first >= MOST_SEEDS or len(seeds) > MOST_SEEDS:
+        seeds |= dict.fromkeys(range(first, min(last, first + MOST_SEEDS) + 1))
+        if len(seeds) > MOST_SEEDS:
             raise ValueError(f"--seeds {_short(text)}: expected at most {MOST_SEEDS:,} seeds")
-        seeds |= dict.fromkeys(range(first, last + 1))
-    if len(seeds) > MOST_SEEDS:
-        raise ValueError(f"--seeds {_short(text)}: expected at most {MOST_SEEDS:,} seeds")
     return tuple(seeds)
 
 

@@ -740,7 +740,6 @@ COLUMN_GROUPS: dict[str, tuple[str, ...]] = {
     for group in dict.fromkeys(column.group for column in TABLE)
 }
 NESTED: tuple[str, ...] = named(TABLE, "nested")
-TEXT: frozenset[str] = frozenset(named(TABLE, "text"))
 MEASURES: dict[str, Column] = {column.name: column for column in TABLE if column.measured}
 COUNTED: tuple[str, ...] = named(column for column in TABLE if column.measured == "counted")
 SAME_CELL: tuple[str, ...] = named(column for column in TABLE if column.same_cell)

@@ -143,7 +143,7 @@ def _sound(found: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 def _of_this_schema(found: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """The rows whose columns mean what they mean here; one that names no version is taken at its word."""
-    ours = [row for row in found if row.get("schema_version", SCHEMA_VERSION) in (SCHEMA_VERSION, None)]
+    ours = [row for row in found if row.get("schema_version") in (SCHEMA_VERSION, None)]
     if len(ours) < len(found):
         warnings.warn(
             f"records of another schema version than {SCHEMA_VERSION} were left out: "

@@ -84,7 +84,8 @@ def _all_columns() -> list[str]:
 
 
 def compare_methods(run_dir: Path, first: str, second: str) -> pd.DataFrame:
-    """Paired differences between two methods of one run, one row per task and split that has both.
+    """Paired differences between two methods of one run, one row per task and split that has both (and per seed,
+    repeat, dtype and device, where there are several).
 
     Args:
         run_dir: folder of the run. first: the base, as its estimator's label (`f2d2[steps=4]`), or as label and model
@@ -99,15 +100,23 @@ def compare_methods(run_dir: Path, first: str, second: str) -> pd.DataFrame:
     rows = as_dicts(frames.prepare(read_records(run_dir)))
     bases, news = _of_method(rows, first), _of_method(rows, second)
     found = []
-    for before in bases:
-        for after in news:
-            same = all(before[name] == after[name] for name in ("task", "split"))
-            if same and before["cell_id"] != after["cell_id"]:
-                key = tuple(_changed(str(before[name]), str(after[name])) for name in KEYS)
-                found.append(_compare(key, before, run_dir, after, run_dir))
+    for place, befores in _grouped(bases).items():
+        for other, afters in _grouped(news).items():
+            for before, after in _paired(befores, afters) if other[:2] == place[:2] else ():
+                if before and after and before["cell_id"] != after["cell_id"]:
+                    key = tuple(_changed(str(before[name]), str(after[name])) for name in KEYS)
+                    found.append(_compare(key, before, run_dir, after, run_dir))
     if not found:
         raise ValueError(f"{first} and {second} are on no common task and split of {run_dir}")
     return pd.DataFrame(found, columns=_all_columns())
+
+
+def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Rows of one method by task, split and model."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["task"], row["split"], row["model"]), []).append(row)
+    return found
 
 
 def _of_method(rows: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
@@ -189,11 +198,15 @@ def _paired(
     right = {_options(row): row for row in afters}
     pairs: list[tuple[dict[str, Any] | None, dict[str, Any] | None]]
     pairs = [(left[key], right[key]) for key in left if key in right]
-    waiting = {_options(row, ITEMS): row for key, row in right.items() if key not in left}
+    waiting: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for key, row in right.items():
+        if key not in left:
+            waiting.setdefault(_options(row, ITEMS), []).append(row)
     for key, row in left.items():
         if key not in right:
-            pairs.append((row, waiting.pop(_options(row, ITEMS), None)))
-    return [*pairs, *((None, row) for row in waiting.values())]
+            others = waiting.get(_options(row, ITEMS))
+            pairs.append((row, others.pop() if others else None))
+    return [*pairs, *((None, row) for rows in waiting.values() for row in rows)]
 
 
 def _options(row: dict[str, Any], without: str = "") -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from flowlik.records import journal
 from flowlik.records.paths import source_root
 from flowlik.records.reading import read_rows, run_note
+from flowlik.records.writing import to_line
 from flowlik.report import recommend
 from flowlik_models.files import remove_leftovers, write_atomically
 from flowlik_models.names import unknown
@@ -187,7 +188,7 @@ def _numbers(run: Path) -> bytes:
     """The rows of a run as lines, without what is no number of a table."""
     kept = {"timing_batch", "hardware"}
     rows = [{**row, "extra": {k: v for k, v in row["extra"].items() if k in kept}} for row in read_rows(run)]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return b"".join(map(to_line, rows))
 
 
 def _section(picture: Path, shown: Shown | None, entry: Mapping[str, Any] | None) -> str:

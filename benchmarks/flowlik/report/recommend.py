@@ -17,7 +17,7 @@ from flowlik.records.paths import results_dir
 from flowlik.records.reading import read_records
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
-from flowlik.report.tables.accuracy import FEW_ITEMS, LEAST_COVERAGE, MASS_WITHIN
+from flowlik.report.tables.accuracy import beware_of
 from flowlik_models.names import unknown
 
 COSTS: Final[Mapping[str, tuple[str, str]]] = {
@@ -27,7 +27,9 @@ COSTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """What a budget counts: its column, and its words."""
 
-FIELD_ONLY: Final = frozenset({"ode", "whitened-ode", "elbo"})
+FIELD_ONLY: Final = frozenset(
+    {"ode", "whitened-ode", "elbo", "peer-flow-matching", "peer-torchode", "peer-zuko"}
+)
 """Estimators that ask a model for nothing but a velocity field."""
 
 
@@ -231,20 +233,6 @@ def _choice(row: dict[str, Any], column: str) -> Choice:
         nfe=row["nfe_mean"],
         work=row["work"],
         cost=row[column],
-        warnings=tuple(_warnings(row)),
+        warnings=tuple(warning for _, warning in beware_of(row)),
         note=row["reason"],
     )
-
-
-def _warnings(row: dict[str, Any]) -> list[str]:
-    found = []
-    spread = 2 * (0.0 if math.isnan(row["mass_se"]) else row["mass_se"])
-    if abs(row["mass"] - 1) > MASS_WITHIN + spread:
-        found.append(f"the density's mass is {numbers.number(row['mass'])}, not 1")
-    if row["coverage95"] < LEAST_COVERAGE:
-        found.append(f"its error bars cover {100 * row['coverage95']:.0f} % of items, not 95 %")
-    if row["invalid_share"] > 0:
-        found.append(f"{100 * row['invalid_share']:.2g} % of items are not answered")
-    if row["n_items"] < FEW_ITEMS:
-        found.append(f"judged on {row['n_items']:.0f} items only")
-    return found

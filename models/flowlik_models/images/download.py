@@ -187,7 +187,10 @@ def _place(opened: Callable[[], IO[bytes]], target: Path, digest: str | None) ->
             shutil.copyfileobj(source, out, _PIECE)
         if digest is not None:
             out.flush()
-            verify(Path(out.name), digest)
+            try:
+                verify(Path(out.name), digest)
+            except DataError as error:  # which names the temporary file
+                raise DataError(str(error).replace(out.name, str(target))) from None
 
 
 @contextmanager

@@ -260,17 +260,13 @@ def draw_all(run_dir: Path) -> list[Path]:
     with paper(), new_folder(beside=inside) as made:
         for name, figure in _figures(records, run_dir):
             _lay_out(figure)
-            png, pdf = made / f"{name}.png", made / f"{name}.pdf"
+            png, pdf, svg = (made / f"{name}.{kind}" for kind in ("png", "pdf", "svg"))
             figure.savefig(png, dpi=PNG_DPI)
             figure.savefig(pdf, dpi=PNG_DPI, metadata={"CreationDate": None})
-            paths += [png, pdf, *_for_the_page(figure, made / f"{name}.svg")]
+            # with text, for the page; without a date the same figure is the same file
+            figure.savefig(svg, dpi=SVG_DPI, metadata={"Date": None}, transparent=True)
+            paths += [png, pdf, svg]
         return drawn.put_into(folder, paths)
-
-
-def _for_the_page(figure: Figure, path: Path) -> list[Path]:
-    """The figure as SVG with text, which the report takes; without a date, the same figure is the same file."""
-    figure.savefig(path, dpi=SVG_DPI, metadata={"Date": None}, transparent=True)
-    return [path]
 
 
 def _lay_out(figure: Figure) -> None:

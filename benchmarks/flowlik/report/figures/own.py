@@ -101,11 +101,12 @@ def figure_of(
     frame = frames.with_times(frames.averaged(frames.usable(frame)))
     x, y = COSTS[cost], MEASURES[measure]
     shown = frame[np.isfinite(frame[y]) & (frame["method"] != "control")]
-    shown = shown[[row["split"] == _first_split(frame, row["task"]) for row in labels.as_dicts(shown)]]
+    first = {task: labels.splits(part)[0] for task, part in frame.groupby("task")}
+    shown = shown[shown["split"] == shown["task"].map(first)]
     if shown.empty:
-        raise ValueError(
-            f"{run_dir} has no results with {axis_label(y)}; other measures: {', '.join(MEASURES)}"
-        )
+        of_these = f" of {', '.join(methods)} (controls are not drawn)" if methods else ""
+        others = ", ".join(name for name in MEASURES if name != measure)
+        raise ValueError(f"{run_dir} has no results{of_these} with {axis_label(y)}; other measures: {others}")
     with style.paper(), mpl.rc_context(_fonts(font_size)):
         return _panels(frame, shown, x, y, wide, font_size, legend)
 
@@ -131,10 +132,6 @@ def write_own(run_dir: Path, formats: Sequence[str], **options: Any) -> list[Pat
             write_atomically(path, drawn.getvalue())
             written.append(path)
     return written
-
-
-def _first_split(frame: pd.DataFrame, task: str) -> str:
-    return labels.splits(frame[frame["task"] == task])[0]
 
 
 def _fonts(size: float) -> Any:

@@ -330,8 +330,8 @@ class PlainTicks(Locator):
 
 
 def _round_numbers(low: float, high: float, most: int) -> Any:
-    """The most round numbers of one kind within the ends, at most so many; over less than a factor 4 evenly spaced."""
-    if high / low < 4:
+    """The most round numbers of one kind within the ends, at most so many; over less than a factor 5 evenly spaced."""
+    if high / low < 5:  # 2, 5, 10: less than that may hold one of them alone
         even = np.asarray(MaxNLocator(min(most, 4), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
         return even[(even >= low) & (even <= high)]
     decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)

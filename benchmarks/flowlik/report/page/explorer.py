@@ -32,12 +32,11 @@ def explorer_data(usable: pd.DataFrame, run_dir: str) -> Markup:
     frame = frames.with_times(usable)
     frame = frame[frame["bpd"].notna() | frame["frechet"].notna()]
     for_networks = set(usable_by_a_network(frame).index)
+    costs = [name for name in COSTS if frame[name].notna().any()]
     measures = [name for name in MEASURES if frame[name].notna().any()]
     data = {
         "run": run_dir,
-        "costs": [
-            {"label": axis_label(name), "head": head(name)} for name in COSTS if frame[name].notna().any()
-        ],
+        "costs": [{"label": axis_label(name), "head": head(name)} for name in costs],
         "measures": [
             {
                 "label": axis_label(name).removesuffix(" ()"),
@@ -48,7 +47,7 @@ def explorer_data(usable: pd.DataFrame, run_dir: str) -> Markup:
         ],
         "methods": _methods(frame),
         "points": [
-            _point(row, frame, measures, bool(index in for_networks))
+            _point(row, costs, measures, bool(index in for_networks))
             for index, row in zip(frame.index, as_dicts(frame), strict=True)
         ],
     }
@@ -62,9 +61,7 @@ def _methods(frame: pd.DataFrame) -> dict[str, list[str]]:
     return {name: [one.label, one.colour, dark(one.colour)] for name, one in found.items()}
 
 
-def _point(
-    row: dict[str, Any], frame: pd.DataFrame, measures: list[str], for_networks: bool
-) -> dict[str, Any]:
+def _point(row: dict[str, Any], costs: list[str], measures: list[str], for_networks: bool) -> dict[str, Any]:
     return {
         "task": row["task"],
         "split": labels.split_title(row["split"]),
@@ -76,7 +73,7 @@ def _point(
         "network": for_networks,
         "id": row["cell_id"],
         "row": f"row-{labels.slug(row['cell_id'])}" if row["cell_id"] else "",
-        "x": [_short(row[name]) for name in COSTS if frame[name].notna().any()],
+        "x": [_short(row[name]) for name in costs],
         "y": [[_short(row.get(f"{name}{end}")) for end in ("", "_lo", "_hi")] for name in measures],
     }
 

@@ -53,7 +53,8 @@ def _pictures(run_dir: Path, task: str, frame: pd.DataFrame) -> Iterator[Picture
 def _overview(run_dir: Path, usable: pd.DataFrame) -> Picture | None:
     how = (
         "Mean absolute error per sample in bits/dim, darker is worse: a row is a method on exact fields or on networks "
-        "(the best of several), with its fewest and its most steps; one column per task, its first split. "
+        "(by name where a task has several; of several tolerances the most exact), with its fewest and its most steps; "
+        "one column per task, its first split, or of a single task one per split. "
         "† marks traces by Hutchinson's probes. Rows of one task alone, other tolerances and splits "
         "stand in the figures of the task."
     )

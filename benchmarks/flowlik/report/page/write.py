@@ -95,6 +95,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = _unbroken
+    environment.filters["holds_words"] = lambda place, table: table.holds_words(place)
     environment.tests["waits"] = lambda place, table: table.waits(place)
     return environment.get_template("report.html.j2")
 

@@ -151,12 +151,26 @@ def _worse_than_a_constant(row: dict[str, Any]) -> bool:
 
 def flags(row: dict[str, Any]) -> str:
     """What to beware of in a row, in a few words."""
-    found = ["worse than a constant" if _worse_than_a_constant(row) else ""]
-    found += [f"mass {numbers.number(row['mass'])}" if _mass_is_off(row) else ""]
-    found += [f"bars cover {100 * row['coverage95']:.0f} %" if row["coverage95"] < LEAST_COVERAGE else ""]
-    found += [f"{100 * row['invalid_share']:.2g} % unanswered" if row["invalid_share"] > 0 else ""]
-    found += [f"{row['n_items']:.0f} items" if row["n_items"] < FEW_ITEMS else ""]
-    return ", ".join(filter(None, found))
+    worse = ["worse than a constant"] if _worse_than_a_constant(row) else []
+    return ", ".join([*worse, *(short for short, _ in beware_of(row))])
+
+
+def beware_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to beware of in a row besides its error, each in a few words and in a sentence's."""
+    found = []
+    if _mass_is_off(row):
+        mass = numbers.number(row["mass"])
+        found.append((f"mass {mass}", f"the density's mass is {mass}, not 1"))
+    if row["coverage95"] < LEAST_COVERAGE:
+        cover = f"{100 * row['coverage95']:.0f} %"
+        found.append((f"bars cover {cover}", f"its error bars cover {cover} of items, not 95 %"))
+    if row["invalid_share"] > 0:
+        share = f"{100 * row['invalid_share']:.2g} %"
+        found.append((f"{share} unanswered", f"{share} of items are not answered"))
+    if row["n_items"] < FEW_ITEMS:
+        items = f"{row['n_items']:.0f} items"
+        found.append((items, f"judged on {items} only"))
+    return found
 
 
 def _flags(row: dict[str, Any]) -> Cell:
@@ -164,16 +178,18 @@ def _flags(row: dict[str, Any]) -> Cell:
 
 
 def _mass_is_off(row: dict[str, Any]) -> bool:
+    return bool(abs(row["mass"] - 1) > MASS_WITHIN + 2 * _mass_error(row))
+
+
+def _mass_error(row: dict[str, Any]) -> float:
     known = row.get("mass_se")
-    error = 0.0 if known is None or math.isnan(known) else float(known)
-    return bool(abs(row["mass"] - 1) > MASS_WITHIN + 2 * error)
+    return 0.0 if known is None or math.isnan(known) else float(known)
 
 
 def mass_cell(row: dict[str, Any], digits: int | None = None) -> Cell:
     """The mass, with its standard error where it was sampled; marked where it differs from 1 by more than chance."""
     cell = Cell(numbers.number(row["mass"], digits or BY_NAME["mass"].digits), _value(row["mass"]))
-    known = row.get("mass_se")
-    error = 0.0 if known is None or math.isnan(known) else float(known)
+    error = _mass_error(row)
     text = cell.text + (f" ± {numbers.number(error, 2)}" if error else "")
     return replace(cell, text=text, flag="not within 0.05 of 1" if _mass_is_off(row) else "")
 

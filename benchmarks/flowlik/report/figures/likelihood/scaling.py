@@ -64,9 +64,9 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
 def slope_words(x: np.ndarray, y: np.ndarray) -> str:
     """The slope of a straight line, `slope 1.00`; of a bent one those of its ends, `slope 0.02 to 1.10`."""
     across, up = np.log(x), np.log(y)
-    fit = np.polyval(np.polyfit(across, up, 1), across)
-    if float(np.abs(up - fit).max()) <= math.log1p(STRAIGHT):
-        return f"slope {numbers.fixed(slope(x, y), 2)}"
+    fit = np.polyfit(across, up, 1)
+    if float(np.abs(up - np.polyval(fit, across)).max()) <= math.log1p(STRAIGHT):
+        return f"slope {numbers.fixed(float(fit[0]), 2)}"
     ends = (slope(x[:2], y[:2]), slope(x[-2:], y[-2:]))
     return f"slope {numbers.fixed(ends[0], 2)} to {numbers.fixed(ends[1], 2)}"
 
