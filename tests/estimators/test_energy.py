@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from toy_flows import Field, points, spd
 
+from flowlik.cells import Cell, Options
+from flowlik.running.run import run_cell
 from flowlik_estimators import get
 from flowlik_models.closed_forms.gaussian import Gaussian
 
@@ -69,3 +71,10 @@ def test_it_knows_the_density_of_its_own_data_end_alone() -> None:
     refused = get("energy", eps=0.02).log_prob(Density(eps=0.01), x)
     assert refused.reason == "eps=0.02: the model's density is that at eps=0.01 alone; leave eps out"
     assert get("energy").data_end(Density(eps=0.01)) == 0.99
+
+
+def test_its_cells_are_timed_beside_a_forward_of_the_network() -> None:
+    cell = Cell(task="gmm-2d", model="energy", estimator=get("energy"), options=Options(n_items=64, rounds=1))
+    row, _ = run_cell(cell)
+    assert row["wall_s_median"] > 0
+    assert row["forward_equivalents"] > 0

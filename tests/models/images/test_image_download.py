@@ -256,6 +256,6 @@ def test_bad_usage_is_one_line(arguments: list[str], message: str, monkeypatch: 
 def test_a_damaged_member_of_an_archive_is_named_by_its_own_name(tmp_path: Path) -> None:
     target = tmp_path / "data_batch_1"
     with pytest.raises(DataError, match=r"data_batch_1: expected MD5 00, found") as caught:
-        downloads._place(lambda: io.BytesIO(b"other"), target, "00")
+        downloads._place(lambda: io.BytesIO(b"other"), target, "md5:00")
     assert ".tmp" not in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from flowlik_models.interfaces import Ability, can, trial_call
 
-TIMED: tuple[Ability, ...] = ("velocity", "joint flow map", "flow map", "policy flow", "generator")
+TIMED: tuple[Ability, ...] = (
+    "velocity",
+    "joint flow map",
+    "flow map",
+    "policy flow",
+    "generator",
+    "scalar log-density",
+)
 """Of several abilities the one whose evaluation stands for a forward of the network."""
 
 
