@@ -68,6 +68,12 @@ def recipe_for(task: str, model: str) -> Recipe:
     return RECIPES[task][model]
 
 
+def teacher_of(task: str, model: str) -> str | None:
+    """The trained model that a model was taught by; None where data or a closed form taught it, or nobody knows."""
+    recipe = RECIPES.get(task, {}).get(model)
+    return recipe.teacher if recipe and recipe.teacher in RECIPES[task] else None
+
+
 def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Module:
     """The untrained network of a recipe with the moments of the task's training data.
 

@@ -62,9 +62,11 @@ def test_controls_can_be_left_out_and_options_overridden(tmp_path: Path) -> None
 def test_the_published_table_has_every_model_at_every_number_of_steps(task: str) -> None:
     cells = [cell for cell in suites.load_suite(task) if not cell.is_control]
     assert {cell.task for cell in cells} == {task}
-    assert {cell.model for cell in cells} == set(TASK_MODELS[task])
+    # a table of the published sizes; what two cores train is no part of it
+    models = [model for model in TASK_MODELS[task] if not model.endswith("-small")]
+    assert {cell.model for cell in cells} == set(models)
     plain = {"teacher": "ode", "meanflow": "meanflow"}
-    for model in TASK_MODELS[task]:
+    for model in models:
         name = plain.get(model, "f2d2")
         for split in ("test", "train", "teacher-samples"):
             steps = [
@@ -76,7 +78,7 @@ def test_the_published_table_has_every_model_at_every_number_of_steps(task: str)
             ]
             assert steps == [8, 4, 2, 1], (model, split)
     sampled = [cell for cell in cells if cell.options.samples]
-    assert {(cell.model, cell.options.seed) for cell in sampled} == set(product(TASK_MODELS[task], range(3)))
+    assert {(cell.model, cell.options.seed) for cell in sampled} == set(product(models, range(3)))
     assert max(cell.options.n_items for cell in cells) == 10_000  # the whole test set
 
 

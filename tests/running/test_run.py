@@ -27,6 +27,7 @@ from flowlik_estimators import get, parse_spec
 from flowlik_models import zoo
 from flowlik_models.checkpoints import save_checkpoint
 from flowlik_models.closed_forms.catalogue import closed_form
+from flowlik_models.recipes.table import RECIPES
 
 SMALL = Options(n_items=50, batch_size=20, rounds=0)
 
@@ -214,6 +215,17 @@ def test_a_field_that_is_not_the_reference_has_no_error_columns() -> None:
     row = run(cell(estimator, task="digits", model="teacher-early", n_items=4))
     assert row["status"] == "ok"
     assert "another network" in row["reason"]
+
+
+def test_what_another_teacher_taught_is_not_judged_by_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = cell(task="digits", model="direct-f2d2", n_items=4)
+    assert run(chosen)["bpd_mae"] is not None
+    other = RECIPES["digits"]["direct-f2d2"].with_options(teacher="teacher-early")
+    monkeypatch.setitem(RECIPES["digits"], "direct-f2d2", other)
+    row = run(chosen)
+    assert row["bpd"] is not None
+    assert row["bpd_mae"] is None
+    assert row["reason"] == "the reference is the likelihood of teacher, another network"
     assert row["bpd"] is not None
     assert row["bpd_mae"] is None
 

@@ -207,6 +207,23 @@ def test_the_gaussian_control_runs_without_a_teacher_and_the_mean_says_why_not(
     )
 
 
+@pytest.mark.parametrize(
+    ("there", "judge"),
+    [
+        ((), "teacher"),
+        (("teacher",), "teacher"),
+        (("teacher-small",), "teacher-small"),
+        (("teacher", "teacher-small"), "teacher"),
+    ],
+)
+def test_the_smaller_teacher_is_the_reference_where_it_alone_is_there(
+    there: tuple[str, ...], judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageTask, "has_model", lambda task, model: model in there)
+    assert get_task("cifar10").reference_model == judge
+    assert get_task("fashion-mnist").reference_model == "teacher"
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "imagenet64", "cifar10-gmm", "fashion-mnist-gmm"])
 def test_missing_files_skip_a_cell_with_the_cure(nothing: None, name: str) -> None:
     task = get_task(name)

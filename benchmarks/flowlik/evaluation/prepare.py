@@ -16,6 +16,7 @@ from flowlik.evaluation.samples.extractors import standard_extractor
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Items, Reference, Task, UnavailableError
 from flowlik_models.interfaces import Ability, can
+from flowlik_models.zoo import teacher_of
 
 JUDGED_BY_TEACHER: tuple[Ability, ...] = ("flow map", "joint flow map", "policy flow", "generator")
 """Models that are to agree with what taught them; any other field has a likelihood of its own."""
@@ -94,9 +95,12 @@ def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:
 
 
 def _is_another_field(task: Task, cell: Cell, model: Any) -> bool:
-    """A field of its own, which no reference knows; maps, policies and generators are judged by what taught them."""
+    """A field of its own, which no reference knows; maps, policies and generators are judged by what taught them, and
+    by nothing where that is another teacher."""
     if cell.is_control or task.reference_model in ("closed-form", cell.model):
         return False
+    if teacher_of(cell.task, cell.model) not in (None, task.reference_model):
+        return True
     return not any(can(model, ability) for ability in JUDGED_BY_TEACHER)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -46,12 +46,20 @@ class ImageTask(Task):
     """Images of one of the data sets of `flowlik_models.images`, uniformly dequantised: z = 2 (k + U)/256 - 1.
 
     The noise is keyed by image and draw, so every estimator sees the same points. The reference is the converged
-    likelihood of the task's teacher, where there is one.
+    likelihood of the task's teacher, where there is one; of ``smaller_teacher`` where only that has been trained.
     """
 
     key: int = 25_601
     levels: int | None = 256
     reference_model: str = "teacher"
+    smaller_teacher: str | None = None
+
+    def at_hand(self) -> Task:
+        """The task judged by its smaller teacher where that alone is there."""
+        small = self.smaller_teacher
+        if small is None or self.has_model(self.reference_model) or not self.has_model(small):
+            return self
+        return replace(self, reference_model=small)
 
     @property
     def eight_bit_images(self) -> bool:

@@ -21,10 +21,14 @@ from flowlik_models.plugins import load_plugins
 def image_tasks() -> tuple[Task, ...]:
     """The built-in tasks on images; those that have recipes for a teacher have its samples as a split."""
 
-    def real(name: str, shape: tuple[int, int, int], text: str) -> ImageTask:
+    def real(name: str, shape: tuple[int, int, int], text: str, small: str | None = None) -> ImageTask:
         splits = ("test", "train", TEACHER_SAMPLES) if name in IMAGE_SHAPES else ("test", "train")
         return ImageTask(
-            id=name, event_shape=shape, splits=splits, description=f"{text}; files: flowlik data"
+            id=name,
+            event_shape=shape,
+            splits=splits,
+            description=f"{text}; files: flowlik data",
+            smaller_teacher=small,
         )
 
     def mixture(
@@ -45,7 +49,7 @@ def image_tasks() -> tuple[Task, ...]:
         mixture("cifar10-gmm", (3, 32, 32), 256, "CIFAR-10 in 3072 dimensions", MEASURED["cifar10-gmm"]),
         real("mnist", (1, 28, 28), "MNIST, 28x28 grey levels"),
         real("fashion-mnist", (1, 28, 28), "Fashion-MNIST, 28x28 grey levels"),
-        real("cifar10", (3, 32, 32), "CIFAR-10, 32x32 colours"),
+        real("cifar10", (3, 32, 32), "CIFAR-10, 32x32 colours", small="teacher-small"),
         real("imagenet64", (3, 64, 64), "ImageNet 64x64, colours"),
     )
 
@@ -155,4 +159,4 @@ def get_task(name: str) -> Task:
         return own
     if name not in registry():
         raise ValueError(unknown("task", name, available()))
-    return registry()[name]
+    return registry()[name].at_hand()

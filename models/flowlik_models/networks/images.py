@@ -21,6 +21,7 @@ Everything is differentiable in forward and in reverse mode. Cost: one network e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients, log1p_ratio
 from flowlik_models.networks.embedding import TimeFeatures
-from flowlik_models.numerics.cosine_transform import cosines
+from flowlik_models.numerics.cosine_transform import along_axes, cosines
 
 __all__ = ["FlowMap", "ImageField", "JointFlowMap", "Moments", "cosine_basis", "cosine_moments", "zeroed"]
 
@@ -60,10 +61,7 @@ def cosine_basis(event_shape: Sequence[int]) -> Tensor:
     Of three channels its first axis is grey, red against blue, and green against both: nearly the principal axes of
     natural images, and none of it has to be stored.
     """
-    basis = torch.ones(1, 1, dtype=torch.float64)
-    for size in event_shape:
-        basis = torch.kron(basis, cosines(size))
-    return basis.T.contiguous()
+    return reduce(torch.kron, map(cosines, event_shape)).T.contiguous()
 
 
 def cosine_moments(event_shape: Sequence[int], moments: Moments) -> Moments:
@@ -85,7 +83,7 @@ class ImageField(nn.Module):
         moments: of the data; they become buffers. Without them zeros, ones and the identity (or the cosine basis) stand
             in, to be filled from a checkpoint.
         basis: whether the eigenvectors are part of the checkpoint, or those of `cosine_basis`, to which the moments
-            are then restricted.
+            are then restricted; products with them are then taken axis by axis.
         noise: about the standard deviation of the dequantisation noise, the finest scale of the data.
     """
 
@@ -113,6 +111,9 @@ class ImageField(nn.Module):
         ):
             stored = name != "eigenvectors" or basis == "stored"
             self.register_buffer(name, value.float().clone(), persistent=stored)
+        self.separable = basis == "cosine"
+        for axis, size in enumerate(self.event_shape if self.separable else ()):
+            self.register_buffer(f"cosines{axis}", cosines(size).float(), persistent=False)
         # worked out once: at d = 3072 they cost as much as a part of the network
         self.register_buffer("squared", torch.empty(0), persistent=False)
         self.register_buffer("variance", torch.empty(0), persistent=False)
@@ -128,9 +129,32 @@ class ImageField(nn.Module):
         return moments or (torch.zeros(self.dim), torch.ones(self.dim), vectors)
 
     def _derive(self) -> None:
-        """Squares of the eigenvectors, and the variance of every pixel."""
-        self.squared = self.eigenvectors.square()
-        self.variance = self.squared @ self.eigenvalues
+        """The variance of every pixel, and squares of the eigenvectors where they are no product of cosines."""
+        if not self.separable:
+            self.squared = self.eigenvectors.square()
+        self.variance = self._at_pixels(self.eigenvalues[None])[0]
+
+    def _cosines(self, like: Tensor) -> list[Tensor]:
+        """The cosine transforms along the axes, whose Kronecker product is V^T."""
+        return [self.get_buffer(f"cosines{axis}").to(like) for axis in range(len(self.event_shape))]
+
+    def _along(self, x: Tensor) -> Tensor:
+        """Coordinates ``x V`` along the eigenvectors, columns of V, of rows x (batch, d)."""
+        if self.separable:
+            return along_axes(x, self._cosines(x))
+        return x @ self.eigenvectors.to(x)
+
+    def _back(self, z: Tensor) -> Tensor:
+        """Rows ``z V^T`` of coordinates z (batch, d) along the eigenvectors."""
+        if self.separable:
+            return along_axes(z, [rows.T for rows in self._cosines(z)])
+        return z @ self.eigenvectors.to(z).T
+
+    def _at_pixels(self, variances: Tensor) -> Tensor:
+        """Variances ``sum_i V_pi^2 variances_i`` of the pixels p, from those along the eigenvectors; (batch, d)."""
+        if self.separable:
+            return along_axes(variances, [rows.T.square() for rows in self._cosines(variances)])
+        return variances @ self.squared.to(variances).T
 
     def _add_head(self, hidden: int, bottom: int) -> None:
         """The velocity head; ``hidden`` and ``bottom`` are the channels of the two layers that `_hidden` returns."""
@@ -151,12 +175,12 @@ class ImageField(nn.Module):
 
     def _gaussian(self, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u_gauss and k(t), shaped like x, and the average divergence D_gauss, (batch,)."""
-        vectors, mean, values = self.eigenvectors.to(x), self.mean.to(x), self.eigenvalues.to(x)
+        mean, values = self.mean.to(x), self.eigenvalues.to(x)
         c, divergence = gaussian_map_coefficients(values, t, s)
         time = t[:, None]
-        u = mean + (c * ((x.flatten(1) - time * mean) @ vectors)) @ vectors.T
+        u = mean + self._back(c * self._along(x.flatten(1) - time * mean))
         w = (1 - time).square() + time.square() * values
-        scale = ((values / w) @ self.squared.to(x).T).sqrt()
+        scale = self._at_pixels(values / w).sqrt()
         return u.view_as(x), scale.view_as(x), divergence
 
     def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Models of images from files: Fashion-MNIST for two CPU cores, CIFAR-10 for one GPU.
+"""Models of images from files: Fashion-MNIST for two CPU cores, CIFAR-10 for one GPU and, small, for two CPU cores.
 
 All maps of a data set share one pool of trajectories, which is solved once.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowlik_models.networks.policy import PolicyHead
+from flowlik_models.objectives.imitation import Imitation
 from flowlik_models.recipes.options import Execution, Optimiser, Points, Times
+from flowlik_models.recipes.policies import policies_of
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe
 
 _GREY_NOISE = 2 / 256 / 12**0.5  # standard deviation of the dequantisation noise of 256 levels
@@ -57,6 +60,11 @@ _CIFAR = _FASHION.with_options(
     compile=True,
 )
 
+# In float32: without AMX bf16 convolutions take nearly twice as long.
+_CIFAR_SMALL = _FASHION.with_options(
+    network={**_FASHION.network, "attention": (8,), "basis": "cosine"}, steps=9_600, precision="float32"
+)
+
 
 def image_recipes() -> dict[str, dict[str, Recipe]]:
     """Recipes of images from files by task and model."""
@@ -74,7 +82,38 @@ def image_recipes() -> dict[str, dict[str, Recipe]]:
             alone={"steps": 40_000, "pool": 16_384, **pool, "compile": False},
             joint={"steps": 60_000},
             direct={"steps": 100_000, "compile": True},
-        ),
+        )
+        | _cifar_small({"pool": 3_072, **pool}),
+    }
+
+
+def _cifar_small(pool: dict[str, Any]) -> dict[str, Recipe]:
+    """The models of CIFAR-10 for two CPU cores, ids ending in ``-small``."""
+    models = _image_maps(
+        _CIFAR_SMALL, alone={"steps": 1_500, **pool}, joint={"steps": 1_000}, direct={"steps": 5_000}
+    )
+    # without derivatives: whatever it knows of long steps comes from the diagonal
+    models["shortcut-distill-f2d2"] = models["meanflow-f2d2"].with_options(
+        objective="shortcut", diagonal=0.5, start_from="teacher", steps=1_500
+    )
+    # components start about the teacher's guess of a pixel's colour: one a level, as on digits, would be 256 a channel
+    imitation = Imitation(head=PolicyHead(components=8, layout="position"), matches=4, eps=0.0)
+    on_path = models["meanflow"].with_options(
+        objective="imitation", imitation=imitation, weight_c=(None, None), ends=0.0
+    )
+    policies = policies_of(on_path.with_options(pool=0, pool_share=0.0, direct=0.0))
+    return _suffixed(models | {"pi-flow-4": policies["pi-flow-4"]}, "-small")
+
+
+def _suffixed(models: dict[str, Recipe], suffix: str) -> dict[str, Recipe]:
+    """The same models under ids with a suffix, built on each other under those."""
+    ids = {model: f"{model}{suffix}" for model in models}
+    return {
+        ids[model]: recipe.with_options(
+            teacher=ids.get(recipe.teacher, recipe.teacher),
+            start_from=ids[recipe.start_from] if recipe.start_from else None,
+        )
+        for model, recipe in models.items()
     }
 
 

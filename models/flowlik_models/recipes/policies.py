@@ -56,7 +56,7 @@ _DIGITS = DIGITS.with_options(
 
 def policy_recipes() -> dict[str, dict[str, Recipe]]:
     """Recipes of policy flows by task and model."""
-    board, space = _policies(_BOARD), _policies(_SPACE)
+    board, space = policies_of(_BOARD), policies_of(_SPACE)
     return {
         "gmm-2d": _ring(),
         "checkerboard-2d": board | _variants(board, "pi-flow-2", components=4, steps=6_000),
@@ -66,7 +66,7 @@ def policy_recipes() -> dict[str, dict[str, Recipe]]:
 
 
 def _ring() -> dict[str, Recipe]:
-    models = _policies(_PLANE)
+    models = policies_of(_PLANE)
     one, four = models["pi-flow"], models["pi-flow-4"]
     return {
         **models,
@@ -81,7 +81,7 @@ def _ring() -> dict[str, Recipe]:
 
 
 def _digits() -> dict[str, Recipe]:
-    models = _policies(_DIGITS)
+    models = policies_of(_DIGITS)
     models |= _variants(models, "pi-flow-4", components=1, steps=1_600)
     models["pi-flow"] = models["pi-flow"].with_options(steps=3_200)  # one segment is there for its samples
     for name, steps in (("pi-flow-4", 1_200), ("pi-flow-4-small-k", 600)):
@@ -89,8 +89,8 @@ def _digits() -> dict[str, Recipe]:
     return models
 
 
-def _policies(recipe: Recipe) -> dict[str, Recipe]:
-    """Policy flows of 1, 2 and 4 segments: ``pi-flow``, ``pi-flow-2`` and ``pi-flow-4``."""
+def policies_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe as policy flows of 1, 2 and 4 segments: ``pi-flow``, ``pi-flow-2`` and ``pi-flow-4``."""
     return {
         "pi-flow" if count == 1 else f"pi-flow-{count}": _changed(recipe, segments=(count,))
         for count in _SEGMENTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from network_checks import (
     stirred,
 )
 
+from flowlik_models.networks.images import cosine_basis
+from flowlik_models.networks.policy import PolicyImages
 from flowlik_models.networks.unet import AttentionBlock, JointFlowMapUNet, UNet
 from flowlik_models.recipes.table import RECIPES
 from flowlik_models.zoo import build
@@ -67,3 +70,43 @@ def test_images_that_cannot_be_halved_or_attended_to_are_refused() -> None:
         ValueError, match=r"no resolution of height 10 for attention \(valid: \[28, 14, 7\]\)"
     ):
         field((1, 28, 28), attention=(10,))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 6, 10), (3, 4, 12), (3, 16, 8)])
+def test_cosines_axis_by_axis_are_the_dense_basis(shape: tuple[int, int, int]) -> None:
+    dim = math.prod(shape)
+    generator = torch.Generator().manual_seed(0)
+    spectrum = 10 * torch.arange(1, dim + 1) ** -1.5 + 5e-6
+    moments = torch.randn(dim, generator=generator), spectrum, cosine_basis(shape)
+    quick, dense = (
+        JointFlowMapUNet(shape, widths=(4, 8), moments=moments, basis=basis) for basis in ("cosine", "stored")
+    )
+    assert set(dense.state_dict()) - set(quick.state_dict()) == {"eigenvectors"}
+    quick.load_state_dict({n: v for n, v in dense.state_dict().items() if n != "eigenvectors"})
+    point = torch.randn(5, *shape, generator=generator)
+    times = torch.tensor([[0.0, 0.3, 0.9, 1.0, 1.0], [0.4, 0.3, 1.0, 0.0, 0.99]])
+    for dtype in (torch.float32, torch.float64):
+        parts = []
+        for network in (quick, dense):
+            network.to(dtype)
+            parts.append((*network._gaussian(point.to(dtype), *times.to(dtype)), network.variance))
+        for ours, expected in zip(*parts, strict=True):
+            assert ours.shape == expected.shape
+            assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_small_models_of_colour_images_build_on_each_other() -> None:
+    small = {model: recipe for model, recipe in RECIPES["cifar10"].items() if model.endswith("-small")}
+    assert len(small) == 7
+    for model, recipe in small.items():
+        if recipe.start_from is None:
+            assert model == "teacher-small"
+            continue
+        assert recipe.teacher == "teacher-small"
+        network, start = build("cifar10", recipe), build("cifar10", small[recipe.start_from])
+        tensors = start.state_dict()
+        if isinstance(network, PolicyImages):
+            tensors = network.adopted(tensors)
+        missing, unexpected = network.load_state_dict(tensors, strict=False)
+        assert not unexpected
+        assert len(missing) < len(tensors)
