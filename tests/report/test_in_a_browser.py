@@ -114,3 +114,21 @@ def test_the_explorer_filters_and_leads_to_records(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert problems == []
     page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 400])
+def test_axe_finds_nothing_of_any_weight(chromium: Any, page_file: str, width: int, scheme: str) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="no axe here: pip install axe-playwright-python"
+    )
+    # the page's own policy would keep the examiner's script out
+    context = chromium.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+    )
+    page = context.new_page()
+    page.goto(page_file)
+    found = axe.Axe().run(page).response
+    assert found["passes"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
+    context.close()
