@@ -41,6 +41,7 @@ _DIGITS_MAP = DIGITS.with_options(
     pool=3_072,
     pool_share=0.6,
     direct=0.3,
+    stored="float16",
 )
 
 # Off the squares the field grows like 1/(1 - t) and a point ends hundreds of standard deviations out.
@@ -52,6 +53,7 @@ _SPACE = PLANE.with_options(
     weight_c=(0.01, 0.01),
     altered=0.1,
     altered_scale=1.0,
+    stored="float16",
 )
 
 

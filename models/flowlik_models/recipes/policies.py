@@ -36,6 +36,7 @@ _SPACE = _PLANE.with_options(
     network={"hidden": 256, "depth": 4},
     steps=3_000,
     learning_rate=2e-3,
+    stored="float16",
 )
 
 _DIGITS = DIGITS.with_options(
@@ -51,6 +52,7 @@ _DIGITS = DIGITS.with_options(
     weight_c=(None, None),
     altered=0.1,
     altered_scale=0.03,
+    stored="float16",
 )
 
 
