@@ -94,6 +94,9 @@ def test_another_rule_is_not_taken_for_the_published_one(tmp_path: Path) -> None
     write_rows(tmp_path, [record(**common, cell_id=k, estimator_label=k, bpd=1.0) for k in named])
     for row in labels.as_dicts(frame.load(tmp_path)):
         assert (published_method(row) or "") == named[row["estimator_label"]]
+        small = {**row, "model": "teacher-small"}  # the same method on a network for two CPU cores
+        assert published_method(small) == published_method(row)
+        assert published_method({**row, "model": "teacher-smaller"}) is None
 
 
 def test_grey_survives_every_format(cifar: Path) -> None:
