@@ -85,8 +85,6 @@ def _points(ax: Axes, series: style.Series) -> None:
 
 
 def _axes(ax: Axes, part: pd.DataFrame) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("log")
     own = next(iter(part["extractor"]))
     ax.set_xlabel(f"{distance_name(own)} ({style.shorten(own, 30)})")
     ax.set_ylabel(f"{distance_name(part['further'].iloc[0])}\n({style.shorten(part['further'].iloc[0], 30)})")
