@@ -1,22 +1,25 @@
 # make bench   the benchmark, from nothing to figures, tables and report.html
 # make test    lint, types, tests, the check of the asv suites and of the pages, in environments of their own
 # make docs    the pages of docs/ as a site in site/
+# make site    the results of RUNS as pages in results-site/, docs/submit-a-run.md
 # make verify  the full numbers about runs: a hundred kills, a thousand bad inputs, Ray, overheads; half an hour alone
 # make asv     speed, memory, evaluations and accuracy of the current commit into results/asv, pages into results/asv-html
 #
 # PYTHON   the interpreter the environments are made from (3.11 or newer)
 # VENV     the environment of `make bench` and `make asv`; one that exists is used as it is
+# RUNS     folders of runs that `make site` shows; without any the records that come along
 # ARGS     more arguments: of `flowlik run` for bench, of tox for test, of `asv run` for asv
 # FLOWLIK_TORCH=any (environment) takes any build of torch instead of the pinned CPU build: see docs/install.md
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+RUNS ?= results/records/quick.jsonl
 
 TOX = .tox/bootstrap
 ASV = $(VENV)/bin/asv
 
-.PHONY: bench test docs verify asv
+.PHONY: bench test docs site verify asv
 
 bench: $(VENV)/.flowlik-installed
 	$(VENV)/bin/flowlik run $(ARGS)
@@ -28,6 +31,9 @@ test: $(TOX)/.installed
 docs: $(TOX)/.installed
 	@FLOWLIK_SITE=site $(TOX)/bin/tox run -e docs $(ARGS)
 	@echo "open site/index.html, or for the search: $(PYTHON) -m http.server -d site"
+
+site: $(VENV)/.flowlik-installed
+	$(VENV)/bin/flowlik gallery $(RUNS) --out results-site $(ARGS)
 
 verify: $(TOX)/.installed
 	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \

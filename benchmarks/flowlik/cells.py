@@ -21,7 +21,8 @@ class Options:
 
     `n_items` items in batches of `batch_size`, a number or auto (`flowlik.evaluation.batching.batch_size`); `compile`
     the network (`flowlik.evaluation.compilation`); `draws` dequantisation draws of discrete data; `density` also
-    evaluates the task's 2-D grid; `samples` also draws that many and judges them; `likelihood` false leaves out
+    evaluates the task's 2-D grid; `samples` also draws that many and judges them, in the `features` named
+    here besides (`flowlik.evaluation.samples.extractors`; ValueError without samples); `likelihood` false leaves out
     everything but the samples, whose cost is then the cell's (ValueError with `density`, `uses` or several `draws`);
     `uses` names what the likelihood is tried at besides (`flowlik.uses`); `rounds` of timing on `timing_batch` items
     (0: no timing).
@@ -37,6 +38,7 @@ class Options:
     draws: int = 1
     density: bool = False
     samples: int = 0
+    features: tuple[str, ...] = ()
     likelihood: bool = True
     uses: tuple[str, ...] = ()
     rounds: int = 3
@@ -44,6 +46,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse options without effect; raises ValueError in one line."""
+        if self.features and self.samples < 1:
+            raise ValueError("features has no effect without samples: it is they that are judged")
         if self.likelihood:
             return
         if self.samples < 1:
@@ -106,6 +110,8 @@ def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str, extract
     options = {name: value for name, value in asdict(cell.options).items() if name not in _NOT_IN_THE_ANSWER}
     if not options["compile"]:
         del options["compile"]  # as it was before there was that option
+    if not options["features"]:
+        del options["features"]  # likewise
     parts = {
         "schema": SCHEMA_VERSION,
         "task": cell.task,

@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "gallery": results.gallery,
     "check": inspect.check,
     "score": inspect.score,
+    "device": inspect.device,
     "data": build.data,
     "sysinfo": inspect.sysinfo,
 }

@@ -1,4 +1,4 @@
-"""`flowlik list`, `check`, `score` and `sysinfo`: what is here, whether it is right, and what it is worth."""
+"""`flowlik list`, `check`, `score`, `device` and `sysinfo`: what is here, whether it is right, and what it is worth."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from flowlik.commands.options import (
     use_data,
 )
 from flowlik.commands.surroundings import need_room
+from flowlik.commands.units import parse_duration
 
 if TYPE_CHECKING:
     from flowlik.checks.contract import ContractVerdict
@@ -223,6 +224,38 @@ def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Ve
         yield verdict
     if update:
         note_measured(verdicts)
+
+
+def device(
+    part: Annotated[
+        list[str] | None, typer.Option("--part", help="Only this one; may be given several times.")
+    ] = None,
+    time_limit: Annotated[str, typer.Option("--time-limit", help="Of each part: 90s, 30m or 8h.")] = "10m",
+    out: OutOption = None,
+    device: DeviceOption = "auto",
+    data_dir: DataOption = None,
+) -> None:
+    """Try the suite on a GPU part by part, a JSON line each; without one the same at a hundredth of the size."""
+    from flowlik.checks.device.run import FILE, Plan, run_parts
+    from flowlik.records.writing import to_line
+
+    failed = False
+    with bad_usage():
+        use_data(data_dir)
+        folder = out or Path("runs/device")
+        seconds = parse_duration(time_limit, "--time-limit")
+        plan = Plan(parts=part or (), seconds=seconds, device=pick_device(device), folder=folder)
+        need_room(folder)
+        try:
+            for line in run_parts(plan):
+                typer.echo(to_line(line).decode().rstrip())
+                failed |= line["status"] in ("failed", "timeout")
+        except KeyboardInterrupt:
+            raise fail(
+                "interrupted; the parts that are done are kept, the same command goes on", 130
+            ) from None
+    typer.echo(f"lines: {folder / FILE}")
+    raise typer.Exit(1 if failed else 0)
 
 
 def sysinfo(as_json: JsonOption = False) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, use_checkpoints
+from flowlik.commands.options import CheckpointsOption, RunFolder, bad_usage, fail, use_checkpoints
 
 MethodsOption = Annotated[
     str | None, typer.Option(help="Only these, by estimator or method: f2d2,ode-euler. Controls stay.")
@@ -167,8 +167,7 @@ def reproduce(
         done = reproduction.reproduce(found)
     for line in done.lines:
         typer.echo(line)
-    words = {"identical": "reproduced, bit for bit", "rounding": "reproduced, up to rounding"}
-    typer.echo(words.get(done.verdict, "NOT reproduced"))
+    typer.echo(reproduction.WORDS.get(done.verdict, "NOT reproduced"))
     raise typer.Exit(0 if done.succeeded else 1)
 
 
@@ -188,20 +187,59 @@ def gallery(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a results site of the runs into this folder instead.")
+    ] = None,
+    check: Annotated[
+        int | None,
+        typer.Option(
+            "--check", help="Of the site: run so many records of each run again, and show which.", min=1
+        ),
+    ] = None,
+    checkpoints: CheckpointsOption = None,
 ) -> None:
-    """Copy published figures from runs into the source tree and write docs/gallery.md; without a run the page."""
+    """Copy published figures from runs into the source tree and write docs/gallery.md; without a run the page.
+
+    With --out a results site: methods x tasks as static pages, every number linked to its record.
+    """
     with bad_usage():
+        for folder in runs or []:
+            _need_records(folder)
+        if out is not None:
+            use_checkpoints(checkpoints)
+            return _site(runs or [], out, check or 0)
+        if check is not None:
+            raise ValueError("--check is for a results site: name its folder by --out")
         from flowlik.records.journal import storage
         from flowlik.report.gallery import PAGE, need_tree, publish
 
-        for folder in runs or []:
-            _need_records(folder)
         tree = need_tree()
         with storage(tree):
             names = publish(runs or [], tree)
     for name in names:
         typer.echo(name)
     typer.echo(str(PAGE))
+
+
+def _site(runs: list[Path], out: Path, check: int) -> None:
+    """Write the site, after running some records of each run again; exit status 1 where one does not come again."""
+    if not runs:
+        raise ValueError("--out writes a site of runs: name their folders")
+    from flowlik.checks.reproduce import checked
+    from flowlik.report.page.site import INDEX, need_own_folder, write_site
+
+    need_own_folder(out)
+    verdicts: dict[str, str] = {}
+    failed = False
+    for run in runs if check else ():
+        for found in checked(run, check):
+            typer.echo(found.line(run.name))
+            failed |= not found.succeeded
+            verdicts |= {found.cell_id: found.verdict} if found.succeeded else {}
+    if failed:
+        raise fail("a record does not come again, so no site was written", 1)
+    merged = write_site(runs, out, verdicts)
+    typer.echo(f"{merged.cells} records: {out / INDEX}")
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str = "--timeout") -> float:
     """`90`, `90s`, `30m` or `2h` in seconds.
 
     Raises:
@@ -71,6 +71,6 @@ def parse_duration(text: str) -> float:
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds <= LONGEST:
         raise ValueError(
-            f"--timeout {_short(text)}: expected a duration such as 90s, 30m or 2h, at most {LONGEST // 3600}h"
+            f"{option} {_short(text)}: expected a duration such as 90s, 30m or 2h, at most {LONGEST // 3600}h"
         )
     return seconds

@@ -228,7 +228,7 @@ def _add_samples(prepared: Prepared, row: Row, arrays: Arrays, backend: Backend)
     except (RefusedError, DivergedError) as error:
         row["extra"]["samples"] = f"none: {error}"
         return
-    columns, extra = quality.judge(prepared.task, x, None)
+    columns, extra = quality.judge(prepared.task, x, None, prepared.cell.options.features)
     row |= columns
     row["extra"] |= extra
 
@@ -238,7 +238,9 @@ def _evaluate_samples_alone(prepared: Prepared, row: Row, arrays: Arrays, backen
     x, cost = _sampled(prepared, row, arrays, backend)
     _add_cost(row, cost)
     row["reason"] = density.folds_of_samples(prepared.cell, prepared.model)
-    columns, extra = quality.judge(prepared.task, x, lambda: _reference_model(prepared))
+    columns, extra = quality.judge(
+        prepared.task, x, lambda: _reference_model(prepared), prepared.cell.options.features
+    )
     row |= columns
     row["extra"] |= extra
 

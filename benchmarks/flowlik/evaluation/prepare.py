@@ -12,7 +12,7 @@ from flowlik.cells import Cell, cell_id
 from flowlik.evaluation.batching.batches import DivergedError, RefusedError, is_out_of_memory
 from flowlik.evaluation.controls import why_not
 from flowlik.evaluation.models import load, load_compiled
-from flowlik.evaluation.samples.extractors import standard_extractor
+from flowlik.evaluation.samples.extractors import further_extractors, standard_extractor
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import Items, Reference, Task, UnavailableError
 from flowlik_models.interfaces import Ability, can
@@ -51,6 +51,7 @@ def prepare(cell: Cell) -> Prepared:
             known["model"], known["model_hash"] = load(*which)
             if cell.options.compile:
                 known["model"], known["not_compiled"] = load_compiled(*which)
+        further_extractors(task, cell.options.features)
         known["data_hash"] = task.data_hash(cell.options.split)
         known["items"] = items = _items(task, cell)
         known["reference"] = _reference(task, cell, items, known.get("model"))

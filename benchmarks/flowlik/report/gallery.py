@@ -107,6 +107,7 @@ SHOWN: Final = (
     Shown("uses", "digits--outliers", "Out-of-distribution detection on digits"),
     Shown("uses", "gmm-2d--importance", "Rare events by importance sampling"),
     Shown("uses", "gmm-2d--gradient", "Gradients of the estimates, in points and in weights"),
+    Shown("features", "digits--extractors", "Digits: distances in three feature networks"),
     Shown(
         "guidance", "digits--guidance", "Self-guided few-step samples beside their controls and the teacher"
     ),

@@ -79,9 +79,9 @@ def image_recipes() -> dict[str, dict[str, Recipe]]:
         ),
         "cifar10": _image_maps(
             _CIFAR,
-            alone={"steps": 40_000, "pool": 16_384, **pool, "compile": False},
+            alone={"steps": 40_000, "pool": 16_384, **pool, "compile": False, "precision": "float32"},
             joint={"steps": 60_000},
-            direct={"steps": 100_000, "compile": True},
+            direct={"steps": 100_000, "compile": True, "precision": "bfloat16"},
         )
         | _cifar_small({"pool": 3_072, **pool}),
     }

@@ -71,6 +71,10 @@ class TrainingError(RuntimeError):
     """Training could not go on; the last good state is on disk."""
 
 
+class StoppedError(Exception):
+    """Raised by a `progress`: the training is saved and ends here; a later call goes on."""
+
+
 def _recipe_key(recipe: Recipe, seed: int) -> str:
     # how a step is shared out changes nothing but rounding, so that a run may go on on another machine
     recipe = recipe.with_options(accumulate=1, compile=False)
@@ -358,6 +362,7 @@ def fit(
     Raises:
         ValueError: a batch that cannot be shared out equally, or at all.
         TrainingError: the loss was not finite in 50 consecutive steps; the last good state is on disk.
+        StoppedError: ``progress`` raised it; the state is on disk.
     """
     parts = _parts(group, card["model"], recipe)
     state = path.with_suffix(".state.safetensors")
@@ -370,7 +375,11 @@ def fit(
     flops = _operations(recipe, run, source, device)
     acceleration.compiled(network, recipe)
     monitor = _Monitor(run, progress, quick_validate, flops, throughput.peak(device, group.size))
-    _take_steps(run, source, parts, monitor, seed, device)
+    try:
+        _take_steps(run, source, parts, monitor, seed, device)
+    except StoppedError:
+        run.save_if_finite()
+        raise
     group.leave()
     if group.first:
         run.save_if_finite()  # judging takes minutes, and may be stopped too

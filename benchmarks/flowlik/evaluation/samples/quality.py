@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowlik.evaluation.samples.extractors import extractor_of
+from flowlik.evaluation.samples.extractors import extractor_of, further_extractors
 from flowlik.evaluation.samples.real_features import KEPT, RealFeatures, real_features
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
@@ -25,7 +25,7 @@ from flowlik.measures.energy_distance import energy_distance_and_error
 from flowlik.measures.frechet import features_of, frechet
 from flowlik.measures.precision_recall import NEIGHBOURS, kernel_distance, precision_recall
 from flowlik.tasks.points import whole
-from flowlik.tasks.task import Task
+from flowlik.tasks.task import Task, UnavailableError
 from flowlik_estimators import parse_spec
 from flowlik_models.closed_forms.mixture import GaussianMixture
 
@@ -38,10 +38,13 @@ SCORE = "whitened-ode[solver=rk4,steps=8,clock=stretched,trace=hutchinson]"
 """32 evaluations in reparametrised time: on the digits the solve is within 0.001 bits/dim of the converged value."""
 
 
-def judge(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def judge(
+    task: Task, x: Tensor, teacher: Callable[[], Any] | None, features: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns of group `samples` for finite x (n, *event), and what goes into `extra`.
 
     `teacher` loads the task's reference model where there is no closed form; None leaves out the samples' likelihood.
+    `features` names networks that judge them besides: `in_features` of `extra` has their columns, by name.
     """
     columns: dict[str, Any] = {"n_samples": len(x)}
     extra: dict[str, Any] = {}
@@ -58,7 +61,17 @@ def judge(task: Task, x: Tensor, teacher: Callable[[], Any] | None) -> tuple[dic
             columns |= overlap
             extra |= errors
         extra |= _modes(task, x)
-    return columns, extra | _scored(task, x, teacher)
+    others = {name: _further(task, x, net) for name, net in further_extractors(task, features).items()}
+    return columns, extra | ({"in_features": others} if others else {}) | _scored(task, x, teacher)
+
+
+def _further(task: Task, x: Tensor, extractor: Any) -> dict[str, Any]:
+    """The same columns by another network. Raises UnavailableError where the task has no real items."""
+    real = real_features(task, extractor, x.device)
+    if real is None:
+        raise UnavailableError(f"{task.id} has no real images that features are held against")
+    columns, _ = _in_features(real, features_of(extractor.to(x.device), x))
+    return {"extractor": str(extractor.name), **columns}
 
 
 def _in_features(real: RealFeatures, ours: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -58,7 +58,7 @@ def real_features(task: Task, extractor: Any, device: torch.device) -> RealFeatu
 
     def make() -> RealFeatures | None:
         network = extractor.to(device)
-        if standard_extractor(task):
+        if extractor.name == standard_extractor(task):
             return _of_images(network, task.images("train"), device)  # type: ignore[attr-defined]
         real = task.real_samples()
         return None if real is None else _of_tensor(network, real.to(device))
@@ -77,7 +77,7 @@ class _Source:
     make: Callable[[], RealFeatures | None] = field(compare=False)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _known(source: _Source) -> RealFeatures | None:
     file = source.file
     if file is None:

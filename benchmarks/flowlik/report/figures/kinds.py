@@ -34,6 +34,7 @@ from flowlik.report.figures.likelihood.scaling import cost_scaling
 from flowlik.report.figures.likelihood.scatter import estimated_against_reference
 from flowlik.report.figures.likelihood.solvers import error_of_solvers
 from flowlik.report.figures.samples.density_and_samples import density_maps, sample_grids
+from flowlik.report.figures.samples.extractors import extractor_agreement
 from flowlik.report.figures.samples.frechet import frechet_against_steps
 from flowlik.report.figures.samples.guidance import self_guidance
 from flowlik.report.figures.style import paper
@@ -154,6 +155,13 @@ KINDS: Final[dict[str, Kind]] = {
         "Fréchet distance against steps",
         "Distance between features of generated and of real samples; lower is better. The extractor is named on "
         "the axis, and only the standard Inception network makes the distance an FID.",
+    ),
+    "extractors": Kind(
+        extractor_agreement,
+        "Feature networks held against each other",
+        "One point is one sampler: its distance to real samples in the record's own features across, in another "
+        "network up; lower is better in both. The rank correlation says how far the two agree on the order. Samplers "
+        "that one network alone prefers have pleased that network. Bars: 95 % intervals over the samples.",
     ),
     "guidance": Kind(
         self_guidance,

@@ -59,7 +59,7 @@ def write_report(run_dir: Path) -> Path:
     if len(records) and not drawn.are_there(run_dir / "figures"):
         draw_all(run_dir)
     usable = frames.averaged(frames.usable(records))
-    page = _template().render(
+    page = page_template("report.html.j2").render(
         unique=_unique_ids(),
         run=_run(run_dir, records),
         counts=[(str(status), int(n)) for status, n in records["status"].value_counts().items()],
@@ -86,7 +86,8 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A template of the pages; every text is escaped."""
     environment = Environment(
         loader=PackageLoader("flowlik.report.page"),
         autoescape=True,
@@ -97,7 +98,7 @@ def _template() -> Template:
     environment.filters["unbroken"] = _unbroken
     environment.filters["holds_words"] = lambda place, table: table.holds_words(place)
     environment.tests["waits"] = lambda place, table: table.waits(place)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _unbroken(text: str) -> str:
