@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
-    from flowlik.scoring.distill import distill, load_student
+    from flowlik.scoring.distill import distill
     from flowlik.scoring.score import score
     from flowlik.tasks.arrays import ArrayTask
+    from flowlik.tasks.own.students import load_student
     from flowlik_estimators import examine
     from flowlik_models.adapters import wrap
 
@@ -33,7 +34,7 @@ _HOMES = {
     "ArrayTask": "flowlik.tasks.arrays",
     "distill": "flowlik.scoring.distill",
     "examine": "flowlik_estimators",
-    "load_student": "flowlik.scoring.distill",
+    "load_student": "flowlik.tasks.own.students",
     "read_records": "flowlik.records.reading",
     "score": "flowlik.scoring.score",
     "wrap": "flowlik_models.adapters",

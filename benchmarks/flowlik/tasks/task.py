@@ -90,6 +90,15 @@ class Task(ABC):
         return tuple(TASK_MODELS.get(self.id, ()))
 
     @property
+    def given_models(self) -> tuple[str, ...]:
+        """Those that come with the task, without what was distilled from one of its own."""
+        return self.models
+
+    def no_such_model(self, model: str) -> str:
+        """One line for a name that is no model's."""
+        return unknown(f"model of task {self.id!r}", model, self.models)
+
+    @property
     def eight_bit_images(self) -> bool:
         """True for images of 256 levels in one or three colours, which `images(split)` gives as an `ImageSet`: where
         the standard Inception is at hand, they are judged with it."""
