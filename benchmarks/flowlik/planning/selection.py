@@ -102,6 +102,10 @@ def check_own(cells: Sequence[Cell]) -> None:
     Raises:
         ValueError: one of them cannot be made or evaluated; the line names the file.
     """
+    for cell in cells:
+        guidance = getattr(cell.estimator, "guidance", None)
+        if guidance is not None and get_task(cell.task).items("test", 1).cond is None:
+            raise ValueError(f"{cell.label}: guides to a label of each row, and {cell.task} has none")
     for name, device in dict.fromkeys((cell.task, cell.device) for cell in cells if cell.task_file):
         models = [cell.model for cell in cells if cell.task == name and not cell.is_control]
         get_task(name).check(tuple(dict.fromkeys(models)), device)

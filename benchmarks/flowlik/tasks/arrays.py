@@ -52,6 +52,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of files, which have 25
 NOISE_KEY, LABELS_KEY = 33_161, 33_261
 IN_MEMORY = 1 << 26  # bytes of items that are made at once; more are made batch by batch
 TRUTH_ROWS = 4096
+MOST_LABELS = 100
+"""So many classes are tried on every model before a run."""
+
 Truth = Callable[[Tensor], Tensor]
 
 
@@ -400,6 +403,22 @@ class ArrayTask(Task):
             except Exception as error:
                 place = self.name if self.source is None else where(error, self.source, self.name)
                 raise ValueError(f"{place}: model {model!r} on 2 test rows: {said(error)}") from error
+            if ability is not None:
+                self._check_labels(model, built, x[:1], ability)
+
+    def _check_labels(self, name: str, model: Any, x: Tensor, ability: Ability) -> None:
+        """Raise ValueError where the model knows a class of the test rows not; x is one of them."""
+        labels = self._labels.get("test")
+        if labels is None or labels.ndim != 1 or labels.is_floating_point():
+            return
+        for label in torch.from_numpy(np.unique(labels.numpy())[:MOST_LABELS]):
+            try:
+                with torch.no_grad():
+                    trial_call(model, x, ability, cond=label[None].to(x.device))()
+            except Exception as error:
+                raise ValueError(
+                    f"{self.name}: model {name!r} knows no class {int(label)}, a label of test: {said(error)}"
+                ) from error
 
 
 def _abilities(model: object) -> list[Ability]:

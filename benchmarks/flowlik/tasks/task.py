@@ -50,6 +50,14 @@ class Items:
     cond: Tensor | None = None
 
 
+def labels_of(items: Items) -> NDArray[np.int64] | None:
+    """The class of each item, (n,); None where items are not conditioned on whole numbers, one each."""
+    cond = items.cond
+    if cond is None or cond.ndim != 1 or cond.is_floating_point():
+        return None
+    return np.asarray(cond[: items.n].cpu().numpy(), dtype=np.int64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """True or converged log-densities (draws, n) in nats, NaN where not known; `error` is their own, in bits/dim."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,6 +58,12 @@ class WrappedField(nn.Module):
         c, k = coefficients(self.predicts, self.path, u, a, s)
         asked = (u if self.path.label is None else self.path.label(u)).to(x.dtype)
         return _column(c, x) * z + _column(k, x) * self._predicted(z, asked, cond).to(x.dtype)
+
+    def guided(self, guidance: float) -> WrappedField:
+        """The same field at another guidance scale, with the same weights."""
+        twin = copy.copy(self)
+        twin.guidance = guidance
+        return twin
 
     def _predicted(self, z: Tensor, u: Tensor, cond: Tensor | None) -> Tensor:
         """The network's output, guided where a scale is given."""
