@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_models.adapters.paths import Clock, Path
-from flowlik_models.adapters.predictions import LIMITS, coefficients
+from flowlik_models.adapters.predictions import coefficients, limits
 from flowlik_models.interfaces import Source
 
 Call = Callable[[Any, Tensor, Tensor, Any], Any]
@@ -41,7 +41,7 @@ class WrappedField(nn.Module):
         self.network = network
         self.event_shape = event_shape
         self.predicts, self.path, self.guidance, self.null = predicts, path, guidance, null
-        self.clock = Clock(path, *LIMITS.get(predicts, (0.0, 1.0)))
+        self.clock = Clock(path, *limits(predicts, path))
         self.noisy_end, self.clean_end = self.clock.noisy_end, self.clock.clean_end
         self.source: Source
         self.source_gap: float | None = None
