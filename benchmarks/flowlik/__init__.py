@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
+    from flowlik.scoring.classes import classify
     from flowlik.scoring.distill import distill
     from flowlik.scoring.score import score
     from flowlik.tasks.arrays import ArrayTask
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArrayTask",
     "__version__",
+    "classify",
     "distill",
     "examine",
     "load_student",
@@ -32,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "ArrayTask": "flowlik.tasks.arrays",
+    "classify": "flowlik.scoring.classes",
     "distill": "flowlik.scoring.distill",
     "examine": "flowlik_estimators",
     "load_student": "flowlik.tasks.own.students",
