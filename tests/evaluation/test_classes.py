@@ -119,6 +119,8 @@ def test_a_label_outside_the_classes_is_one_line(tmp_path: Path, monkeypatch: py
         assert (done.exit_code, Path("out").exists()) == (2, False), done.output
         (line,) = done.output.strip().splitlines()
         assert "mine.py: model 'net' knows no class 2, a label of test" in line
+    checked = CliRunner().invoke(app, ["check", str(file)])
+    assert (checked.exit_code, "a label outside the classes" in checked.output) == (1, True)
     task_file.forget()
     load.cache_clear()
 

@@ -401,24 +401,29 @@ class ArrayTask(Task):
                     with torch.no_grad():
                         trial_call(built, x, ability, cond=cond)()
             except Exception as error:
+                self._check_labels(model, built, x[:1], ability)
                 place = self.name if self.source is None else where(error, self.source, self.name)
                 raise ValueError(f"{place}: model {model!r} on 2 test rows: {said(error)}") from error
-            if ability is not None:
-                self._check_labels(model, built, x[:1], ability)
+            self._check_labels(model, built, x[:1], ability)
 
-    def _check_labels(self, name: str, model: Any, x: Tensor, ability: Ability) -> None:
-        """Raise ValueError where the model knows a class of the test rows not; x is one of them."""
+    def _check_labels(self, name: str, model: Any, x: Tensor, ability: Ability | None) -> None:
+        """Raise ValueError where the model knows some classes of the test rows, and others not; x is one row."""
         labels = self._labels.get("test")
-        if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        if ability is None or labels is None or labels.ndim != 1 or labels.is_floating_point():
             return
-        for label in torch.from_numpy(np.unique(labels.numpy())[:MOST_LABELS]):
+        outside: dict[int, Exception] = {}
+        classes = np.unique(labels.numpy())[:MOST_LABELS].tolist()
+        for label in classes:
             try:
                 with torch.no_grad():
-                    trial_call(model, x, ability, cond=label[None].to(x.device))()
+                    trial_call(model, x, ability, cond=torch.tensor([label], device=x.device))()
             except Exception as error:
-                raise ValueError(
-                    f"{self.name}: model {name!r} knows no class {int(label)}, a label of test: {said(error)}"
-                ) from error
+                outside[label] = error
+        if outside and len(outside) < len(classes):
+            label, error = next(iter(outside.items()))
+            raise ValueError(
+                f"{self.name}: model {name!r} knows no class {label}, a label of test: {said(error)}"
+            ) from error
 
 
 def _abilities(model: object) -> list[Ability]:
