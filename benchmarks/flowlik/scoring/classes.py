@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
@@ -30,8 +31,8 @@ class Classified:
     classes: tuple[int, ...]
     log_prob: Array
     posterior: Array
-    label: Array
-    valid: Array
+    label: NDArray[np.int64]
+    valid: NDArray[np.bool_]
     nfe: float
 
 
@@ -119,7 +120,7 @@ def _given(
 
 def _judged(classes: tuple[int, ...], log_prob: Array, log_prior: Array, work: float) -> Classified:
     joint = log_prob + log_prior
-    valid = np.isfinite(joint).all(1)
+    valid = np.asarray(np.isfinite(joint).all(1))
     shares = np.exp(joint - joint.max(1, keepdims=True))
     best = np.where(valid, np.asarray(classes)[np.nan_to_num(joint, nan=-np.inf).argmax(1)], -1)
     return Classified(

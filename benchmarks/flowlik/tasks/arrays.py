@@ -420,10 +420,9 @@ class ArrayTask(Task):
             except Exception as error:
                 outside[label] = error
         if outside and len(outside) < len(classes):
-            label, error = next(iter(outside.items()))
-            raise ValueError(
-                f"{self.name}: model {name!r} knows no class {label}, a label of test: {said(error)}"
-            ) from error
+            label, why = next(iter(outside.items()))
+            line = f"{self.name}: model {name!r} knows no class {label}, a label of test: {said(why)}"
+            raise ValueError(line) from why
 
 
 def _abilities(model: object) -> list[Ability]:

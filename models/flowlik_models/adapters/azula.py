@@ -43,7 +43,7 @@ def _call(net: Any, z: Tensor, u: Tensor, cond: Any) -> Any:
 def _at_one_time(net: Any, z: Tensor, u: Tensor, cond: Any) -> Any:
     """The analytical denoiser takes one time for all its rows."""
     output = torch.empty_like(z)
-    for time in u.unique():
+    for time in torch.unique(u):
         rows = u == time
         output = output.index_put((rows,), net(z[rows], time).mean.to(z))
     return output

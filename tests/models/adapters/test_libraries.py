@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,4 +292,18 @@ def test_a_real_unet_of_diffusers_is_a_field() -> None:
     ).eval()
     model = flowlik.wrap(net, path=diffusers.DDPMScheduler())
     out = get("ode", solver="euler", steps=2, trace="hutchinson").log_prob(model, torch.randn(2, 1, 8, 8))
+    assert (out.status, out.cost.forwards) == ("ok", 2.0)
+
+
+def test_the_example_of_galaxies_reads_the_users_own_installation() -> None:
+    if find_spec("galaxygrad") is None:
+        pytest.skip("pip install --no-deps galaxygrad==0.1.9")
+    file = Path(__file__).resolve().parents[3] / "docs" / "examples" / "galaxies.py"
+    scope: dict[str, Any] = {"__name__": "galaxies"}
+    exec(compile(file.read_text().partition("\nx = samples()")[0], str(file), "exec"), scope)
+    model = scope["model"]()
+    z = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    score = model.network(z, torch.full((4,), 8.0))
+    assert float((score + z).detach().abs().mean()) < 0.05  # that of N(0, I), which the noisy end is
+    out = get("ode", solver="euler", steps=2, trace="hutchinson").log_prob(model, 0.5 * z)
     assert (out.status, out.cost.forwards) == ("ok", 2.0)
