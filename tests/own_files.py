@@ -51,3 +51,21 @@ def write_task(folder: Path, task: str, text: str = TASK, name: str = "mine.py")
     file = folder / name
     file.write_text(textwrap.dedent(text).replace("ID", task))
     return file
+
+
+GUIDED = """
+import torch, flowlik
+from field import Field
+
+class Network(Field):
+    def forward(self, z, u, label):
+        return self.velocity(z, u, cond=torch.arange(CLASSES)[label])
+
+labels = torch.arange(60) % 3
+x = 2 * torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) + 3 * labels[:, None]
+TASK = flowlik.ArrayTask(
+    id="ID", train=x, test=x, labels={"train": labels, "test": labels},
+    models={"net": lambda: flowlik.wrap(Network(), (2,), null=3)},
+)
+"""
+"""Class 3 stands for none: guided by w, the mean of class c is 3 ((1 + w) c - 3 w)."""

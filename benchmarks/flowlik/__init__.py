@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowlik.records.reading import read_records
-    from flowlik.scoring.distill import distill, load_student
+    from flowlik.scoring.classes import classify
+    from flowlik.scoring.distill import distill
     from flowlik.scoring.score import score
     from flowlik.tasks.arrays import ArrayTask
+    from flowlik.tasks.own.students import load_student
     from flowlik_estimators import examine
     from flowlik_models.adapters import wrap
 
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArrayTask",
     "__version__",
+    "classify",
     "distill",
     "examine",
     "load_student",
@@ -31,9 +34,10 @@ __all__ = [
 
 _HOMES = {
     "ArrayTask": "flowlik.tasks.arrays",
+    "classify": "flowlik.scoring.classes",
     "distill": "flowlik.scoring.distill",
     "examine": "flowlik_estimators",
-    "load_student": "flowlik.scoring.distill",
+    "load_student": "flowlik.tasks.own.students",
     "read_records": "flowlik.records.reading",
     "score": "flowlik.scoring.score",
     "wrap": "flowlik_models.adapters",

@@ -66,6 +66,10 @@ class Estimator:
         """None, or one line why this estimator cannot work with the model."""
         return None
 
+    def adapted(self, model: Any) -> Any:
+        """The model that is estimated; a family with an option that changes the field says which."""
+        return model
+
     def finer(self, dtype: torch.dtype) -> tuple[Estimator, float] | None:
         """The same with the same probes and a much smaller error of rule and solver, for points of that dtype.
 
@@ -167,6 +171,7 @@ class Estimator:
         refusal = self._refusal(model)
         if refusal is not None:
             return _failed(x, "refused", refusal, Cost())
+        model = self.adapted(model)
         with (
             full_float32(),
             mode(differentiable),
@@ -242,6 +247,7 @@ class Estimator:
             refusal = f"{self.name} cannot sample"
         if refusal is not None:
             return _no_samples(like, "refused", refusal, Cost())
+        model = self.adapted(model)
         with (
             full_float32(),
             mode(differentiable=False),

@@ -194,7 +194,7 @@ class _Look:
                     "an unconditional call of a conditional network: give labels, or fix the label in call="
                 )
                 return [*found, Finding("condition", text, likely)]
-            found.append(Finding("error", text, "a wrapper that does not fit batches of rows and times"))
+            found.append(Finding("error", text, examined.likely_of(error, conditioned=self.conditioned)))
         return found
 
     # --- one check each ---

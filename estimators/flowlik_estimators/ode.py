@@ -67,6 +67,9 @@ class ODE(ODEOptions):
     node. ``allocation=neyman`` allocates ``probes`` x nodes vector-Jacobian products to the nodes by the pilot's
     variances, at least one each; uniform gives each node ``probes``. A fixed-step solve takes the nodes into its grid.
 
+    ``guidance`` w estimates the field ``(1 + w) v(x, t, cond) - w v(x, t, null)`` of a model that can be guided, as
+    `flowlik.wrap` gives it: two evaluations, both counted. Its density is that of its own ODE.
+
     ``extra``: ``dof``, Student's degrees of freedom of ``stderr``; ``nodes`` and ``quadrature_error``, the
     rule's estimated error in nats, each (batch,). Fixed probes along the path are independent replicates (without
     replacement, if orthogonal), and from four on their cross forms widen a bar that skewness makes too short

@@ -242,6 +242,7 @@ Ability = Literal[
     "scalar log-density",
     "moments",
     "log-density",
+    "guidance",
 ]
 
 
@@ -277,6 +278,10 @@ CAPABILITIES: dict[Ability, Capability] = {
     ),
     "moments": Capability(("moments",), "the moments of its training data (a `moments` attribute)"),
     "log-density": Capability(("log_prob",), "a density that is known exactly (a `log_prob` method)"),
+    "guidance": Capability(
+        ("guided",),
+        "a conditional field that can be guided (a `guided` method, as flowlik.wrap's fields have)",
+    ),
 }
 """Ability -> how it shows in a model, and what to say where it is missing."""
 

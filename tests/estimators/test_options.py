@@ -32,6 +32,7 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "tol": (1e-8,),
     "allocation": ("uniform", "neyman"),
     "max_nfe": (5,),
+    "guidance": (0.5,),
     "clock": ("time", "stretched"),
     "floor": (0.5,),
     "corrections": (2,),

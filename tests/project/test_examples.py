@@ -50,7 +50,7 @@ PUBLIC = {
     frechet: ("frechet_distance", "normal_of"),
     precision_recall: ("kernel_distance", "precision_recall"),
     tasks: ("digest", "get_task", "square_grid"),
-    flowlik: ("distill", "examine", "load_student", "read_records", "wrap"),
+    flowlik: ("classify", "distill", "examine", "load_student", "read_records", "wrap"),
 }
 
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import flowlik
 from flowlik.cli import app
+from flowlik.evaluation.models import load
 from flowlik.scoring import distill as module
 from flowlik.scoring.distill import distill, load_student
 from flowlik.tasks.own import task_file
@@ -308,6 +309,65 @@ def test_a_file_is_distilled_on_the_command_line(tmp_path: Path, monkeypatch: py
         assert (done.exit_code, "--steps" in done.output) == (2, True)
     finally:
         task_file.forget()
+
+
+def test_students_of_a_file_are_found_by_name_and_judged_by_their_teachers_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWLIK_REFERENCES", "")
+    monkeypatch.setenv("FLOWLIK_STUDENTS", "")
+    file = write_task(tmp_path / "user", "of-mine")
+    run = (
+        "run",
+        "-t",
+        str(file),
+        "-m",
+        "direct-f2d2",
+        "-e",
+        "f2d2[steps=1|4]",
+        "--limit",
+        "20",
+        "--no-report",
+    )
+
+    def flowlik_(*words: str) -> Any:
+        task_file.forget()
+        return CliRunner().invoke(app, list(words))
+
+    try:
+        done = flowlik_(*run, "--out", "none")
+        assert done.exit_code == 2
+        assert "no student direct-f2d2 yet; make it with: flowlik train mine.py direct-f2d2" in done.output
+        monkeypatch.setattr(module, "TASK_ROWS", 200)
+        for words in (
+            ("train", str(file), "direct-f2d2", "--steps", "2", "--minutes", "0.01"),
+            ("reference", str(file), "--limit", "20"),
+            (*run, "--out", "out"),
+        ):
+            done = flowlik_(*words)
+            assert done.exit_code == 0, done.output
+        records = flowlik.read_records(Path("out/records.jsonl"))
+        errors = records.set_index("estimator_label")["bpd_mae"]
+        assert set(records["ref_id"]) == {"net-rk4-64"}
+        for steps in (1, 4):  # hardly trained, it is the Gaussian with the moments of 200 rows
+            assert 0 < errors[f"f2d2[steps={steps}]"] < errors["control-mean"] / 2
+        assert "direct-f2d2" in flowlik_("list", "models", str(file)).output
+        assert "direct-f2d2" not in flowlik_("check", str(file)).output
+
+        file.write_text(file.read_text().replace("Field}", "lambda: Field(scale=1.9)}"))
+        refused = "a student of another teacher"
+        done = flowlik_(*run, "--out", "other")
+        assert done.exit_code == 2
+        (line,) = done.output.strip().splitlines()
+        assert refused in line
+        assert line.endswith("make it with: flowlik train mine.py direct-f2d2")
+        done = flowlik_("run", "-t", str(file), "--limit", "20", "--no-report", "--out", "default")
+        assert (done.exit_code, refused in done.output) == (0, True)
+        assert "f2d2" not in set(flowlik.read_records(Path("default/records.jsonl"))["estimator"])
+    finally:
+        task_file.forget()
+        load.cache_clear()
 
 
 def test_the_page_of_the_checkerboard_runs_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,5 +26,5 @@ def examined(file: str, device: str) -> Iterator[tuple[str, list[Finding]]]:
     options: dict[str, Any] = {} if items.cond is None else {"cond": items.cond[:ITEMS].to(device)}
     if task.levels is not None:
         options["levels"] = task.levels
-    for model in task.models:
+    for model in task.given_models:
         yield model, examine(task.load_model(model, device)[0], x, **options)

@@ -89,7 +89,10 @@ def _distilled(file: str, model: str, out: Path, device: str, **options: Any) ->
         path = distill_task(task, model, out=out, device=device, say=typer.echo, **options)
     except TrainingError as error:
         raise fail(str(error), 1) from None
-    typer.echo(f"checkpoint: {path}; flowlik.load_student({str(path)!r}, teacher) is the model")
+    where = "" if out == TRAINED else f" --checkpoints {out}"
+    typer.echo(
+        f"checkpoint: {path}; flowlik run -t {file} -m {model}{where} -e 'f2d2[steps=1|2|4|8]' judges it"
+    )
 
 
 def reference(
@@ -124,7 +127,7 @@ def reference(
         task = found.id
         if ship and found.reference_folders:
             raise ValueError(f"--ship copies into the source tree, where {found.id} is none of the tasks")
-        found.check([found.reference_model] if found.reference_model in found.models else [], chosen)
+        found.check([found.reference_model] if found.reference_model in found.given_models else [], chosen)
         folder = out or (own_checkpoints() or Path("runs")) / FOLDER
         need_room(folder)
     try:

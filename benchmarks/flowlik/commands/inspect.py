@@ -174,7 +174,7 @@ def score(
         use_data(data_dir)
         chosen = pick_device(device)
         found = get_task(task)
-        models = model or (found.models if task.endswith(".py") else [found.reference_model])
+        models = model or (found.given_models if task.endswith(".py") else [found.reference_model])
         folder = out or Path("runs/score") / found.id
         need_room(folder)
         options = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)

@@ -79,7 +79,8 @@ def use_data(folder: Path | None) -> None:
 
 
 def use_task_files(names: Iterable[str], *folders: Path) -> None:
-    """Load the files among these names of tasks, and look for their stored references in these folders besides.
+    """Load the files among these names of tasks, and look for their stored references in these folders besides, and
+    for their students where `flowlik train` puts them.
 
     What is started from here on has the files' folders on its path.
 
@@ -95,6 +96,7 @@ def use_task_files(names: Iterable[str], *folders: Path) -> None:
         get_task(name)
     places = [*folders, *(folder / "references" for folder in folders), Path("runs/references")]
     os.environ["FLOWLIK_REFERENCES"] = os.pathsep.join(str(place.resolve()) for place in places)
+    os.environ["FLOWLIK_STUDENTS"] = str(TRAINED.resolve())
 
 
 def use_inception(file: Path | None) -> None:

@@ -37,9 +37,11 @@ from flowlik.evaluation.samples import quality
 from flowlik.measures import accuracy, registry
 from flowlik.measures.arrays import Array
 from flowlik.measures.bound_gap import bound_gap
+from flowlik.measures.by_class import by_class
 from flowlik.measures.importance_weighted import importance_weighted
 from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
+from flowlik.tasks.task import Items, labels_of
 from flowlik_models.numerics.float32 import full_float32
 
 CYCLE_ITEMS = 256
@@ -100,7 +102,7 @@ def _evaluate_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     row |= {"eps": prepared.task.eps} | dict.fromkeys(COUNTED, 0.0)
     valid = np.isfinite(log_prob)
     _add_accuracy(prepared, row, log_prob, valid, None)
-    arrays |= _item_arrays(log_prob, reference.log_prob, valid, None)
+    arrays |= _item_arrays(log_prob, reference.log_prob, valid, None) | _labels(items)
 
 
 def _evaluate_estimator(
@@ -125,7 +127,7 @@ def _evaluate_estimator(
     stderr = None if out.stderr is None else out.stderr.reshape(shape)
     degrees = out.extra["dof"].reshape(shape) if "dof" in out.extra else None
     _add_accuracy(prepared, row, log_prob, valid, stderr, degrees)
-    arrays |= _item_arrays(log_prob, reference.log_prob, valid, stderr)
+    arrays |= _item_arrays(log_prob, reference.log_prob, valid, stderr) | _labels(items)
     for name, values in out.extra.items():
         arrays[f"extra_{name}"] = values
         known = values[np.isfinite(values)]
@@ -165,6 +167,12 @@ def _add_density(prepared: Prepared, row: Row, arrays: Arrays, log_prob: Array) 
         row["reason"] = "; ".join(filter(None, (row["reason"], density.not_back(errors, x)))) or None
 
 
+def _labels(items: Items) -> Arrays:
+    """The label of each item, where there are labels."""
+    labels = labels_of(items)
+    return {} if labels is None else {"label": labels}
+
+
 def _add_accuracy(
     prepared: Prepared,
     row: Row,
@@ -192,7 +200,10 @@ def _add_accuracy(
     row["extra"] |= measured.pop("extra", {})
     if levels is not None:
         row["extra"] |= importance_weighted(log_prob, valid, dim=task.dim, levels=levels)
-    row["extra"] |= registry.computed(accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr))
+    judged = accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr)
+    row["extra"] |= registry.computed(judged)
+    if (labels := labels_of(items)) is not None and (classes := by_class(judged, labels)):
+        row["extra"]["classes"] = classes
     row |= measured
     row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
 

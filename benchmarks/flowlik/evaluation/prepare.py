@@ -85,6 +85,8 @@ def _items(task: Task, cell: Cell) -> Items:
 def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:
     end = 1.0 - task.eps if cell.is_control else float(cell.estimator.data_end(model))
     try:
+        if getattr(cell.estimator, "guidance", None):
+            raise UnavailableError("a guided field has a density of its own, which no reference knows")
         if _is_another_field(task, cell, model):
             raise UnavailableError(
                 f"the reference is the likelihood of {task.reference_model}, another network"

@@ -10,6 +10,7 @@ from flowlik.cells import Cell, Options, is_control
 from flowlik.evaluation.batching.batch_size import AUTO
 from flowlik.evaluation.models import load
 from flowlik.planning import suites
+from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.own.task_file import file_of
 from flowlik.tasks.registry import get_task
 from flowlik.tasks.task import UnavailableError
@@ -38,6 +39,8 @@ def plan_cells(
     """
     tasks = [get_task(name).id for name in tasks or ()]
     own = [name for name in tasks if file_of(name)]
+    for line in refused_students(own, models):
+        say(line)
     overrides = {"seeds": seeds} if seeds else {}
     cells = suites.load_suite(suite or "quick", device=device, overrides=dict(overrides))
     if specs:
@@ -74,11 +77,18 @@ def own_cells(tasks: Sequence[str], *, seeds: tuple[int, ...] | None, device: st
     cells: list[Cell] = []
     for name in tasks:
         task = get_task(name)
-        specs = ("ode" if task.dim <= EXACT_DIMS else "ode[trace=hutchinson]", "f2d2[steps=1|2|4|8]")
+        field = "ode" if task.dim <= EXACT_DIMS else "ode[trace=hutchinson]"
         options = Options(batch_size=max(1, min(1000, BATCH_NUMBERS // task.dim)))
-        found = suites.expand([name], None, specs, options, seeds=seeds, device=device)
+        found = suites.expand([name], task.given_models, [field], options, seeds=seeds, device=device)
+        found += suites.expand([name], None, ["f2d2[steps=1|2|4|8]"], options, seeds=seeds, device=device)
         cells += [cell for cell in found if _misfit(cell, named=False) is None] or found
     return suites.unique([*cells, *suites.control_cells(cells)])
+
+
+def refused_students(tasks: Sequence[str], models: Sequence[str] | None) -> list[str]:
+    """A line for each student of these tasks of one's own that is there and not taken, as its teacher is another."""
+    found = [get_task(name) for name in tasks] if models is None else []
+    return [line for task in found if isinstance(task, ArrayTask) for line in task.refused_students()]
 
 
 EXACT_DIMS = 16
@@ -92,6 +102,10 @@ def check_own(cells: Sequence[Cell]) -> None:
     Raises:
         ValueError: one of them cannot be made or evaluated; the line names the file.
     """
+    for cell in cells:
+        guidance = getattr(cell.estimator, "guidance", None)
+        if guidance is not None and get_task(cell.task).items("test", 1).cond is None:
+            raise ValueError(f"{cell.label}: guides to a label of each row, and {cell.task} has none")
     for name, device in dict.fromkeys((cell.task, cell.device) for cell in cells if cell.task_file):
         models = [cell.model for cell in cells if cell.task == name and not cell.is_control]
         get_task(name).check(tuple(dict.fromkeys(models)), device)
@@ -108,7 +122,8 @@ def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:
     valid = tuple(dict.fromkeys(model for name in tasks for model in get_task(name).models))
     for model in models:
         if not fnmatch.filter(valid, model):
-            raise ValueError(unknown("model", model, valid))
+            one = get_task(tasks[0]) if len(tasks) == 1 else None
+            raise ValueError(unknown("model", model, valid) if one is None else one.no_such_model(model))
 
 
 def limited(cell: Cell, limit: int) -> Cell:

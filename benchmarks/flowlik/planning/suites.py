@@ -259,7 +259,7 @@ def _models(task: Task, names: Sequence[str] | None) -> list[str]:
         elif name in task.models:
             found[name] = None
         else:
-            raise ValueError(unknown(f"model of task {task.id!r}", name, task.models))
+            raise ValueError(task.no_such_model(name))
     return list(found)
 
 

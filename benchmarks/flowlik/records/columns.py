@@ -682,6 +682,13 @@ EXTRA: tuple[Column, ...] = (
         Column(name, "A dict for each of the [uses](uses.md) that were asked for.", kind="nested")
         for name in ("comparison", "outliers", "importance", "gradient", "routes", "training")
     ),
+    Column(
+        "classes",
+        "Where items have labels, up to 100 of them: lists over the classes, `label`, `items`, and `bpd` and `mae` "
+        "(mean |error|, bits/dim) with the ends `_lo` and `_hi` of their 95 % bootstrap intervals. The array `label` "
+        "says the class of each item.",
+        kind="nested",
+    ),
 )
 """Keys of `extra`; besides them a task's own measures and what an estimator reports of its items."""
 

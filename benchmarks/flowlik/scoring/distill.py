@@ -23,11 +23,11 @@ from flowlik.records.environment import commit
 from flowlik.scoring.judgement import judged, lines_of, pool_error
 from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.own.fingerprint import fingerprint
+from flowlik.tasks.own.students import NAMES, load_student, teacher_hash, with_card
 from flowlik.tasks.points import whole
 from flowlik_estimators import examine
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint
 from flowlik_models.distillation import (
-    OBJECTIVES,
     Pool,
     Rows,
     Teacher,
@@ -48,9 +48,6 @@ from flowlik_models.recipes.recipe import Recipe
 from flowlik_models.training.trainer import Progress, fit, pace
 
 Say = Callable[[str], None]
-NAMES = {each: f"{each}-f2d2" for each in OBJECTIVES} | {"calibration": "direct-f2d2-calibrated"}
-"""Objective -> the name of what it makes, as in the tables of the built-in tasks."""
-
 HELD_OUT, HELD_OUT_SHARE, FEWEST_ROWS = 1000, 0.1, 20
 TASK_ROWS = 200_000
 POOL_SHARE, FEWEST_PATHS, TRIED_PATHS = 0.3, 1024, 128
@@ -143,7 +140,7 @@ def distill_task(
         raise ValueError(
             f"{task.name}: conditional models are not distilled: fix the label in the model's call"
         )
-    taught = task.reference_model if task.reference_model in task.models else task.models[0]
+    taught = task.taught
     task.check([taught], device)
     teacher, _ = task.load_model(taught, device)
     held = whole(task.items("test", HELD_OUT).x).float()
@@ -156,42 +153,6 @@ def distill_task(
     work = _Work(teacher, rows, held, objective, start, minutes, steps, None, device, seed, resume, say)
     work.student(path, task.id)
     return path
-
-
-def load_student(path: str | Path, model: Any, network: nn.Module | None = None) -> Any:
-    """A student as `distill` or `flowlik train mine.py` wrote it, in evaluation mode, with its ``card``.
-
-    Args:
-        path: the checkpoint.
-        model: its teacher, whose ends and source are the student's.
-        network: a network of one's own, made as it was for `distill`.
-
-    Raises:
-        CheckpointError: it is missing, damaged or does not fit.
-
-    >>> from flowlik_models.synthetic import closed_form
-    >>> teacher = closed_form("gaussian-2d")
-    >>> x = teacher.sample(400, generator=torch.Generator().manual_seed(0))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = distill(teacher, x, steps=2, pool=64, out=folder, say=lambda line: None)
-    ...     student = load_student(f"{folder}/direct-f2d2.safetensors", teacher)
-    >>> student.event_shape
-    (2,)
-    """
-    tensors, card = read_checkpoint(Path(path))
-    if "objective" not in card:
-        raise CheckpointError(f"{path}: expected a student and its card, found no objective on it")
-    shape, told = tuple(model.event_shape), card["recipe"]
-    recipe = recipe_of("direct", shape, network=told["network"], delta=told["delta"])
-    example = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
-    student = student_of(Teacher.of(model), example, recipe, network)  # the moments are the checkpoint's
-    fill(student, tensors, Path(path))
-    return _with_card(student, card)
-
-
-def _with_card(student: nn.Module, card: dict[str, Any]) -> nn.Module:
-    student.__dict__["card"] = card
-    return student.eval().requires_grad_(True)
 
 
 @dataclass
@@ -238,12 +199,17 @@ class _Work:
                 ".state.safetensors"
             ).is_file()  # removed when both its files are written
             if unfinished or not (self.resume and _card(path).get("key") == key):
-                self._train(student, path, {"task": task, "model": NAMES[self.objective], "key": key})
+                self._train(student, path, self._named(task, key))
             tensors, card = read_checkpoint(path)
         fill(student, tensors, path)
         for line in lines_of(card):
             self.say(line)
-        return _with_card(student, card)
+        return with_card(student, card)
+
+    def _named(self, task: str, key: str) -> dict[str, Any]:
+        """What names the student."""
+        teacher = teacher_hash(self.model)
+        return {"task": task, "model": NAMES[self.objective], "key": key, "teacher": teacher}
 
     def _key(self, student: nn.Module) -> str:
         """Names everything that determines the result."""

@@ -26,6 +26,7 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.own.fingerprint import fingerprint
 from flowlik.tasks.own.moments import moments_of_rows
 from flowlik.tasks.own.reading import FILE, Rows, check_rows, label_array, rows
+from flowlik.tasks.own.students import STUDENTS, check_student, load_student, student_file, teacher_hash
 from flowlik.tasks.own.task_file import said, where
 from flowlik.tasks.points import Points, chunks, whole
 from flowlik.tasks.stored_references import stored_log_prob, stored_samples
@@ -51,6 +52,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of files, which have 25
 NOISE_KEY, LABELS_KEY = 33_161, 33_261
 IN_MEMORY = 1 << 26  # bytes of items that are made at once; more are made batch by batch
 TRUTH_ROWS = 4096
+MOST_LABELS = 100
+"""So many classes are tried on every model before a run."""
+
 Truth = Callable[[Tensor], Tensor]
 
 
@@ -270,9 +274,61 @@ class ArrayTask(Task):
         return self.id if self.source is None else self.source.name
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models."""
+    def given_models(self) -> tuple[str, ...]:
+        """Names of the models that were given."""
         return tuple(self._models)
+
+    @property
+    def taught(self) -> str:
+        """The model that students are distilled from: that of the reference, or the first."""
+        return self.reference_model if self.reference_model in self._models else self.given_models[0]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models: those given, and the students of one of them that `flowlik train` has made."""
+        return (*self._models, *(name for name in STUDENTS if self._is_there(name)))
+
+    def refused_students(self) -> list[str]:
+        """A line for each student that is there and cannot be used."""
+        there = [name for name in STUDENTS if student_file(self.id, name) and not self._is_there(name)]
+        return [self.no_such_model(name) for name in there if name not in self._models]
+
+    def no_such_model(self, model: str) -> str:
+        """One line for a name that is no model's; of a student, how to make it."""
+        if model not in STUDENTS:
+            return super().no_such_model(model)
+        cure = f"make it with: flowlik train {self.name} {model}"
+        try:
+            self._student_file(model)
+        except ValueError as error:
+            return f"{error}; {cure}"
+        return f"{self.name}: no student {model} yet; {cure}"
+
+    def _is_there(self, student: str) -> bool:
+        try:
+            return student not in self._models and self._student_file(student) is not None
+        except ValueError:
+            return False
+
+    def _student_file(self, student: str) -> Path | None:
+        """The checkpoint of a student of the teacher that is here; None: there is none.
+
+        Raises:
+            ValueError: it is damaged, or another teacher's.
+        """
+        file = student_file(self.id, student)
+        if file is not None:
+            if "teacher" not in self._hashes:
+                self._hashes["teacher"] = teacher_hash(self._built(self.taught))
+            check_student(file, self.id, student, self._hashes["teacher"])
+        return file
+
+    def _student(self, student: str) -> Any:
+        file = self._student_file(student)
+        if file is None:
+            raise ValueError(self.no_such_model(student))
+        self._hashes[f"model {student}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        return load_student(file, self._built(self.taught))
 
     def load_model(self, model: str, device: str) -> tuple[Any, str]:
         """A model on a device in evaluation mode, and twelve digits that name its weights and its source text.
@@ -280,7 +336,8 @@ class ArrayTask(Task):
         Raises:
             ValueError: an unknown name, or it cannot be made; the line names the file and the cure.
         """
-        built = self._built(model)
+        of_student = model not in self._models and model in STUDENTS
+        built = self._student(model) if of_student else self._built(model)
         name = self._hashed(model, built)
         try:
             built = built.to(device) if hasattr(built, "to") else built
@@ -303,7 +360,7 @@ class ArrayTask(Task):
 
     def _built(self, model: str) -> Any:
         if model not in self._models:
-            raise ValueError(unknown(f"model of task {self.id!r}", model, self._models))
+            raise ValueError(self.no_such_model(model))
         given = self._models[model]
         try:
             with torch.random.fork_rng(devices=[]):
@@ -344,8 +401,28 @@ class ArrayTask(Task):
                     with torch.no_grad():
                         trial_call(built, x, ability, cond=cond)()
             except Exception as error:
+                self._check_labels(model, built, x[:1], ability)
                 place = self.name if self.source is None else where(error, self.source, self.name)
                 raise ValueError(f"{place}: model {model!r} on 2 test rows: {said(error)}") from error
+            self._check_labels(model, built, x[:1], ability)
+
+    def _check_labels(self, name: str, model: Any, x: Tensor, ability: Ability | None) -> None:
+        """Raise ValueError where the model knows some classes of the test rows, and others not; x is one row."""
+        labels = self._labels.get("test")
+        if ability is None or labels is None or labels.ndim != 1 or labels.is_floating_point():
+            return
+        outside: dict[int, Exception] = {}
+        classes = np.unique(labels.numpy())[:MOST_LABELS].tolist()
+        for label in classes:
+            try:
+                with torch.no_grad():
+                    trial_call(model, x, ability, cond=torch.tensor([label], device=x.device))()
+            except Exception as error:
+                outside[label] = error
+        if outside and len(outside) < len(classes):
+            label, why = next(iter(outside.items()))
+            line = f"{self.name}: model {name!r} knows no class {label}, a label of test: {said(why)}"
+            raise ValueError(line) from why
 
 
 def _abilities(model: object) -> list[Ability]:

@@ -50,6 +50,14 @@ class Items:
     cond: Tensor | None = None
 
 
+def labels_of(items: Items) -> NDArray[np.int64] | None:
+    """The class of each item, (n,); None where items are not conditioned on whole numbers, one each."""
+    cond = items.cond
+    if cond is None or cond.ndim != 1 or cond.is_floating_point():
+        return None
+    return np.asarray(cond[: items.n].cpu().numpy(), dtype=np.int64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """True or converged log-densities (draws, n) in nats, NaN where not known; `error` is their own, in bits/dim."""
@@ -92,6 +100,15 @@ class Task(ABC):
     def models(self) -> tuple[str, ...]:
         """Ids of the models that are judged on this task."""
         return tuple(TASK_MODELS.get(self.id, ()))
+
+    @property
+    def given_models(self) -> tuple[str, ...]:
+        """Those that come with the task, without what was distilled from one of its own."""
+        return self.models
+
+    def no_such_model(self, model: str) -> str:
+        """One line for a name that is no model's."""
+        return unknown(f"model of task {self.id!r}", model, self.models)
 
     @property
     def eight_bit_images(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -45,6 +45,7 @@ class ODEOptions(Traced):
     tol: float | None = None
     allocation: Literal["uniform", "neyman"] | None = None
     max_nfe: int | None = None
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         """Fold torchdiffeq's aliases, then check."""
@@ -179,8 +180,17 @@ class ODEOptions(Traced):
         if SOLVERS[self.solver].equal_steps and self.grid not in (None, "uniform"):
             raise ValueError(f"{self.name}: the multistep solver {self.solver} needs grid=uniform")
 
+    def adapted(self, model: Any) -> Any:
+        """The guided field, where a guidance scale is given."""
+        return model if self.guidance is None else model.guided(self.guidance)
+
     def supports(self, model: object) -> str | None:
-        """Needs a velocity; for trace=closed a divergence; for a basis or control the events or moments they fit."""
+        """Needs a velocity; for trace=closed a divergence; for a basis or control the events or moments they fit; for
+        a guidance a field that can be guided."""
+        if self.guidance is not None:
+            if why := lacks(model, "guidance"):
+                return f"guidance={self.guidance:g} {why}"
+            model = self.adapted(model)
         if why := lacks(model, "velocity"):
             return why
         if self.trace == "closed" and (why := lacks(model, "divergence")):
@@ -188,7 +198,11 @@ class ODEOptions(Traced):
         return laws.refusal(self.noise, self.basis, self.control, self.probes, model)
 
     def _check_condition(self, run: Run) -> None:
-        """Raise ValueError where a pilot would have to draw from a conditional model."""
+        """Raise ValueError where a pilot would have to draw from a conditional model, and guidance has no condition."""
+        if run.cond is None and self.guidance is not None:
+            raise ValueError(
+                f"{self.name}: guidance={self.guidance:g} guides to cond, the label of each row, and there is none"
+            )
         if run.cond is not None and self.needs_pilot:
             raise ValueError(
                 f"{self.name}: the pilot draws from the model, which here needs cond; name basis, control "

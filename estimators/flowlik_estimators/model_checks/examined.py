@@ -150,6 +150,15 @@ def lacks_condition(error: Exception) -> bool:
     return LACKING.search(str(error)) is not None
 
 
+def likely_of(error: Exception, *, conditioned: bool) -> str:
+    """The likely slip behind an error that a call raised."""
+    if conditioned and isinstance(error, IndexError):
+        return "a label outside the classes that the network knows"
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        return "a network of another signature: say call=lambda net, z, u, cond: ..."
+    return "a wrapper that does not fit batches of rows and times"
+
+
 def modules_of(model: Any) -> list[nn.Module]:
     """All modules in a model and in what it holds, each once."""
     parts = [model, *reachable(model).parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_models.adapters.paths import Clock, Path
-from flowlik_models.adapters.predictions import LIMITS, coefficients
+from flowlik_models.adapters.predictions import coefficients, limits
 from flowlik_models.interfaces import Source
 
 Call = Callable[[Any, Tensor, Tensor, Any], Any]
@@ -40,7 +41,7 @@ class WrappedField(nn.Module):
         self.network = network
         self.event_shape = event_shape
         self.predicts, self.path, self.guidance, self.null = predicts, path, guidance, null
-        self.clock = Clock(path, *LIMITS.get(predicts, (0.0, 1.0)))
+        self.clock = Clock(path, *limits(predicts, path))
         self.noisy_end, self.clean_end = self.clock.noisy_end, self.clock.clean_end
         self.source: Source
         self.source_gap: float | None = None
@@ -57,6 +58,12 @@ class WrappedField(nn.Module):
         c, k = coefficients(self.predicts, self.path, u, a, s)
         asked = (u if self.path.label is None else self.path.label(u)).to(x.dtype)
         return _column(c, x) * z + _column(k, x) * self._predicted(z, asked, cond).to(x.dtype)
+
+    def guided(self, guidance: float) -> WrappedField:
+        """The same field at another guidance scale, with the same weights."""
+        twin = copy.copy(self)
+        twin.guidance = guidance
+        return twin
 
     def _predicted(self, z: Tensor, u: Tensor, cond: Tensor | None) -> Tensor:
         """The network's output, guided where a scale is given."""

@@ -32,6 +32,27 @@ LIMITS: dict[str, tuple[float, float]] = {
 """Prediction -> the times between which it says what the velocity is: noise nothing at a = 0, data nothing at s = 0."""
 
 
+STILL_ENDS = 1e-8, 1e-5
+"""How near to t = 0 and 1 a velocity is asked whose clock stands still there, or runs infinitely fast."""
+
+
+def limits(predicts: str, path: Path) -> tuple[float, float]:
+    """The times between which the prediction says what the velocity on our clock is.
+
+    >>> from flowlik_models.adapters.paths import as_path
+    >>> limits("velocity", as_path("straight"))
+    (0.0, 1.0)
+    >>> limits("velocity", Path(alpha=lambda u: u**2, sigma=lambda u: 1 - u**2, clock=(0.0, 1.0)))
+    (1e-08, 1.0)
+    """
+    if predicts != "velocity":
+        return LIMITS.get(predicts, (0.0, 1.0))
+    u = torch.tensor(path.clock, dtype=torch.float64)
+    c, k = coefficients(predicts, path, u, *path.scales(u))
+    noisy, clean = torch.isfinite(c + k).tolist()
+    return 0.0 if noisy else STILL_ENDS[0], 1.0 if clean else 1.0 - STILL_ENDS[1]
+
+
 def coefficients(predicts: str, path: Path, u: Tensor, a: Tensor, s: Tensor) -> Two:
     """c and k of ``v = c z + k f``, (batch,) float64 each."""
     if predicts == "velocity":

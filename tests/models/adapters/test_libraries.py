@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchdiffeq
 from torch import Tensor, nn
 
 import flowlik
@@ -78,6 +81,34 @@ ALL = {
 }
 
 
+def test_a_velocity_whose_clock_stands_still_or_rushes_at_an_end_is_finite() -> None:
+    """z = u^2 x + (1 - u^2) n and z = u x + sqrt(1 - u^2) n, as flow_matching's schedulers have them."""
+
+    def exact(alpha: Any, sigma: Any) -> Any:
+        def net(z: Tensor, u: Tensor) -> Tensor:
+            a, s = alpha(u), sigma(u)
+            time = (a / (a + s)).clamp(1e-12, 1 - 1e-12)
+            y, rates = z / (a + s)[:, None], []
+            for scale in (alpha, sigma):
+                ahead, behind = scale((u + 1e-6).clamp(max=1)), scale((u - 1e-6).clamp(min=0))
+                rates.append(
+                    ((ahead - behind) / ((u + 1e-6).clamp(max=1) - (u - 1e-6).clamp(min=0)))[:, None]
+                )
+            velocity = EXACT.velocity(y, time)
+            data = y + (1 - time)[:, None] * velocity
+            return rates[0] * data + rates[1] * (data - velocity)
+
+        return net
+
+    for alpha, sigma in (
+        (lambda u: u**2, lambda u: 1 - u**2),
+        (lambda u: u, lambda u: (1 - u**2).clamp(min=0).sqrt()),
+    ):
+        model = flowlik.wrap(exact(alpha, sigma), (2,), predicts="velocity", path=(alpha, sigma, (0.0, 1.0)))
+        out = get("ode", solver="rk4", steps=32, grid="logsnr").log_prob(model, X.double())
+        assert float((out.log_prob - EXACT.log_prob(X.double())).abs().mean()) < 1e-3
+
+
 @pytest.mark.parametrize("library", list(ALL))
 def test_an_object_of_a_library_is_recognised_by_its_class(library: str) -> None:
     net, shape = ALL[library]
@@ -145,6 +176,84 @@ def test_a_real_flow_matching_wrapper_agrees_with_its_own_likelihood() -> None:
     assert float((ours - theirs).abs().mean()) < 3e-4
 
 
+LOG_2PI = math.log(2 * math.pi)
+SCHEDULERS = (
+    "CondOTScheduler",
+    "PolynomialConvexScheduler",
+    "CosineScheduler",
+    "LinearVPScheduler",
+    "VPScheduler",
+)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_real_scheduler_of_flow_matching_agrees_with_its_own_likelihood(name: str) -> None:
+    solver = pytest.importorskip("flow_matching.solver")
+    utils = pytest.importorskip("flow_matching.utils")
+    schedulers = pytest.importorskip("flow_matching.path.scheduler")
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 2)).double()
+
+    class Network(utils.ModelWrapper):  # type: ignore[name-defined, misc]
+        def forward(self, x: Tensor, t: Tensor, **extras: Any) -> Tensor:
+            return self.model(torch.cat([x, t.expand(len(x))[:, None]], 1))  # type: ignore[no-any-return]
+
+    net, x = Network(layers), X.double()
+    scheduler = getattr(schedulers, name)(*((2,) if name.startswith("Poly") else ()))
+    ours = get("ode", rtol=1e-6, atol=1e-6).log_prob(flowlik.wrap(net, (2,), path=scheduler), x).log_prob
+    _, theirs = solver.ODESolver(net).compute_likelihood(
+        x_1=x,
+        log_p0=lambda z: -0.5 * z.square().sum(1) - LOG_2PI,
+        step_size=None,
+        method="dopri5",
+        atol=1e-6,
+        rtol=1e-6,
+        exact_divergence=True,
+    )
+    assert float((ours - theirs).abs().mean()) < 3e-4
+
+
+def test_a_real_wrapper_of_torchcfm_agrees_with_torchdiffeq_by_hand() -> None:
+    wrapper = pytest.importorskip("torchcfm.utils").torch_wrapper
+    mlp = pytest.importorskip("torchcfm.models.models").MLP
+    torch.manual_seed(0)
+    net = wrapper(mlp(dim=2, time_varying=True, w=32).double())
+
+    def augmented(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x = state[0].detach().requires_grad_()
+        v = net(t, x)
+        rows = [torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2)]
+        return v.detach(), sum(rows, torch.zeros_like(rows[0]))
+
+    start, times = (X.double(), torch.zeros(50, dtype=torch.float64)), torch.tensor([1.0, 0.0])
+    with torch.enable_grad():
+        z, divergence = torchdiffeq.odeint(augmented, start, times.double(), rtol=1e-6, atol=1e-6)
+    theirs = -0.5 * z[-1].square().sum(1) - LOG_2PI + divergence[-1]
+    ours = get("ode", rtol=1e-6, atol=1e-6).log_prob(flowlik.wrap(net, (2,)), X.double()).log_prob
+    assert float((ours - theirs).abs().mean()) < 3e-4
+
+
+@pytest.mark.parametrize("name", ["VPSchedule", "VESchedule", "CosineSchedule", "RectifiedSchedule"])
+def test_a_real_analytical_denoiser_of_azula_gives_its_gaussian(name: str) -> None:
+    denoise = pytest.importorskip("azula.denoise")
+    covariance = pytest.importorskip("azula.linalg.covariance")
+    mean, variance = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.4, 0.3]).double()
+    law = torch.distributions.Independent(torch.distributions.Normal(mean, variance.sqrt()), 1)
+    schedule = getattr(pytest.importorskip("azula.noise"), name)()
+    net = denoise.GaussianDenoiser(mean, covariance.DiagonalCovariance(variance), schedule)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x, moments = law.sample((50,)), law.sample((100_000,))
+    model = flowlik.wrap(net, (2,), moments=moments)
+    out = get("ode", solver="rk4", steps=32, grid="logsnr").log_prob(model, x).log_prob
+    assert float((out - law.log_prob(x)).abs().mean()) < 3e-4
+    both = model.velocity(
+        x[:2], torch.tensor([0.3, 0.7]).double()
+    )  # as many rows as dimensions, and two times
+    alone = [model.velocity(x[k : k + 1], torch.tensor([0.3 + 0.4 * k]).double()) for k in range(2)]
+    torch.testing.assert_close(both, torch.cat(alone))
+
+
 def test_a_real_denoiser_of_azula_gives_its_gaussian() -> None:
     denoise = pytest.importorskip("azula.denoise")
     noise = pytest.importorskip("azula.noise")
@@ -183,4 +292,18 @@ def test_a_real_unet_of_diffusers_is_a_field() -> None:
     ).eval()
     model = flowlik.wrap(net, path=diffusers.DDPMScheduler())
     out = get("ode", solver="euler", steps=2, trace="hutchinson").log_prob(model, torch.randn(2, 1, 8, 8))
+    assert (out.status, out.cost.forwards) == ("ok", 2.0)
+
+
+def test_the_example_of_galaxies_reads_the_users_own_installation() -> None:
+    if find_spec("galaxygrad") is None:
+        pytest.skip("pip install --no-deps galaxygrad==0.1.9")
+    file = Path(__file__).resolve().parents[3] / "docs" / "examples" / "galaxies.py"
+    scope: dict[str, Any] = {"__name__": "galaxies"}
+    exec(compile(file.read_text().partition("\nx = samples()")[0], str(file), "exec"), scope)
+    model = scope["model"]()
+    z = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    score = model.network(z, torch.full((4,), 8.0))
+    assert float((score + z).detach().abs().mean()) < 0.05  # that of N(0, I), which the noisy end is
+    out = get("ode", solver="euler", steps=2, trace="hutchinson").log_prob(model, 0.5 * z)
     assert (out.status, out.cost.forwards) == ("ok", 2.0)

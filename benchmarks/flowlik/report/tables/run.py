@@ -26,7 +26,15 @@ from flowlik.report.tables.latex import WIDTHS, latex
 from flowlik.report.tables.published import with_published
 from flowlik.report.tables.samples import _one_evaluation, _samples
 from flowlik.report.tables.table import Table
-from flowlik.report.tables.uses import _comparison, _gradient, _importance, _outliers, _routes, _training
+from flowlik.report.tables.uses import (
+    _classes,
+    _comparison,
+    _gradient,
+    _importance,
+    _outliers,
+    _routes,
+    _training,
+)
 from flowlik_models.files import write_atomically
 from flowlik_models.names import unknown
 
@@ -140,5 +148,15 @@ def _plain(value: Any) -> Any:
 
 def use_tables(frame: pd.DataFrame) -> list[Table]:
     """The tables of one task and split that its records support."""
-    makers = (_one_evaluation, _routes, _samples, _comparison, _outliers, _importance, _gradient, _training)
+    makers = (
+        _classes,
+        _one_evaluation,
+        _routes,
+        _samples,
+        _comparison,
+        _outliers,
+        _importance,
+        _gradient,
+        _training,
+    )
     return [table for make in makers if (table := make(frame)) is not None]

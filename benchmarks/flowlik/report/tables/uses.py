@@ -63,6 +63,23 @@ def _training(frame: pd.DataFrame) -> Table | None:
     return Table(_title(frame, "bits/dim along training"), heads, tuple(lines)) if lines else None
 
 
+def _classes(frame: pd.DataFrame) -> Table | None:
+    """Bits/dim and errors of each class, where items have labels."""
+    lines = []
+    for row in _known(frame, "classes"):
+        of = row["extra"]["classes"]
+        for k, label in enumerate(of["label"]):
+            values = (
+                _cell(*(of[f"{name}{end}"][k] for end in ("", "_lo", "_hi"))) for name in ("bpd", "mae")
+            )
+            count = of["items"][k]
+            lines.append(
+                (*_head(row)[:2], Cell(str(label), float(label)), Cell(str(count), float(count)), *values)
+            )
+    heads = ("method", "model", "class", "items", "bits/dim [95 %]", "mean |error| [95 %]")
+    return _without_empty(Table(_title(frame, "by class"), heads, tuple(lines), names=3)) if lines else None
+
+
 def _known(frame: pd.DataFrame, use: str) -> list[dict[str, Any]]:
     return [row for row in as_dicts(frame) if row["extra"].get(use)]
 

@@ -261,9 +261,15 @@ def check_rows(found: Rows, levels: int | None) -> None:
             f"{name}: {found.dtype}, which are levels: say how many there are (levels=256), or give floats"
         )
     if levels is not None and not whole:
+        some = np.asarray(next(part for _, part in found.chunks()))
+        kind, unit = (
+            np.min_scalar_type(levels - 1),
+            f"of values in [0, 1] they are (x * {levels - 1}).round()",
+        )
+        cure = "give them as such: x" if (some == some.round()).all() and some.max() > 1 else unit
         raise ValueError(
-            f"{name}: {found.dtype}, expected whole numbers 0..{levels - 1} with levels={levels}; of values in "
-            f"[0, 1] they are (x * {levels - 1}).round().astype('uint8')"
+            f"{name}: {found.dtype}, expected whole numbers 0..{levels - 1} with levels={levels}; "
+            f"{cure}.astype('{kind}')"
         )
     for start, part in found.chunks():
         flat = part.reshape(len(part), -1)

@@ -161,7 +161,11 @@ _CURES = (
         "there is no such GPU here: make it on the CPU (map_location='cpu'), --device moves it",
     ),
     (
-        ("size mismatch", "missing key", "unexpected key", "state_dict"),
+        ("size mismatch", "missing key(s)", "unexpected key(s)", "state_dict"),
         "the weights do not fit the network: make it with the options that it was trained with",
+    ),
+    (
+        ("forward() takes", "forward() missing"),
+        "another signature takes call=lambda net, z, u, cond: ... in flowlik.wrap, a conditional network labels=",
     ),
 )
