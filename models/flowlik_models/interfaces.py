@@ -130,6 +130,21 @@ class HasLogDensity(Protocol):
 
 
 @runtime_checkable
+class ExactFlow(Protocol):
+    """An invertible network whose log-determinant is known: log p in one pass.
+
+    A method ``from_noise(z, *, cond=None) -> x`` may stand beside, the other way round, with ``passes_to_sample: int``,
+    how many passes through the network that takes (absent: one).
+    """
+
+    event_shape: tuple[int, ...]
+
+    def inverse(self, x: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The noise z (batch, *event) of points x, and log |det dz/dx|, (batch,)."""
+        ...
+
+
+@runtime_checkable
 class HasFakeFlow(Protocol):
     """A generator beside the field that was fitted to it; ``fake_is_flow = False`` where real data took part."""
 
@@ -240,6 +255,8 @@ Ability = Literal[
     "fake flow",
     "teacher",
     "scalar log-density",
+    "exact inverse",
+    "exact sampler",
     "moments",
     "log-density",
     "guidance",
@@ -276,6 +293,10 @@ CAPABILITIES: dict[Ability, Capability] = {
     "scalar log-density": Capability(
         ("log_density",), "a scalar network of the log-density (a `log_density` method)", ()
     ),
+    "exact inverse": Capability(
+        ("inverse",), "an exact inverse with its log-determinant (an `inverse` method)", ()
+    ),
+    "exact sampler": Capability(("from_noise",), "a way from noise to data (a `from_noise` method)", ()),
     "moments": Capability(("moments",), "the moments of its training data (a `moments` attribute)"),
     "log-density": Capability(("log_prob",), "a density that is known exactly (a `log_prob` method)"),
     "guidance": Capability(

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from flowlik_models.checkpoints import SHIPPED, CheckpointError, check_origin, fill, read_checkpoint
 from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form, constants_hash
 from flowlik_models.moments.training_images import IMAGE_SHAPES, training_moments
 from flowlik_models.names import unknown
+from flowlik_models.networks.autoregressive import AutoregressiveFlow
 from flowlik_models.networks.dit import DiT, FlowMapDiT, JointFlowMapDiT
 from flowlik_models.networks.energy import VectorEnergy
 from flowlik_models.networks.images import Moments
@@ -86,6 +87,8 @@ def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Modul
         return _one_step(task, recipe, recipe.realuid, moments)
     if recipe.imitation is not None:
         return _policy_network(task, recipe, recipe.imitation, moments)
+    if recipe.objective == "likelihood":
+        return _exact_flow(task, recipe, moments)
     if recipe.objective == "energy":
         return VectorEnergy(*_moments(task), eps=closed_form(task).eps, **recipe.network)
     if task in IMAGE_SHAPES:
@@ -108,13 +111,7 @@ def _one_step(task: str, recipe: Recipe, options: RealUID, moments: Moments | No
     """The untrained generator and fake model of a recipe, two fields alike."""
     field = recipe.with_options(objective="flow-matching", realuid=None, teacher=DATA_TEACHER, pool=0)
     generator, fake = (build(task, field, moments) for _ in range(2))
-    moments = moments if task in IMAGE_SHAPES else _moments(task)
-    if moments is None:  # to be filled from a checkpoint
-        dim = math.prod(IMAGE_SHAPES[task])
-        mean, spread = torch.zeros(dim), torch.ones(dim)
-    else:
-        mean, values, vectors = moments
-        spread = vectors.to(values).square() @ values
+    mean, spread = _pixel_moments(task, moments if task in IMAGE_SHAPES else _moments(task))
     assert recipe.path is not None
     return OneStepGenerator(
         generator,
@@ -125,6 +122,24 @@ def _one_step(task: str, recipe: Recipe, options: RealUID, moments: Moments | No
         start=options.start,
         fake_is_flow=options.fake_is_flow,
     )
+
+
+def _pixel_moments(task: str, moments: Moments | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every coordinate; 0 and 1 where a checkpoint will fill them."""
+    if moments is None:
+        dim = math.prod(IMAGE_SHAPES[task])
+        return torch.zeros(dim), torch.ones(dim)
+    mean, values, vectors = moments
+    return mean, vectors.to(values).square() @ values
+
+
+def _exact_flow(task: str, recipe: Recipe, moments: Moments | None) -> nn.Module:
+    """The untrained exact flow of a recipe: vectors along the axes of their moments, images pixel by pixel."""
+    if task not in IMAGE_SHAPES:
+        mean, values, axes = _moments(task)
+        return AutoregressiveFlow((len(mean),), mean, values.sqrt(), axes, **recipe.network)
+    mean, spread = _pixel_moments(task, moments)
+    return AutoregressiveFlow(IMAGE_SHAPES[task], mean, spread.sqrt(), **recipe.network)
 
 
 def _policy_network(task: str, recipe: Recipe, imitation: Imitation, moments: Moments | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -96,6 +97,7 @@ BASES: dict[str, tuple[dict[str, Any], ...]] = {
     "f2d2-corrected": ({}, {"trace": "exact"}),
     "elbo": ({}, {"antithetic": False}),
     "energy": ({},),
+    "exact-flow": ({},),
     "pi-flow": ({"substeps": 6}, {"substeps": 6, "jacobian": "full"}),
     "generator": ({}, {"route": "own-samples"}, {"route": "fake-flow"}, {"route": "head"}),
     "peer-flow-matching": ({}, FIXED, {"trace": "hutchinson"}),
@@ -159,6 +161,12 @@ class Everything:
     def log_density(self, x: Tensor, *, cond: Tensor | None = None) -> Tensor:
         log_prob: Tensor = self.inner.log_prob(x.flatten(1))
         return log_prob
+
+    def inverse(self, x: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return 2 * x, torch.full((len(x),), 4 * math.log(2), dtype=x.dtype)
+
+    def from_noise(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        return z / 2
 
     def generate(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
         return z + 0.3 * z.sin()

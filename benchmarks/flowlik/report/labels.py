@@ -43,6 +43,7 @@ METHODS: Final[dict[str, Method]] = {
     ),
     "f2d2-corrected": Method("F2D2 corrected", "#56B4E9", "P", "F2D2 with a control-variate correction"),
     "energy": Method("Scalar network", "#332288", "d", "one scalar network that regresses the log-density"),
+    "exact-flow": Method("Exact flow", "#117733", "s", "an invertible network's own change of variables"),
     "elbo": Method("Diffusion bound", "#AA4499", "h", "simulation-free, the bound of the diffusion"),
     "pi-flow": Method("pi-Flow", "#882255", "p", "policy flow, network-free substeps"),
     "generator": Method("One-step generator", "#44AA99", "*", "square one-step generator"),

@@ -44,6 +44,8 @@ def likelihood_error(task: Task, network: Any, device: str) -> float | None:
         estimator = get("f2d2", steps=1)
     elif can(network, "scalar log-density"):
         estimator = get("energy")
+    elif can(network, "exact inverse"):
+        estimator = get("exact-flow")
     elif getattr(network, "frozen_density", False):
         estimator = get("pi-flow", segments=min(network.segments))
     else:
@@ -65,6 +67,8 @@ def accuracy(task: Task, network: Any, device: str) -> dict[str, Any]:
         estimators = [get("f2d2", steps=steps) for steps in STEPS]
     elif can(network, "scalar log-density"):
         estimators = [get("energy")]
+    elif can(network, "exact inverse"):
+        estimators = [get("exact-flow")]
     elif can(network, "policy flow"):
         jacobians = ("frozen",) if network.frozen_density else ("full",)
         estimators = [get("pi-flow", segments=n, jacobian=j) for n in network.segments for j in jacobians]

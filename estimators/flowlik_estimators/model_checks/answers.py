@@ -16,16 +16,20 @@ NOUNS = {
     "average_velocity": "average velocity",
     "joint": "average velocity",
     "generate": "generate",
+    "from_noise": "from_noise",
 }
 """What the first answer of a method is called."""
 
 PAIRS = {
     "joint": ("average velocity", "average divergence"),
     "velocity_and_divergence": ("velocity", "divergence"),
+    "inverse": ("noise", "log-determinant"),
 }
 """Methods that answer with a pair."""
 
-SCALARS = frozenset({"divergence", "average divergence", "policy's divergence", "log-density"})
+SCALARS = frozenset(
+    {"divergence", "average divergence", "policy's divergence", "log-density", "log-determinant"}
+)
 
 
 def checked(method: str, answer: Any, x: Tensor) -> Any:

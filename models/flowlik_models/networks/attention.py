@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,15 +12,17 @@ from torch import Tensor, nn
 class SelfAttention(nn.Module):
     """Tokens (batch, n, width) to tokens, without the residual; the last layer starts at zero where ``zero`` says so.
 
+    ``causal``: a token sees itself and those before it.
+
     Raises:
         ValueError: ``heads`` does not divide ``width``.
     """
 
-    def __init__(self, width: int, heads: int, *, zero: bool = False) -> None:
+    def __init__(self, width: int, heads: int, *, zero: bool = False, causal: bool = False) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
-        self.heads, self.fused = heads, False
+        self.heads, self.fused, self.causal = heads, False, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         if zero:
@@ -30,10 +33,13 @@ class SelfAttention(nn.Module):
         """(batch, n, width)."""
         q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, n, c)
         if self.fused:
-            mixed = F.scaled_dot_product_attention(q, k, v)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
-            weights = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
-            mixed = weights.to(v.dtype) @ v
+            weights = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+            if self.causal:
+                later = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+                weights = weights.masked_fill(later, -math.inf)
+            mixed = weights.softmax(3).to(v.dtype) @ v
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

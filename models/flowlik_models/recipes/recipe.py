@@ -24,6 +24,7 @@ Objective = Literal[
     "imitation",
     "realuid",
     "energy",
+    "likelihood",
 ]
 
 Fault = Literal["broadcast", "one-direction", "step-hole"]
@@ -43,11 +44,11 @@ class Recipe:
 
     ``objective``: the condition for the map off the diagonal, ``divergence_objective`` the one for its divergence
     (None: the same); ``calibration`` trains the divergence head alone, by the likelihoods of the trajectories' ends
-    (`objectives.calibration`), ``energy`` a scalar network by log-densities (`objectives.energy`). ``divergence``:
-    whether the map has that head. ``derivative``: how a condition differentiates the network. ``teacher``: where
-    velocities and divergences come from: ``closed-form``, ``data`` (conditional velocities, and divergences of the
-    averaged network's own diagonal), or a model id. ``network``: options of the network. ``start_from``: model id whose
-    weights are taken first (a missing head stays at zero).
+    (`objectives.calibration`), ``energy`` a scalar network by log-densities (`objectives.energy`), ``likelihood`` an
+    exact flow by that of the data. ``divergence``: whether the map has that head. ``derivative``: how a condition
+    differentiates the network. ``teacher``: where velocities and divergences come from: ``closed-form``, ``data``
+    (conditional velocities, and divergences of the averaged network's own diagonal), or a model id. ``network``:
+    options of the network. ``start_from``: model id whose weights are taken first (a missing head stays at zero).
     ``path``: the framework of a field that is trained on conditional targets alone, or of a one-step generator.
     ``faults``: faults of the released F2D2 code to reproduce (docs/training-ablations.md).
 
@@ -89,6 +90,7 @@ class Recipe:
         _check_teacher(self)
         _check_trajectories(self)
         _check_energy(self)
+        _check_likelihood(self)
         _check_compilation(self)
 
     def with_options(self, **options: Any) -> Recipe:
@@ -203,6 +205,11 @@ def _check_trajectories(recipe: Recipe) -> None:
 def _check_energy(recipe: Recipe) -> None:
     if recipe.objective == "energy" and (recipe.teacher != CLOSED_FORM_TEACHER or recipe.divergence):
         raise ValueError("energy regresses the log-density of a closed form and has no divergence head")
+
+
+def _check_likelihood(recipe: Recipe) -> None:
+    if recipe.objective == "likelihood" and (recipe.teacher != DATA_TEACHER or recipe.divergence):
+        raise ValueError("likelihood is of the data, teacher data, and has no divergence head")
 
 
 def _check_compilation(recipe: Recipe) -> None:

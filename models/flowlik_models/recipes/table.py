@@ -4,6 +4,7 @@ that are shipped."""
 from __future__ import annotations
 
 from flowlik_models.recipes.energies import energy_recipes
+from flowlik_models.recipes.exact_flows import exact_flow_recipes
 from flowlik_models.recipes.generators import generator_recipes
 from flowlik_models.recipes.images import image_recipes
 from flowlik_models.recipes.maps import map_recipes
@@ -27,4 +28,11 @@ def joined(*families: dict[str, dict[str, Recipe]]) -> dict[str, dict[str, Recip
     return table
 
 
-RECIPES = joined(map_recipes(), policy_recipes(), generator_recipes(), energy_recipes(), image_recipes())
+RECIPES = joined(
+    map_recipes(),
+    policy_recipes(),
+    generator_recipes(),
+    energy_recipes(),
+    exact_flow_recipes(),
+    image_recipes(),
+)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from flowlik_models.conditional_paths import PATHS
-from flowlik_models.interfaces import data_end_of
+from flowlik_models.interfaces import ExactFlow, data_end_of
+from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 from flowlik_models.objectives import (
     CONDITIONS,
     Context,
@@ -50,6 +52,8 @@ def loss_of(
         return _calibration_loss(recipe, network, source, generator, device, part)
     if recipe.objective == "energy":
         return _energy_loss(recipe, network, source, generator, device, part)
+    if recipe.objective == "likelihood":
+        return _likelihood_loss(recipe, network, source, generator, device, part)
     batch = source.batch(recipe, generator, part)
     generator = part.generator(generator)
     if recipe.objective == "flow-matching":
@@ -128,6 +132,21 @@ def _energy_loss(
     targets = exact_targets(source.truth, x, 1 - source.truth.eps)
     rows = (values.to(device) for values in (x, *targets))
     return adaptive(energy_errors(network, *rows), recipe.weights.weight_c[0]).mean()
+
+
+def _likelihood_loss(
+    recipe: Recipe,
+    network: nn.Module,
+    source: Source,
+    generator: torch.Generator,
+    device: str,
+    part: Part,
+) -> Tensor:
+    """Minus the mean log-density a dimension that an exact flow gives the data."""
+    data = source.data(recipe.optimiser.batch, recipe, generator)
+    rows = data if part.count == 1 else data[part.rows(len(data), device=data.device)]
+    z, log_det = cast("ExactFlow", network).inverse(rows.to(device))
+    return -(standard_normal_log_prob(z) + log_det).mean() / z[0].numel()
 
 
 def _conditional_loss(

@@ -26,6 +26,7 @@ TIMED: tuple[Ability, ...] = (
     "policy flow",
     "generator",
     "scalar log-density",
+    "exact inverse",
 )
 """Of several abilities the one whose evaluation stands for a forward of the network."""
 
