@@ -26,7 +26,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk says that takes no more."""
 
 _PREFIX, _SUFFIX = ".flowlik-", ".tmp"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EBADF,
+)  # the last: NFS
 _ABANDONED = 86400.0  # seconds after which a temporary file belongs to nobody, where there are no locks
 _LEVELS = 2  # below a run's folder lie `items`, `figures` and folders of partial results
 _swept: set[Path] = set()
@@ -191,11 +198,13 @@ def locked_for_reading(descriptor: int) -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with this lock file; raises LockError where there are no locks."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+def one_at_a_time(place: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this folder or lock file, which is made; raises LockError
+    where there are no locks."""
+    folder = place.is_dir()
+    descriptor = os.open(place, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with locked(descriptor, file.parent):
+        with locked(descriptor, place if folder else place.parent):
             yield
     finally:
         os.close(descriptor)

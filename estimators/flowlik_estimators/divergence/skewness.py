@@ -14,14 +14,14 @@ separated isotropic components in 64 dimensions 0.90 before and 0.95 after, rank
 0.950, the digits teacher 0.945 and 0.961.
 
 Two to four probes have no triples, or four at most. Of them the products themselves tell the rank: with rank one all
-``J^T e_i`` are parallel, and the mean of ``(e_i^T S^2 e_j)^2`` over that of ``|S e_i|^2 |S e_j|^2`` is
-``tr S^4/(tr S^2)^2``, one over the number of equal eigenvalues, whatever their signs. It is taken at every time and
-averaged by the size of the products there; `FEW_WIDENING` times its square widens the variance, by no more than
-`FEW_LARGEST` times. Measured, 2 / 3 / 4 probes: nine separated components 0.92 / 0.90 / 0.90 before, 0.96 / 0.95 / 0.95
-after, with a mean standard error 1.3 to 1.6 times the mean |error|; the digits teacher (360 images) 0.95 / - / 0.96 and
-0.97 / - / 0.97. Of exactly rank one (two components) 0.85 / 0.82 / 0.81 become 0.92 / 0.92 / 0.925 at 1.5 to 2 times the error;
-0.95 / 0.935 / 0.94 would take 2.1 to 2.4 times: where every probe misses the one direction, all that the probes see is
-small, and nothing in it tells by how much.
+``J^T e_i`` are parallel, and the mean of ``(e_i^T S^2 e_j)^2`` over that of ``|S e_i|^2 |S e_j|^2`` is ``tr S^4/(tr
+S^2)^2``, one over the number of equal eigenvalues, whatever their signs. It is taken at every time and averaged by
+the size of the products there; `FEW_WIDENING` times its square widens the variance, by no more than `FEW_LARGEST`
+times. Measured, 2 / 3 / 4 probes: nine separated components 0.92 / 0.90 / 0.90 before, 0.96 / 0.95 / 0.95 after, with
+a mean standard error 1.3 to 1.6 times the mean |error|; the digits teacher (360 images) 0.95 / - / 0.96 and 0.97 / -
+/ 0.97. Of exactly rank one (two components) 0.85 / 0.82 / 0.81 become 0.92 / 0.92 / 0.925 at 1.5 to 2 times the
+error; 0.95 / 0.935 / 0.94 would take 2.1 to 2.4 times: where every probe misses the one direction, all that the
+probes see is small, and nothing in it tells by how much.
 """
 
 from __future__ import annotations
