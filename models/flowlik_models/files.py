@@ -26,14 +26,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk says that takes no more."""
 
 _PREFIX, _SUFFIX = ".flowlik-", ".tmp"
-_NO_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EBADF,
-)  # the last: NFS
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ABANDONED = 86400.0  # seconds after which a temporary file belongs to nobody, where there are no locks
 _LEVELS = 2  # below a run's folder lie `items`, `figures` and folders of partial results
 _swept: set[Path] = set()
@@ -198,14 +191,24 @@ def locked_for_reading(descriptor: int) -> Iterator[None]:
 
 
 @contextmanager
-def one_at_a_time(place: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with this folder or lock file, which is made; raises LockError
-    where there are no locks."""
-    folder = place.is_dir()
-    descriptor = os.open(place, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this lock file; raises LockError where there are no locks."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with locked(descriptor, place if folder else place.parent):
+        with locked(descriptor, file.parent):
             yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this folder, where there are locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            _lock(descriptor)
+        yield
     finally:
         os.close(descriptor)
 

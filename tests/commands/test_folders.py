@@ -263,7 +263,7 @@ def test_going_on_with_records_of_other_code_says_so(
 
 
 def at_once(patch: pytest.MonkeyPatch, module: ModuleType, name: str, *calls: Callable[[], Any]) -> list[Any]:
-    """Answers or errors of calls, of which none goes on from `name` before the other is there, if it may come at all."""
+    """Answers or errors of calls, of which none goes on from `name` before the others are there, if they may come."""
     meeting, real = Barrier(len(calls)), getattr(module, name)
 
     def met(*args: Any) -> Any:

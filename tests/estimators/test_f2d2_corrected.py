@@ -111,7 +111,7 @@ def test_bars_cover_where_the_head_knows_nothing_of_a_thin_axis(
         pytest.param("gmm-64d", 1, 8, 400, 18, marks=pytest.mark.slow),
         pytest.param("gmm-64d", 4, 4, 200, 9, marks=pytest.mark.slow),
         pytest.param("gmm-64d", 4, 2, 200, 9, marks=pytest.mark.slow),
-        pytest.param("digits", 4, 4, 60, 12, marks=pytest.mark.slow),
+        pytest.param("digits", 4, 4, 60, 9, marks=pytest.mark.slow),
     ],
 )
 def test_bars_cover_the_integral_along_the_path_of_a_shipped_map(

@@ -13,7 +13,7 @@ from flowlik.records import journal
 from flowlik.records.columns import FINISHED, SCHEMA_VERSION
 from flowlik.records.reading import latest_rows, records_file, run_note
 from flowlik.records.writing import read_arrays, to_line, utc_now
-from flowlik_models.files import one_at_a_time, remove_leftovers, write_atomically
+from flowlik_models.files import alone_in, remove_leftovers, write_atomically
 
 MIXED = "merged runs"
 _PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
@@ -37,7 +37,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
         FileNotFoundError: a folder holds no records.
         ValueError: `out` holds records already, or the runs differ in a model, in data or in the records' schema; the
             line names the first difference.
-        StorageError: the disk is full, or has no file locks.
+        StorageError: the disk is full.
     """
     _refuse_records(out)
     runs = {folder: _rows(folder) for folder in folders}
@@ -52,7 +52,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
                 chosen[row["cell_id"]] = (folder, row)
     with journal.storage(out):
         out.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(out):
+        with alone_in(out):
             _refuse_records(out)  # of another merge, for which this one waited
             _write_merged(folders, chosen, out)
     return Merged(folder=out, cells=len(chosen), common=total - len(chosen))

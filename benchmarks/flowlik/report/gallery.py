@@ -21,7 +21,7 @@ from flowlik.records.paths import source_root
 from flowlik.records.reading import read_rows, run_note
 from flowlik.records.writing import to_line
 from flowlik.report import recommend
-from flowlik_models.files import one_at_a_time, remove_leftovers, write_atomically
+from flowlik_models.files import alone_in, remove_leftovers, write_atomically
 from flowlik_models.names import unknown
 
 FIGURES = Path("results/figures")
@@ -130,7 +130,7 @@ def publish(runs: Sequence[Path], root: Path) -> list[str]:
     """
     taken = [found for run in runs for found in _of_run(run)]
     (root / FIGURES).mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(root / FIGURES):  # what is noted is read and written again
+    with alone_in(root / FIGURES):  # what is noted is read and written again
         _write(runs, taken, root)
     return [shown.name for shown, _, _ in taken]
 
