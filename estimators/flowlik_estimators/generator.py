@@ -338,7 +338,7 @@ class _Newton:
             then = self._attempted(rows)
             counts = torch.stack([(then == kind).sum() for kind in (TURN, LAST, TRY)]).tolist()
             order = rows[then.argsort(stable=True)]
-            turning, last, trying, _ = order.split([*counts, len(rows) - sum(counts)])
+            turning, last, trying, _ = torch.split(order, [*counts, len(rows) - sum(counts)])
 
     def _turn(self, turning: Tensor, last: Tensor) -> None:
         """Determinants where these rows are, and the directions in which those go on that have not arrived."""
