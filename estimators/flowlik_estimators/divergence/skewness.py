@@ -16,12 +16,12 @@ separated isotropic components in 64 dimensions 0.90 before and 0.95 after, rank
 Two to four probes have no triples, or four at most. Of them the products themselves tell the rank: with rank one all
 ``J^T e_i`` are parallel, and the mean of ``(e_i^T S^2 e_j)^2`` over that of ``|S e_i|^2 |S e_j|^2`` is ``tr S^4/(tr
 S^2)^2``, one over the number of equal eigenvalues, whatever their signs. It is taken at every time and averaged by
-the size of the products there; `FEW_WIDENING` times its square widens the variance, by no more than `FEW_LARGEST`
-times. Measured, 2 / 3 / 4 probes: nine separated components 0.92 / 0.90 / 0.90 before, 0.96 / 0.95 / 0.95 after, with
-a mean standard error 1.3 to 1.6 times the mean |error|; the digits teacher (360 images) 0.95 / - / 0.96 and 0.97 / -
-/ 0.97. Of exactly rank one (two components) 0.85 / 0.82 / 0.81 become 0.92 / 0.92 / 0.925 at 1.5 to 2 times the
-error; 0.95 / 0.935 / 0.94 would take 2.1 to 2.4 times: where every probe misses the one direction, all that the
-probes see is small, and nothing in it tells by how much.
+the size of the products there; `FEW_WIDENING` times the square of what lies above `FLOOR`/d widens the variance, by
+no more than `FEW_LARGEST` times. Measured, 2 / 3 / 4 probes: nine separated components 0.92 / 0.90 / 0.90 before,
+0.95 / 0.94 / 0.94 after, with a mean standard error 1.3 to 1.6 times the mean |error|; the digits teacher (360
+images) 0.95 / - / 0.96 and 0.96 / - / 0.96. Of exactly rank one (two components) 0.85 / 0.82 / 0.81 become 0.92 /
+0.92 / 0.925 at 1.5 to 2 times the error; 0.95 / 0.935 / 0.94 would take 2.1 to 2.4 times: where every probe misses
+the one direction, all that the probes see is small, and nothing in it tells by how much.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ FEWEST = 5
 
 SLOPE, WIDENING, LARGEST = 3.0, 2.0, 3.0
 FEW_WIDENING, FEW_LARGEST = 3.0, 10.0
+
+FLOOR = 4.0
+"""So much over d is the share of rank one from which few probes count: twice that of a random matrix."""
 
 
 def pairs(left: Tensor, right: Tensor) -> Tensor:
@@ -64,6 +67,8 @@ def forms(products: Tensor, probes: Tensor, *, free: bool) -> Tensor:
     i, j = _where(k)
     size = (table[:, i, i] * table[:, j, j]).mean(1)
     share = table[:, i, j].square().mean(1) / torch.where(size > 0, size, 1.0)
+    floor = min(1.0, FLOOR / probes.shape[2])
+    share = (share - floor) / (1.0 - floor) if floor < 1.0 else torch.zeros_like(share)
     weight = size.pow(0.25)
     return torch.cat((pairs(products, probes), (weight * share)[:, None], weight[:, None]), 1)
 
@@ -84,7 +89,8 @@ def widening(variance: Tensor, found: Tensor, probes: int) -> Tensor:
     """What a standard error grows by, (batch,), from the variance of one probe and `forms` along the path."""
     if probes < FEWEST:
         square, weight = found[:, :-2].square().mean(1), found[:, -1]
-        share = FEW_WIDENING * (found[:, -2] / torch.where(weight == 0.0, 1.0, weight)).square()
+        share = (found[:, -2] / torch.where(weight == 0.0, 1.0, weight)).clamp(min=0.0)
+        share = FEW_WIDENING * share.square()
         most = FEW_LARGEST
     else:
         square, share = _by_triples(found, probes)
