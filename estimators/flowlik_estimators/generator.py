@@ -26,7 +26,7 @@ moving, and a forward a trial step. ``own-samples`` a forward and d vjps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -70,6 +70,10 @@ PAIRS = 2**22
 
 CONDITIONAL_BANK = 64
 """Draws for every point where the generator has a condition, whose images are each point's own."""
+
+TURN, LAST, TRY, STOP = range(4)
+"""What a row does in the next round of Newton's steps: a new direction; a determinant, where it has arrived; the next
+half of its step; nothing."""
 
 ITERATIONS = 50
 HALVINGS = 6
@@ -195,24 +199,28 @@ class _Inversion:
         run = self.run
         with torch.no_grad():
             roots, tried, least, unsettled = self._searched()
-        terms = standard_normal_log_prob(roots.z) - roots.log_det
-        if run.differentiable and len(roots.owner):
-            terms = self._with_graph(roots.z, roots.owner)
-        count = roots.count(run.batch)
-        none = count == 0
-        numbers = (none.sum(), unsettled.sum(), (roots.sign > 0).sum(), (roots.sign < 0).sum(), count.max())
-        missing, moving, up, down, most = torch.stack(numbers).tolist()  # the host waits once
-        table = terms.new_full((run.batch, max(1, most)), -math.inf)
-        table = table.index_put((roots.owner, roots.place()), terms)
-        log_prob = table.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -math.inf)
-        largest = torch.zeros_like(least).scatter_reduce(0, roots.owner, roots.residual, "amax")
+        there, none = roots.there, roots.count == 0
+        up, down = (there & (roots.sign > 0)).sum(), (there & (roots.sign < 0)).sum()
+        numbers = (none.sum(), unsettled.sum(), up, down, roots.count.sum())
+        missing, moving, *signs, total = torch.stack(numbers).tolist()  # the host waits once
+        terms = standard_normal_log_prob(roots.z.flatten(0, 1)).view_as(roots.log_det) - roots.log_det
+        if run.differentiable and total:
+            which = _first(there.flatten(), total)
+            owner = which // there.shape[1]
+            terms = terms.flatten().index_copy(
+                0, which, self._with_graph(roots.z.flatten(0, 1)[which], owner)
+            )
+            terms = terms.view_as(there)
+        terms = torch.where(there, terms, -math.inf)
+        log_prob = terms.masked_fill(none[:, None], 0.0).logsumexp(1).masked_fill(none, -math.inf)
+        largest = torch.where(there, roots.residual, 0.0).amax(1)
         return Estimate(
             log_prob=log_prob,
             valid=~none if missing else torch.ones((), dtype=torch.bool),
-            reason=_complaint(missing, moving, run.batch, _folded(up, down)),
+            reason=_complaint(missing, moving, run.batch, _folded(*signs)),
             extra={
-                "roots": count,
-                "negative_roots": torch.zeros_like(count).index_add(0, roots.owner, (roots.sign < 0).long()),
+                "roots": roots.count,
+                "negative_roots": (there & (roots.sign < 0)).sum(1),
                 "residual": torch.where(none, least, largest),
                 "failed_starts": 1.0 - tried[1] / tried[0],
                 "starts": tried[0],
@@ -222,7 +230,9 @@ class _Inversion:
 
     def _searched(self) -> tuple[_Roots, Tensor, Tensor, Tensor]:
         """Distinct roots; starts tried and solved (2, batch) and the smallest residual of each item; which items'
-        roots did not stand still through two doublings of the starts."""
+        roots did not stand still through two doublings of the starts.
+
+        The host waits once a doubling: for how many items go on, and for the most roots that one of them has."""
         run = self.run
         roots = _Roots.none(run)
         tried = torch.zeros(2, run.batch, dtype=torch.float64, device=run.device)
@@ -233,30 +243,32 @@ class _Inversion:
             z = self.draws.more(items, count)
             if self.first is not None and total == self.starts:
                 z = torch.cat((self.first, z), 1)
-            found, solved, residual = self._from(z, items)
-            before = roots.count(run.batch)
-            roots = roots.joined(found, self._reach(), items, run.batch)
+            found = self._from(z, items)
             tried[0, items] += z.shape[1]
-            tried[1, items] += solved.double().sum(1)
-            least[items] = torch.minimum(least[items], residual.amin(1))
-            same = roots.count(run.batch)[items] == before[items]
+            tried[1, items] += found.count.double()
+            least[items] = torch.minimum(least[items], found.residual.nan_to_num(math.inf).amin(1))
+            joined = roots.some(items).joined(found, self._reach())
+            same = joined.count == roots.count[items]
             still[items] = torch.where(same, still[items] + 1, 0) if total > self.starts else 0
-            items = items[still[items] < STILL]
+            moving = still[items] < STILL
+            most, going = torch.stack((joined.count.max(), moving.sum())).tolist()
+            roots = roots.replaced(items, joined, most)
+            items = items[_first(moving, going)]
             if 2 * total > self.limit:
                 break
             count, total = total, 2 * total
         return roots, tried, least, still < STILL
 
-    def _from(self, z: Tensor, items: Tensor) -> tuple[_Roots, Tensor, Tensor]:
-        """Roots that Newton's steps reach from z (k, starts, *event) of some items, repeated ones included; which
-        starts reached one, and the residuals where they ended, (k, starts)."""
-        starts = z.shape[1]
-        owner = items.repeat_interleave(starts)
-        z, residual, sign, log_det = self._solved(z.flatten(0, 1), owner)
-        solved = residual <= self.tolerance[owner]
-        every = _Roots(owner, z, residual, sign, log_det)
-        shape = (-1, starts)
-        return every.some(solved), solved.reshape(shape), residual.nan_to_num(math.inf).reshape(shape)
+    def _from(self, z: Tensor, items: Tensor) -> _Roots:
+        """Where Newton's steps end from z (k, starts, *event) of some items: roots, repeated ones too, where they are
+        ``there``."""
+        owner = items.repeat_interleave(z.shape[1])
+        newton = _Newton(self, z.flatten(0, 1), owner)
+        newton.run()
+        numbers = (newton.residual, newton.sign, newton.log_det)
+        residual, sign, log_det = (number.view(z.shape[:2]) for number in numbers)
+        there = residual <= self.tolerance[items][:, None]
+        return _Roots(there, newton.z.view_as(z), residual, sign, log_det)
 
     def _reach(self) -> float:
         """Two roots are one where they are closer than so much, times 1 + |z|."""
@@ -296,61 +308,78 @@ class _Inversion:
             images = _generated(self.model, every, run, rows).reshape(run.batch, len(bank), -1)
         return bank, _distances(self.x.flatten(1)[:, None], images)[:, 0]
 
-    def _solved(self, z: Tensor, owner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where Newton's steps end, the residual there, and sign and log-modulus of the determinant, (rows,) each."""
-        run, x = self.run, self.x.flatten(1)
-        residual = torch.full(z.shape[:1], math.inf, dtype=torch.float64, device=z.device)
-        sign, log_det = torch.zeros_like(residual), torch.zeros_like(residual)
-        z, active = z.clone(), torch.arange(len(z), device=z.device)
-        for _ in range(ITERATIONS):
-            whose = owner[active]
-            image, jacobian = _with_jacobian(self.model, z[active], run, whose)
-            gap = (x[whose] - image.flatten(1)).double()
-            residual[active] = gap.norm(dim=1)
-            sign[active], log_det[active] = torch.linalg.slogdet(jacobian)
-            moving = (residual[active] > self.tolerance[whose]) & (log_det[active] > -math.inf)
-            moving &= torch.isfinite(residual[active])
-            rows = moving.nonzero()[:, 0]
+
+class _Newton:
+    """Damped Newton steps of rows z (rows, *event) towards G(z) = x of their owners: ``residual`` |G(z) - x|, ``sign``
+    and ``log_det`` of the determinant, (rows,) each.
+
+    In a round some rows get a new direction, others try the next half of their last. The host waits once a round, for
+    how many rows do what in the next one.
+    """
+
+    def __init__(self, inversion: _Inversion, z: Tensor, owner: Tensor) -> None:
+        self.inversion, self.owner, self.x = inversion, owner, inversion.x.flatten(1)
+        self.z = z.clone()
+        self.tolerance = inversion.tolerance[owner]
+        self.residual = torch.full_like(self.tolerance, math.inf)
+        self.sign, self.log_det = torch.zeros_like(self.residual), torch.zeros_like(self.residual)
+        self.step = torch.zeros_like(z.flatten(1), dtype=torch.float64)
+        self.turns, self.halvings = torch.zeros_like(owner), torch.zeros_like(owner)
+
+    def run(self) -> None:
+        """All rounds."""
+        turning = torch.arange(len(self.z), device=self.z.device)
+        last = trying = turning[:0]
+        while len(turning) + len(last) + len(trying):
+            self._turn(turning, last)
+            rows = torch.cat((turning, trying))
             if not len(rows):
-                break
-            step = torch.linalg.solve_ex(jacobian[rows], gap[rows][:, :, None])[0][:, :, 0]
-            z, active = self._stepped(z, active[rows], owner, step, residual)
-            if not len(active):
-                break
-        return z, residual, sign, log_det
+                return
+            then = self._attempted(rows)
+            counts = torch.stack([(then == kind).sum() for kind in (TURN, LAST, TRY)]).tolist()
+            order = rows[then.argsort(stable=True)]
+            turning, last, trying, _ = torch.split(order, [*counts, len(rows) - sum(counts)])
 
-    def _stepped(
-        self, z: Tensor, rows: Tensor, owner: Tensor, step: Tensor, residual: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """z with the longest of the halved steps that comes closer, and those of ``rows`` (k,) that did."""
-        came = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
-        left = torch.arange(len(rows), device=z.device)
-        size = step.norm(dim=1, keepdim=True)
-        step = step * (self._longest() / size).clamp(max=1.0)
-        for halving in range(HALVINGS):
-            at = rows[left]
-            tried = z[at] + (step[left] * 0.5**halving).to(z.dtype).reshape(-1, *self.run.event_shape)
-            gap = (self.x[owner[at]] - _generated(self.model, tried, self.run, owner[at])).flatten(1).double()
-            closer = gap.norm(dim=1) < residual[at]
-            # chosen among values, not among rows: the host would have to wait for their number
-            z[at] = torch.where(closer.view(-1, *(1 for _ in self.run.event_shape)), tried, z[at])
-            came[left] = closer
-            left = left[~closer]
-            if not len(left):
-                return z, rows
-        return z, rows[came]
+    def _turn(self, turning: Tensor, last: Tensor) -> None:
+        """Determinants where these rows are, and the directions in which those go on that have not arrived."""
+        rows, most = torch.cat((turning, last)), len(turning)
+        if not len(rows):
+            return
+        whose = self.owner[rows]
+        image, jacobian = _with_jacobian(self.inversion.model, self.z[rows], self.inversion.run, whose)
+        gap = (self.x[whose] - image.flatten(1)).double()
+        self.residual[rows] = torch.where(self.turns[rows] > 0, self.residual[rows], gap.norm(dim=1))
+        self.sign[rows], self.log_det[rows] = torch.linalg.slogdet(jacobian)
+        step = torch.linalg.solve_ex(jacobian[:most], gap[:most, :, None])[0][:, :, 0]
+        longest = math.sqrt(step.shape[1])  # the latent's own size: beyond it the linear model means nothing
+        self.step[turning] = step * (longest / step.norm(dim=1, keepdim=True)).clamp(max=1.0)
+        self.turns[turning] += 1
+        self.halvings[turning] = 0
 
-    def _longest(self) -> float:
-        """No step is longer than the latent's own size: beyond that the linear model means nothing."""
-        return math.sqrt(math.prod(self.run.event_shape))
+    def _attempted(self, rows: Tensor) -> Tensor:
+        """Move those of the rows that come closer by the half they try; what each does next."""
+        z, before, tolerance = self.z[rows], self.residual[rows], self.tolerance[rows]
+        step = self.step[rows] * 0.5 ** self.halvings[rows][:, None].double()
+        tried = z + step.to(z.dtype).view_as(z)
+        image = _generated(self.inversion.model, tried, self.inversion.run, self.owner[rows])
+        residual = (self.x[self.owner[rows]] - image.flatten(1)).double().norm(dim=1)
+        moving = (before > tolerance) & torch.isfinite(before) & (self.log_det[rows] > -math.inf)
+        closer = moving & (residual < before)
+        self.z[rows] = torch.where(closer.view(-1, *(1 for _ in z.shape[1:])), tried, z)
+        self.residual[rows] = torch.where(closer, residual, before)
+        self.halvings[rows] += 1
+        further = torch.where(self.turns[rows] < ITERATIONS, TURN, STOP)
+        there = torch.where(residual <= tolerance, LAST, further)
+        shorter = torch.where(moving & (self.halvings[rows] < HALVINGS), TRY, STOP)
+        return torch.where(closer, there, shorter)
 
 
 @dataclass(frozen=True)
 class _Roots:
-    """Roots of all items of a call, those of one item in the order in which they were found: whose they are (k,),
-    z (k, *event), residual, sign and log-modulus of the determinant (k,)."""
+    """Places for the roots of items, those that are ``there`` (k, width) in the order in which they were found, and for
+    each z (k, width, *event), residual, sign and log-modulus of the determinant (k, width)."""
 
-    owner: Tensor
+    there: Tensor
     z: Tensor
     residual: Tensor
     sign: Tensor
@@ -358,49 +387,54 @@ class _Roots:
 
     @staticmethod
     def none(run: Run) -> _Roots:
-        """No root yet."""
-        z = torch.empty((0, *run.event_shape), dtype=run.dtype, device=run.device)
-        value = torch.empty(0, dtype=torch.float64, device=run.device)
-        return _Roots(value.long(), z, value, value, value)
+        """One place an item, with nothing there."""
+        number = torch.zeros(run.batch, 1, dtype=torch.float64, device=run.device)
+        z = torch.zeros(run.batch, 1, *run.event_shape, dtype=run.dtype, device=run.device)
+        return _Roots(torch.zeros_like(number, dtype=torch.bool), z, number, number, number)
 
-    def some(self, which: Tensor) -> _Roots:
-        """Those that a mask or an index names."""
-        index = (
-            which.nonzero()[:, 0] if which.dtype == torch.bool else which
-        )  # the host waits for a count once
-        return _Roots(*(getattr(self, field.name)[index] for field in fields(self)))
+    @property
+    def count(self) -> Tensor:
+        """How many each item has, (k,)."""
+        return self.there.sum(1)
 
-    def count(self, batch: int) -> Tensor:
-        """How many each item has, (batch,)."""
-        return self.owner.new_zeros(batch).index_add(0, self.owner, torch.ones_like(self.owner))
+    def some(self, items: Tensor) -> _Roots:
+        """Those of some items."""
+        return _Roots(*(part[items] for part in self._parts()))
 
-    def place(self) -> Tensor:
-        """Of each root, how many the same item has before it, (k,)."""
-        order = self.owner.argsort(stable=True)
-        first = torch.searchsorted(self.owner[order], self.owner[order])
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device) - first
-        return place
+    def joined(self, found: _Roots, reach: float) -> _Roots:
+        """With what was found of the same items; what lies within ``reach (1 + |z|)`` of an earlier one is left out."""
+        every = [torch.cat(both, 1) for both in zip(self._parts(), found._parts(), strict=True)]
+        there, z = every[0], every[1].flatten(2).double()
+        z = torch.where(there[:, :, None], z, math.nan)
+        pieces = torch.split(z, max(1, PAIRS // z.shape[1] ** 2))
+        there = there & ~torch.cat([_repeated(rows, reach) for rows in pieces])
+        order = (~there).byte().argsort(dim=1, stable=True)
+        rows = torch.arange(len(z), device=z.device)[:, None]
+        return _Roots(*(part[rows, order] for part in (there, *every[1:])))
 
-    def joined(self, found: _Roots, reach: float, items: Tensor, batch: int) -> _Roots:
-        """With what was found of these items; what lies within ``reach (1 + |z|)`` of an earlier one is left out."""
-        both = [torch.cat((getattr(self, f.name), getattr(found, f.name))) for f in fields(self)]
-        every = _Roots(*both)
-        where = torch.full((batch,), -1, device=items.device)
-        where[items] = torch.arange(len(items), device=items.device)
-        asked = torch.isin(every.owner, items).nonzero()[:, 0]
-        part = every.some(asked)
-        place = part.place()
-        width = int(place.max()) + 1 if len(place) else 1
-        kept = torch.ones(len(every.owner), dtype=torch.bool, device=items.device)
-        z = part.z.flatten(1).double()
-        table = z.new_full((len(items), width, z.shape[1]), math.nan)
-        table[where[part.owner], place] = z
-        repeated = torch.cat(
-            [_repeated(rows, reach) for rows in torch.split(table, max(1, PAIRS // width**2))]
+    def replaced(self, items: Tensor, roots: _Roots, most: int) -> _Roots:
+        """With the roots of some items, of which none has more than ``most``, in place of what was known of them."""
+        width = max(self.there.shape[1], most)
+        return _Roots(
+            *(
+                _of_width(old, width).index_copy(0, items, _of_width(new, width))
+                for old, new in zip(self._parts(), roots._parts(), strict=True)
+            )
         )
-        kept[asked] = ~repeated[where[part.owner], place]
-        return every.some(kept)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.there, self.z, self.residual, self.sign, self.log_det
+
+
+def _of_width(part: Tensor, width: int) -> Tensor:
+    """So many places an item, (k, width, ...): the first of them, or all and empty ones."""
+    more = max(0, width - part.shape[1])
+    return torch.cat((part[:, :width], part.new_zeros(len(part), more, *part.shape[2:])), 1)
+
+
+def _first(which: Tensor, count: int) -> Tensor:
+    """The indices where a mask (n,) is true, of which there are ``count``: the host need not wait for their number."""
+    return (~which).byte().argsort(stable=True)[:count]
 
 
 def _repeated(z: Tensor, reach: float) -> Tensor:

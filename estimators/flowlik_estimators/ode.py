@@ -72,7 +72,7 @@ class ODE(ODEOptions):
 
     ``extra``: ``dof``, Student's degrees of freedom of ``stderr``; ``nodes`` and ``quadrature_error``, the
     rule's estimated error in nats, each (batch,). Fixed probes along the path are independent replicates (without
-    replacement, if orthogonal), and from four on their cross forms widen a bar that skewness makes too short
+    replacement, if orthogonal), and their products widen a bar that a Jacobian of nearly rank one makes too short
     (`flowlik_estimators.divergence.skewness`). With fresh ones ``stderr`` pools over the nodes the mean of the sample
     variance and of the squared products, which the pilot scales to a variance (a single probe has the latter alone),
     and ``dof`` is Satterthwaite's.
@@ -116,7 +116,7 @@ class ODE(ODEOptions):
     def _solved(
         self, model: Any, x: Tensor, run: Run, *, start: float, end: float, log_prob: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x at ``end``, the integral of div v from ``start`` to ``end``, (batch, columns), and of cross forms."""
+        """x at ``end``, the integral of div v from ``start`` to ``end``, (batch, columns), and of `skewness.forms`."""
         evaluate, overlap = self._augmented(model, run) if log_prob else (velocity_alone(model, run), None)
         solve = self.solve
         dtype = solve.dtype(run)
@@ -124,14 +124,14 @@ class ODE(ODEOptions):
         if log_prob:
             state.append(torch.zeros(run.batch, self.columns, dtype=dtype, device=run.device))
         if overlap is not None:
-            state.append(torch.zeros_like(overlap, dtype=dtype))
+            forms = skewness.form_count(self.columns)
+            state.append(torch.zeros(run.batch, forms, dtype=dtype, device=run.device))
         times = torch.tensor([start, end], dtype=torch.float64)
         path = solve.path(evaluate, run, tuple(state), times)
         coarse, integral = path[0][-1], path[1 if log_prob else 0][-1]
         cross = None
         if overlap is not None:
-            cross = path[2][-1].double()
-            cross = cross if self.noise == "gaussian" else skewness.without_identity(cross, overlap.double())
+            cross = skewness.without_identity(path[2][-1].double(), overlap.double())
         if not self.richardson:
             return coarse, integral, cross
         path = solve.halved().path(evaluate, run, tuple(state), times)

@@ -201,6 +201,18 @@ def one_at_a_time(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this folder, where there are locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def no_room(path: Path, error: OSError, size: int | None = None) -> str:
     """One line for a file that could not be written: what is full or closed, and how much room it needs."""
     if error.errno not in FULL:

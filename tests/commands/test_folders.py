@@ -8,7 +8,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from types import ModuleType
+from typing import Any
 
 import pytest
 from fake_run import record, write_fake_run, write_rows
@@ -19,7 +25,9 @@ from typer.testing import CliRunner, Result
 from flowlik.cells import Cell, Options
 from flowlik.cli import app
 from flowlik.commands.run import run_folder
+from flowlik.records import merging
 from flowlik.records.journal import StorageError
+from flowlik.records.reading import read_rows
 from flowlik.report import gallery
 from flowlik.report.figures import kinds
 from flowlik.report.figures.kinds import draw_all
@@ -249,3 +257,57 @@ def test_going_on_with_records_of_other_code_says_so(
     (line,) = done.stderr.splitlines()
     assert re.search(rf"^flowlik: \d of the cells that are done were run by .*{made}", line)
     assert "they stay as they are: give another --out" in line
+
+
+# --- two at once ----------------------------------------------------------------------------------------------
+
+
+def at_once(patch: pytest.MonkeyPatch, module: ModuleType, name: str, *calls: Callable[[], Any]) -> list[Any]:
+    """Answers or errors of calls, of which none goes on from `name` before the others are there, if they may come."""
+    meeting, real = Barrier(len(calls)), getattr(module, name)
+
+    def met(*args: Any) -> Any:
+        with suppress(BrokenBarrierError):
+            meeting.wait(timeout=0.2)
+        return real(*args)
+
+    def ended(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except ValueError as error:
+            return error
+
+    patch.setattr(module, name, met)
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(ended, calls))
+
+
+def test_of_two_merges_of_other_runs_into_one_folder_one_is_there_whole_and_one_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [write_fake_run(tmp_path / task, tasks=(task,), n=8, steps=(1,)) for task in ("thin-2d", "gmm-2d")]
+    merges = [partial(merging.merge_runs, [run], tmp_path / "out") for run in runs]
+    answers = at_once(monkeypatch, merging, "_copy_items", *merges)
+    (won,) = (k for k, answer in enumerate(answers) if isinstance(answer, merging.Merged))
+    assert "holds records already; give another --out" in str(answers[1 - won])
+    rows = read_rows(tmp_path / "out")
+    assert {row["cell_id"] for row in rows} == {row["cell_id"] for row in read_rows(runs[won])}
+    assert {path.stem for path in (tmp_path / "out" / "items").iterdir()} <= {row["cell_id"] for row in rows}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["merged"] == [runs[won].name]
+
+
+def test_two_galleries_of_other_runs_are_both_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {"quick": "gmm-2d--density", "scaling": "scaling"}
+    for suite, name in published.items():
+        run = write_fake_run(tmp_path / suite, tasks=("gmm-2d",), n=8, steps=(1,))
+        (run / "run.json").write_text(
+            json.dumps({"argv": [], "suite": suite, "finished": "2026-11-20T10:00:00Z"})
+        )
+        (run / "figures").mkdir(exist_ok=True)
+        (run / "figures" / f"{name}.png").write_bytes(name.encode())
+    tree = tmp_path / "tree"
+    calls = [partial(gallery.publish, [tmp_path / suite], tree) for suite in published]
+    assert at_once(monkeypatch, gallery, "noted", *calls) == [[name] for name in published.values()]
+    assert set(gallery.noted(tree)) == set(published.values())
+    assert (tree / gallery.PAGE).read_text() == gallery.page(tree)
+    assert "not recorded" not in gallery.page(tree)

@@ -79,14 +79,27 @@ def separated(spread: float, width: float) -> GaussianMixture:
     return GaussianMixture(weights, means, stds, torch.eye(64, dtype=torch.float64).expand(9, 64, 64))
 
 
-@pytest.mark.parametrize(("spread", "width"), [(3.0, 0.1), (8.0, 0.3), (20.0, 1.0)])
+EIGHT = [
+    "noise=rademacher",
+    "noise=orthogonal",
+    "divergence=quadrature",
+    "divergence=quadrature,allocation=uniform",
+]
+FEW = [
+    *("probes=2", "probes=3", "probes=4", "probes=2,noise=orthogonal", "probes=4,noise=orthogonal"),
+    *("probes=2,divergence=quadrature", "probes=4,divergence=quadrature"),
+]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("spread", "width", "options"),
     [
-        "divergence=augmented",
-        "noise=orthogonal",
-        "divergence=quadrature",
-        "divergence=quadrature,allocation=uniform",
+        *(
+            (spread, width, f"probes=8,{more}")
+            for spread, width in ((3.0, 0.1), (20.0, 1.0))
+            for more in EIGHT
+        ),
+        *((3.0, 0.1, options) for options in FEW),
     ],
 )
 def test_bars_cover_where_the_jacobian_is_nearly_of_rank_one(
@@ -94,7 +107,7 @@ def test_bars_cover_where_the_jacobian_is_nearly_of_rank_one(
 ) -> None:
     model = separated(spread, width)
     x = model.sample(POINTS, generator=torch.Generator().manual_seed(5))
-    (estimator,) = parse_spec(f"ode[trace=hutchinson,probes=8,{options}]")
+    (estimator,) = parse_spec(f"ode[trace=hutchinson,{options}]")
     out = estimator.log_prob(model, x, generator=torch.Generator().manual_seed(7))
     assert out.stderr is not None
     error = (out.log_prob - model.log_prob(x.double())).abs()
@@ -105,7 +118,7 @@ def test_bars_cover_where_the_jacobian_is_nearly_of_rank_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("probes", [4, 8])
+@pytest.mark.parametrize("probes", [2, 4, 8])
 def test_bars_cover_on_the_shipped_digits_teacher(probes: int) -> None:
     """Probes alone: the same steps with the exact trace are the truth."""
     model = load_model("digits", "teacher")
@@ -118,17 +131,19 @@ def test_bars_cover_on_the_shipped_digits_teacher(probes: int) -> None:
     assert binom.ppf(TAIL, 250, 0.93) <= covered <= binom.ppf(1 - TAIL, 250, 0.97)
 
 
-def test_cross_forms_tell_rank_one_from_a_symmetric_law_and_leave_out_the_identity() -> None:
-    """The law of the ratio at its two ends, by direct calculation, for one block of probes and for two."""
-    for probes in (8, 12):
+def test_products_tell_rank_one_from_a_symmetric_law_and_leave_out_the_identity() -> None:
+    """The law of the ratio at its two ends, by direct calculation, for few probes, one block of them and two."""
+    for probes in (2, 3, 4, 8, 12):
         signs = points(500, probes, 64, seed=4).sign()
+        overlap = skewness.overlaps(signs, free=False)
         axis = points(500, 64, 1, seed=5)
         thin, full = axis @ axis.transpose(1, 2), points(500, 64, 64, seed=6)
         grown = {}
         for name, matrix in {"thin": thin, "full": full, "shifted": thin + 50.0 * torch.eye(64)}.items():
             products = signs @ matrix
-            cross = skewness.without_identity(skewness.pairs(products, signs), skewness.pairs(signs, signs))
-            assert cross.shape[1] == skewness.pair_count(probes)
+            found = skewness.forms(products, signs, free=False)
+            assert found.shape[1] == skewness.form_count(probes)
+            cross = skewness.without_identity(found, overlap)
             variance = (products * signs).sum(2).var(1)
             grown[name] = skewness.widening(variance, cross, probes)
         assert float(grown["full"].mean()) < 1.1

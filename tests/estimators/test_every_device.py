@@ -23,9 +23,6 @@ A_CALL = 3
 """Waits of a call, beside one a solver step: the points are finite, the times (or counts of rows) are copied, some
 answer is valid."""
 
-A_DOUBLING = 5
-"""Waits of each doubling of the starts for a generator's roots."""
-
 
 class Counting(Everything):
     """`Everything`, with the number of times that it was asked for images."""
@@ -201,9 +198,9 @@ def test_the_host_waits_three_times_a_call_and_once_a_step(name: str, base: dict
         out = estimator.log_prob(model(PRETENDED), x)
     steps = out.cost.accepted_steps + out.cost.rejected_steps
     if "starts" in out.extra:
-        # Newton's, and halvings of them: of each the host has to know who goes on; of a doubling, which roots are new
+        # a round of Newton's steps asks for images twice, with a Jacobian and without; a doubling, who goes on
         doublings = math.log2(float(out.extra["starts"].cpu().max()) / estimator.params()["starts"])
-        steps = model(PRETENDED).everything.asked - asked + A_DOUBLING * (1 + doublings)
+        steps = (model(PRETENDED).everything.asked - asked) / 2 + 1 + doublings
     waits = own(seen)
     figure(
         f"waits of the host, {estimator.label}", f"{waits.total()} in {steps:g} steps", f"{A_CALL + steps:g}"

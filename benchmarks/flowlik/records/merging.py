@@ -13,7 +13,7 @@ from flowlik.records import journal
 from flowlik.records.columns import FINISHED, SCHEMA_VERSION
 from flowlik.records.reading import latest_rows, records_file, run_note
 from flowlik.records.writing import read_arrays, to_line, utc_now
-from flowlik_models.files import remove_leftovers, write_atomically
+from flowlik_models.files import alone_in, remove_leftovers, write_atomically
 
 MIXED = "merged runs"
 _PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
@@ -39,8 +39,7 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
             line names the first difference.
         StorageError: the disk is full.
     """
-    if (out / "records.jsonl").exists():
-        raise ValueError(f"{out} holds records already; give another --out")
+    _refuse_records(out)
     runs = {folder: _rows(folder) for folder in folders}
     _refuse_differences(runs)
     chosen: dict[str, tuple[Path, dict[str, Any]]] = {}
@@ -52,19 +51,31 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
             if held is None or _rank(held[1]) < _rank(row):
                 chosen[row["cell_id"]] = (folder, row)
     with journal.storage(out):
-        remove_leftovers(out)
-        _copy_items(chosen, out)
-        _write(out / "environments.jsonl", _environments(folders))
-        note = {
-            "merged": [folder.name for folder in folders],
-            "suite": _suite(folders),
-            "argv": ["flowlik", "merge"],
-        }
-        write_atomically(
-            out / "run.json", json.dumps(note | {"started": utc_now(), "finished": utc_now()}).encode()
-        )
-        _write(out / "records.jsonl", (row for _, row in chosen.values()))  # last: with it the run is there
+        out.mkdir(parents=True, exist_ok=True)
+        with alone_in(out):
+            _refuse_records(out)  # of another merge, for which this one waited
+            _write_merged(folders, chosen, out)
     return Merged(folder=out, cells=len(chosen), common=total - len(chosen))
+
+
+def _refuse_records(out: Path) -> None:
+    if (out / "records.jsonl").exists():
+        raise ValueError(f"{out} holds records already; give another --out")
+
+
+def _write_merged(folders: Sequence[Path], chosen: dict[str, tuple[Path, dict[str, Any]]], out: Path) -> None:
+    remove_leftovers(out)
+    _copy_items(chosen, out)
+    _write(out / "environments.jsonl", _environments(folders))
+    note = {
+        "merged": [folder.name for folder in folders],
+        "suite": _suite(folders),
+        "argv": ["flowlik", "merge"],
+    }
+    write_atomically(
+        out / "run.json", json.dumps(note | {"started": utc_now(), "finished": utc_now()}).encode()
+    )
+    _write(out / "records.jsonl", (row for _, row in chosen.values()))  # last: with it the run is there
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

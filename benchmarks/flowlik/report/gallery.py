@@ -21,7 +21,7 @@ from flowlik.records.paths import source_root
 from flowlik.records.reading import read_rows, run_note
 from flowlik.records.writing import to_line
 from flowlik.report import recommend
-from flowlik_models.files import remove_leftovers, write_atomically
+from flowlik_models.files import alone_in, remove_leftovers, write_atomically
 from flowlik_models.names import unknown
 
 FIGURES = Path("results/figures")
@@ -130,6 +130,13 @@ def publish(runs: Sequence[Path], root: Path) -> list[str]:
         ValueError: a run is not finished, or its suite has no published figure.
     """
     taken = [found for run in runs for found in _of_run(run)]
+    (root / FIGURES).mkdir(parents=True, exist_ok=True)
+    with alone_in(root / FIGURES):  # what is noted is read and written again
+        _write(runs, taken, root)
+    return [shown.name for shown, _, _ in taken]
+
+
+def _write(runs: Sequence[Path], taken: Sequence[tuple[Shown, Path, dict[str, Any]]], root: Path) -> None:
     for folder in (FIGURES, PAGE.parent):
         remove_leftovers(root / folder)
     made = noted(root)
@@ -146,7 +153,6 @@ def publish(runs: Sequence[Path], root: Path) -> list[str]:
     write_atomically(root / PAGE, page(root).encode())
     if any((root / RECORDS).glob("*.jsonl")):
         write_atomically(root / CHOOSE, choose_page(root).encode())
-    return [shown.name for shown, _, _ in taken]
 
 
 def need_tree() -> Path:

@@ -37,7 +37,7 @@ def with_probes(
     ``redraw``: drawn anew for every evaluation, in the order of evaluations; their errors average out along the path.
 
     Where there are probes enough to judge how skew they are (`flowlik_estimators.divergence.skewness`), a third part
-    are their cross forms (batch, pairs); the tensor beside are the overlaps ``e_i . e_j`` of the same pairs.
+    are those forms (batch, forms); the tensor beside are the overlaps of the pairs.
     """
     basis, coefficient = options.basis, 1.0
     if options.automatic:
@@ -48,9 +48,9 @@ def with_probes(
     if redraw:
         return _redrawn(law, options, coefficient, model, run), None
     probes = law.draw(run, options.probes, PROBE_STREAM)
-    crossed = basis == "pixel" and skewness.pair_count(options.probes) > 0
+    crossed = basis == "pixel" and skewness.form_count(options.probes) > 0
     squares = None if coefficient == 0.0 else law.squares(probes)
-    flat = probes.flatten(2)
+    flat, free = probes.flatten(2), options.noise == "gaussian"
 
     def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         value, columns, products = hutchinson_with_products(
@@ -59,10 +59,10 @@ def with_probes(
         columns = law.controlled(columns, squares, coefficient, t[:1])
         if not crossed:
             return value, columns
-        cross = skewness.pairs(torch.stack(products, 1), flat)
-        return value, columns, law.controlled_pairs(cross, probes, coefficient, t[:1])
+        left = law.controlled_products(torch.stack(products, 1), flat, coefficient, t[:1])
+        return value, columns, skewness.forms(left, flat, free=free)
 
-    return evaluate, skewness.pairs(flat, flat) if crossed else None
+    return evaluate, skewness.overlaps(flat, free=free) if crossed else None
 
 
 def _redrawn(law: Law, options: ProbeOptions, coefficient: float, model: Any, run: Run) -> Evaluate:

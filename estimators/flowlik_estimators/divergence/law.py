@@ -94,11 +94,11 @@ class Law:
             return columns
         return columns - coefficient * self.control.excess(squares, t)
 
-    def controlled_pairs(self, cross: Tensor, probes: Tensor, coefficient: float, t: Tensor) -> Tensor:
-        """Cross forms of the pairs of probes less those of the control."""
+    def controlled_products(self, products: Tensor, flat: Tensor, coefficient: float, t: Tensor) -> Tensor:
+        """Products ``J^T e`` of probes ``flat``, (batch, k, d) each, less those of the control."""
         if self.control is None or coefficient == 0.0:
-            return cross
-        return cross - coefficient * self.control.cross(probes, t)
+            return products
+        return products - coefficient * self.control.product(flat, t)
 
     def columns(
         self, model: Any, run: Run, x: Tensor, t: float, node: Node, stream: int
@@ -114,9 +114,8 @@ class Law:
         )
         squares = None if node.coefficient == 0.0 else self.squares(probes)
         controlled = self.controlled(columns, squares, node.coefficient, at[:1])
-        flat, left = probes.flatten(2), torch.stack(products, 1)
-        if squares is not None and self.control is not None:
-            left = left - node.coefficient * self.control.product(flat, at[:1])
+        flat = probes.flatten(2)
+        left = self.controlled_products(torch.stack(products, 1), flat, node.coefficient, at[:1])
         return controlled, squared_products(flat, left, free=self.noise == "gaussian")
 
 

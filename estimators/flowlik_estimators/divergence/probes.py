@@ -29,7 +29,6 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from flowlik_estimators.divergence import skewness
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
 from flowlik_models.numerics import random
 from flowlik_models.numerics.cosine_transform import cosines
@@ -129,11 +128,6 @@ class GaussianControl:
             return inside
         outside = flat.square().sum(2, keepdim=True) - inside.sum(2, keepdim=True)
         return torch.cat([inside, outside], 2)
-
-    def cross(self, probes: Tensor, t: Tensor) -> Tensor:
-        """``e_i^T J_G e_j`` of the pairs of probes at the time t (a tensor of one element), (batch, pairs)."""
-        flat = probes.flatten(2)
-        return skewness.pairs(self.product(flat, t), flat)
 
     def product(self, flat: Tensor, t: Tensor) -> Tensor:
         """``J_G e`` at the time t (a tensor of one element), (batch, k, d)."""
