@@ -12,6 +12,7 @@ import types
 from dataclasses import MISSING, dataclass, fields, replace
 from inspect import get_annotations
 from typing import Any, ClassVar, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -378,10 +379,16 @@ _KIND_NAMES = {
 }
 
 
+_OPTIONS: WeakKeyDictionary[type[Estimator], dict[str, Any]] = WeakKeyDictionary()
+
+
 def _options(kind: type[Estimator]) -> dict[str, Any]:
     """Option -> type, those of the class itself first and those of `Estimator` last."""
-    hints, known = get_type_hints(kind), {f.name for f in fields(kind)}
-    return {name: hints[name] for base in kind.__mro__ for name in get_annotations(base) if name in known}
+    if (known := _OPTIONS.get(kind)) is not None:
+        return known
+    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
+    found = {name: hints[name] for base in kind.__mro__ for name in get_annotations(base) if name in names}
+    return _OPTIONS.setdefault(kind, found)
 
 
 def _spelled(value: object) -> str:
