@@ -229,7 +229,6 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
     for path in (file.parent / "snapshots").glob(f"{model}-*.safetensors"):
         if not path.stem.removeprefix(f"{model}-").isdigit():  # of a model whose name begins alike
             continue
-        check_origin(path, {}, task=task, model=model)
         try:
             with safe_open(path, "pt") as content:
                 told = content.metadata() or {}
@@ -238,6 +237,7 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
             raise CheckpointError(
                 f"{path}: expected a snapshot with its step and cpu_seconds ({error})"
             ) from None
+        check_origin(path, {}, task=task, model=model)
     last = Snapshot(int(card["recipe"]["steps"]), float(card.get("train_cpu_seconds", math.nan)), file)
     return [*sorted(kept, key=lambda one: one.step), last]
 
