@@ -5,7 +5,7 @@
 'ode[rtol=1e-06,trace=hutchinson]'
 """
 
-from flowlik_estimators.base import Estimator
+from flowlik_estimators.base import Bound, Estimator
 from flowlik_estimators.call import Estimate, Run, Samples, standard_normal_log_prob
 from flowlik_estimators.counting import Cost, counted
 from flowlik_estimators.divergence.whole_error import with_error
@@ -16,6 +16,7 @@ from flowlik_estimators.registry import available, get, load_families, parse_spe
 load_families()
 
 __all__ = [
+    "Bound",
     "Cost",
     "Estimate",
     "Estimator",

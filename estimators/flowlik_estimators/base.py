@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from inspect import get_annotations
+from threading import Lock
 from typing import Any, ClassVar, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
 from flowlik_estimators.model_checks.guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
+from flowlik_estimators.model_checks.unchanged import Unchanged
 from flowlik_models.interfaces import data_end_of, ends_of, source_of
 from flowlik_models.names import unknown
 from flowlik_models.numerics import random
@@ -179,24 +183,53 @@ class Estimator:
             one_dtype(held.tensors, x),
         ):
             x = own_copy(x, differentiable=differentiable)
-            run, scale = self._run(model, x, cond, generator, items, differentiable), self._scale(model)
+            run = self._run(model, x, cond, generator, items, differentiable)
+            return self._estimated(model, held, x, run, lambda part: _asked(model, held, part))
 
-            def attempt(part: Run, rows: Tensor | None, watch: bool) -> Estimate:
-                asked = _asked(model, held, part)
-                points = x if rows is None else x[rows.to(x.device)]
-                points = points if scale == 1.0 else scale * points
-                return self._log_prob(watched(asked) if watch else asked, points, part)
+    @final
+    def bind(self, model: Any) -> Bound:
+        """The same estimator for many calls on one model: what of the checks concerns the model is done once, here.
 
-            try:
-                estimate, cost, whole = answered(attempt, run)
-            except Unanswered as failure:
-                return _failed(x, "diverged", str(failure), failure.cost)
-            if estimate.status == "ok" and _is_free(cost):
-                return _failed(x, "refused", UNCOUNTED, cost)
-            if (why := self._ignores_source(run, "noise_end", "source_log_prob")) is not None:
-                return _failed(x, "refused", why, cost)
-            estimate = estimate if scale == 1.0 else _rescaled(estimate, scale, run)
-            return _finished(_with_mode(estimate, held) if differentiable else estimate, run, cost, whole)
+        A model that changes afterwards is told, not answered for: `Bound.log_prob`.
+
+        Raises:
+            ValueError: a model of which this is no estimator; the line says why.
+
+        >>> from flowlik_estimators import get
+        >>> from flowlik_models.synthetic import closed_form
+        >>> model, estimator = closed_form("gaussian-2d"), get("f2d2", steps=1)
+        >>> x = model.sample(1, generator=torch.Generator().manual_seed(0))
+        >>> bound = estimator.bind(model)
+        >>> bool((bound.log_prob(x).log_prob == estimator.log_prob(model, x).log_prob).all())
+        True
+        """
+        _check_events(model)
+        if (why := self._refusal(model)) is not None:
+            raise ValueError(f"{self.name} {why}")
+        return Bound(self, model)
+
+    def _estimated(
+        self, model: Any, held: stand_in.StandIn, x: Tensor, run: Run, ask: Callable[[Run], Any]
+    ) -> Estimate:
+        """The finished answer at x; ``ask`` gives the model as a run of some of the rows sees it."""
+        scale = self._scale(model)
+
+        def attempt(part: Run, rows: Tensor | None, watch: bool) -> Estimate:
+            asked = ask(part)
+            points = x if rows is None else x[rows.to(x.device)]
+            points = points if scale == 1.0 else scale * points
+            return self._log_prob(watched(asked) if watch else asked, points, part)
+
+        try:
+            estimate, cost, whole = answered(attempt, run)
+        except Unanswered as failure:
+            return _failed(x, "diverged", str(failure), failure.cost)
+        if estimate.status == "ok" and _is_free(cost):
+            return _failed(x, "refused", UNCOUNTED, cost)
+        if (why := self._ignores_source(run, "noise_end", "source_log_prob")) is not None:
+            return _failed(x, "refused", why, cost)
+        estimate = estimate if scale == 1.0 else _rescaled(estimate, scale, run)
+        return _finished(_with_mode(estimate, held) if run.differentiable else estimate, run, cost, whole)
 
     @final
     def sample(
@@ -375,6 +408,61 @@ class Estimator:
                 raise ValueError(f"{self.name}: {option} has no effect {because}")
 
 
+class Bound:
+    """An estimator and a model that belong together (`Estimator.bind`)."""
+
+    def __init__(self, estimator: Estimator, model: Any) -> None:
+        self.estimator, self.model = estimator, model
+        with stand_in.held(model, differentiable=False, differentiated=estimator.differentiates) as held:
+            self._held = held
+        self._unchanged = Unchanged(model, held)
+        self._counts = Counts()
+        self._asked: Any = None
+        self._lock = Lock()
+
+    def log_prob(
+        self,
+        x: Tensor,
+        *,
+        cond: Condition = None,
+        generator: torch.Generator | None = None,
+        items: Tensor | None = None,
+    ) -> Estimate:
+        """What `Estimator.log_prob` answers at x (batch, *event), bit for bit, in nats; threads take turns.
+
+        Raises:
+            ValueError: as there; and where the model has changed since it was bound: its weights, its mode, its
+                device, a part or an attribute of it.
+        """
+        held = self._held
+        with self._lock:
+            self._unchanged.check()
+            check_points(x, self.model.event_shape)
+            with (
+                full_float32(),
+                mode(differentiable=False),
+                stand_in.evaluating(held.shared),
+                one_dtype(held.tensors, x),
+            ):
+                x = own_copy(x, differentiable=False)
+                run = self.estimator._run(self.model, x, cond, generator, items, differentiable=False)
+                self._counts.reset()
+                run = replace(run, counts=self._counts)
+                try:
+                    return self.estimator._estimated(self.model, held, x, run, self._ask)
+                finally:
+                    if held.copies:  # what the call wrote to them is the model's
+                        held.write_back()
+                        self._unchanged.take()
+
+    def _ask(self, run: Run) -> Any:
+        if run.counts is not self._counts:  # rows that are set aside
+            return _asked(self.model, self._held, run)
+        if self._asked is None:
+            self._asked = _asked(self.model, self._held, run)
+        return self._asked
+
+
 _KIND_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -384,10 +472,16 @@ _KIND_NAMES = {
 }
 
 
+_OPTIONS: WeakKeyDictionary[type[Estimator], dict[str, Any]] = WeakKeyDictionary()
+
+
 def _options(kind: type[Estimator]) -> dict[str, Any]:
     """Option -> type, those of the class itself first and those of `Estimator` last."""
-    hints, known = get_type_hints(kind), {f.name for f in fields(kind)}
-    return {name: hints[name] for base in kind.__mro__ for name in get_annotations(base) if name in known}
+    if (known := _OPTIONS.get(kind)) is not None:
+        return known
+    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
+    found = {name: hints[name] for base in kind.__mro__ for name in get_annotations(base) if name in names}
+    return _OPTIONS.setdefault(kind, found)
 
 
 def _spelled(value: object) -> str:
@@ -424,7 +518,8 @@ UNCOUNTED = (
 
 def _is_free(cost: Cost) -> bool:
     """Whether nothing of the model was evaluated, networks or policies."""
-    return not bool(torch.as_tensor(cost.forwards + cost.policy_calls).any())
+    spent = cost.forwards + cost.policy_calls
+    return not (bool(spent.any()) if isinstance(spent, Tensor) else spent)
 
 
 def _failed(x: Tensor, status: Status, reason: str, cost: Cost) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -122,8 +123,7 @@ class Run:
 
     def times(self, grid: str, steps: int, start: float, end: float) -> list[float]:
         """A time grid rounded to x's dtype, so that s - t is the same here and inside the model."""
-        times: list[float] = time_grid(grid, steps, start, end).to(self.dtype).tolist()
-        return times
+        return list(_rounded_times(grid, steps, start, end, self.dtype))
 
     def source(self) -> Tensor:
         """Starting points of the source, (batch, *event), keyed by item."""
@@ -197,6 +197,11 @@ class Run:
             self.counts.accepted_steps += self.batch
         else:
             self.counts.rejected_steps += self.batch
+
+
+@lru_cache(maxsize=64)
+def _rounded_times(grid: str, steps: int, start: float, end: float, dtype: torch.dtype) -> tuple[float, ...]:
+    return tuple(time_grid(grid, steps, start, end).to(dtype).tolist())
 
 
 def mean_over_probes(log_probs: Tensor, population: int | None = None) -> tuple[Tensor, Tensor | None]:

@@ -276,7 +276,7 @@ class _Look:
             value = self.ask(y, HALFWAY)
             slope = None
             if value.requires_grad:
-                (slope,) = torch.autograd.grad(value, y, self.other, allow_unused=True)
+                (slope,) = torch.autograd.grad((value * self.other).sum(), y, allow_unused=True)
         by_graph = torch.zeros(len(y), dtype=torch.float64, device=y.device)
         if slope is not None:
             by_graph = (slope * self.direction).flatten(1).sum(1).double()

@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+
+from flowlik import read_records
 
 HEAVY = ("torch", "pandas", "matplotlib", "scipy", "sklearn", "torchmetrics")
 COMMAND = """
@@ -23,9 +26,9 @@ except SystemExit:
 """
 
 
-def heavy_after(program: str) -> list[str]:
-    """Which of the heavy libraries a fresh interpreter has loaded after a program."""
-    told = f"{program}\nimport json, sys\nprint(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
+def heavy_after(program: str, names: Sequence[str] = HEAVY) -> list[str]:
+    """Which of these libraries a fresh interpreter has loaded after a program."""
+    told = f"{program}\nimport json, sys\nprint(json.dumps([n for n in {list(names)!r} if n in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     found: list[str] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -49,3 +52,30 @@ def test_a_worker_that_is_ready_has_torch_and_nothing_that_draws() -> None:
     loaded = heavy_after("import flowlik.running.workers.worker")
     assert "torch" in loaded
     assert not {"pandas", "matplotlib", "torchmetrics", "sklearn"} & set(loaded)
+
+
+A_RUN = """
+import sys
+from flowlik.running.workers import process
+process._interpreter = None  # a worker that were no copy of this process could not start
+sys.argv = "flowlik run -t gmm-2d -m closed-form -e ode --limit 8 --no-report --out {out}".split()
+from flowlik.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+A_CELL = """
+from flowlik.planning.selection import plan_cells
+from flowlik.running.run import run_cell
+cell, *_ = plan_cells(None, ["ode"], ["gmm-2d"], ["closed-form"], seeds=None, limit=8, device="cpu")
+row, _ = run_cell(cell)
+assert row["status"] == "ok", row["reason"]
+"""
+NOT_FOR_A_CELL = [*HEAVY[1:], "scipy.integrate", "scipy.special", "scipy.stats", "seaborn", "sympy", "jinja2"]
+
+
+def test_a_run_loads_torch_once_and_neither_it_nor_a_cell_what_they_do_not_use(tmp_path: Path) -> None:
+    assert heavy_after(A_RUN.format(out=tmp_path / "out"), NOT_FOR_A_CELL) == ["scipy"]
+    assert read_records(tmp_path / "out")["status"].tolist() == ["ok"] * 5
+    assert heavy_after(A_CELL, NOT_FOR_A_CELL) == ["scipy"]  # its face, which loads the rest on demand

@@ -137,7 +137,10 @@ def made(name: str, *spellings: dict[str, Any]) -> Estimator | None:
 
 
 def covering(name: str, base: dict[str, Any]) -> list[Estimator]:
-    """The base, and the base with every named value of an option, in few steps; none that an earlier base led to."""
+    """The base, and the base with every named value of an option, in few steps; none that an earlier base led to.
+
+    Solvers and grids, which whitened-ode hands on to the solve that it shares with ode, are those of ode alone.
+    """
     before: set[Estimator] = set()
     seen: set[tuple[str, Any]] = set()
     for each in BASES[name]:
@@ -145,7 +148,8 @@ def covering(name: str, base: dict[str, Any]) -> list[Estimator]:
         found = [first]
         for option, default in first.params().items():
             for value in named_values(name, option):
-                if value == default or (option, value) in seen:
+                shared = name == "whitened-ode" and option in ("solver", "grid")
+                if value == default or (option, value) in seen or shared:
                     continue
                 few = {**each, **({"steps": 2} if option == "solver" else FEW), option: value}
                 if (estimator := made(name, few, {**each, option: value})) is not None:

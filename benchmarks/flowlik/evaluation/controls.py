@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import solve_triangular
+import scipy
 
 from flowlik.cells import CONTROLS
 from flowlik.measures import accuracy
@@ -97,7 +97,7 @@ def gaussian_log_density(mean: Array, covariance: Array) -> Callable[[Array], Ar
     log_volume = float(np.log(np.diag(factor)).sum()) + 0.5 * len(mean) * LOG_2PI
 
     def density(x: Array) -> Array:
-        whitened = solve_triangular(factor, (x - mean).T, lower=True)
+        whitened = scipy.linalg.solve_triangular(factor, (x - mean).T, lower=True)
         return np.asarray(-0.5 * (whitened**2).sum(axis=0) - log_volume)
 
     return density

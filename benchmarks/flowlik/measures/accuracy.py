@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import logsumexp
-from scipy.stats import rankdata
-from scipy.stats import t as student
 
 from flowlik.measures.arrays import Array
 from flowlik.measures.bootstrap import bootstrap_intervals
 from flowlik.measures.judged_items import JudgedItems
+from flowlik.measures.ranks import ranks, student_quantile
 
 
 def bits_per_dim(log_prob: Array, dim: int, levels: int | None = None) -> Array:
@@ -46,7 +45,7 @@ def spearman(estimate: Array, truth: Array) -> float:
     estimate, truth = estimate[known], truth[known]
     if len(truth) < 3 or is_constant(truth) or np.ptp(estimate) == 0:
         return math.nan
-    return float(np.corrcoef(rankdata(estimate), rankdata(truth))[0, 1])
+    return float(np.corrcoef(ranks(estimate), ranks(truth))[0, 1])
 
 
 def is_constant(values: Array) -> bool:
@@ -71,7 +70,7 @@ def coverage95(estimate: Array, truth: Array, stderr: Array, degrees: Array | fl
     known = np.isfinite(estimate) & np.isfinite(truth) & np.isfinite(stderr) & (degrees > 0)
     if not known.any():
         return math.nan
-    width = student.ppf(0.975, degrees[known])
+    width = student_quantile(0.975, degrees[known])
     return float(np.mean(np.abs(estimate - truth)[known] <= width * stderr[known]))
 
 
@@ -84,7 +83,7 @@ def mass(log_density: Array, cell_area: float) -> float:
     known = log_density[~np.isnan(log_density)]
     if known.size == 0:
         return math.nan
-    log_mass = float(logsumexp(known)) + math.log(cell_area)
+    log_mass = float(scipy.special.logsumexp(known)) + math.log(cell_area)
     return math.exp(log_mass) if log_mass < 700 else math.inf
 
 

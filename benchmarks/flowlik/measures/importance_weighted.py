@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from flowlik.measures.arrays import Array
 
@@ -43,7 +43,7 @@ def cell_masses(log_prob: Array, volume: float) -> CellMasses:
     [0.302, 0.0]
     """
     count = len(log_prob)
-    whole = logsumexp(log_prob, axis=0)
+    whole = scipy.special.logsumexp(log_prob, axis=0)
     share = np.exp(log_prob - whole)
     left = np.log1p(-np.minimum(share, 1.0 - 1e-12)) + math.log(
         count / (count - 1)

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
@@ -40,7 +40,7 @@ def weights_of(steps: int, end: float) -> Array:
     """Weights (steps + 1,) of the nodes: sum_k w_k f(t_k) is the spline's integral of f over t in [0, end]."""
     r, _, slope = times_of(steps, end)
     # r falls from data to noise; the spline wants it rising, and then gives the integral from noise to data.
-    once = CubicSpline(r[::-1], np.eye(steps + 1)[::-1], axis=0).integrate(r[-1], r[0])
+    once = scipy.interpolate.CubicSpline(r[::-1], np.eye(steps + 1)[::-1], axis=0).integrate(r[-1], r[0])
     return np.asarray(once * slope)
 
 
@@ -83,7 +83,7 @@ def log_prob_columns(model: Any, x: Tensor, steps: int, end: float, divergence: 
         _, columns = divergence(lambda z, now=now: model.velocity(z, now), y.to(x.dtype))  # type: ignore[misc]
         divergences.append(columns.double().cpu().numpy())
     integrand = np.stack(divergences) * slope[:, None, None]
-    integral = CubicSpline(r[::-1], integrand[::-1], axis=0).integrate(r[-1], r[0])
+    integral = scipy.interpolate.CubicSpline(r[::-1], integrand[::-1], axis=0).integrate(r[-1], r[0])
     return np.asarray(log_source(y)[:, None] - integral)
 
 

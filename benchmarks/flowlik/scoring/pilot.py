@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
+from flowlik.measures.ranks import student_quantile
 from flowlik.scoring.evaluating import Subject, Values, evaluate
 from flowlik_estimators import Estimator, get
 from flowlik_models.interfaces import can
@@ -204,7 +204,9 @@ class Pilot:
         left = max(0.0, 1.0 - len(gap) / self.subject.items.n)
         if len(gap) == 1:
             return mean, abs(mean) * left, size
-        width = float(student.ppf(0.975, len(gap) - 1)) * float(gap.std(ddof=1)) * math.sqrt(left / len(gap))
+        width = (
+            float(student_quantile(0.975, len(gap) - 1)) * float(gap.std(ddof=1)) * math.sqrt(left / len(gap))
+        )
         return mean, width, size
 
     def judged(self, tried: Tried, finest: Tried, noise: float) -> Judged:

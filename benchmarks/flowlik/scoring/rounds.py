@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from flowlik.measures.arrays import Array
+from flowlik.measures.ranks import student_quantile
 from flowlik.scoring.evaluating import Subject, Values, batches, evaluate
 from flowlik.scoring.pilot import Plan, Wish
 from flowlik.scoring.result import EstimatorError
@@ -111,7 +111,7 @@ class Noise:
     @property
     def quantile(self) -> float:
         """Half the 95 % width in standard errors."""
-        return float(student.ppf(0.975, max(self.dof, 1.0)))
+        return float(student_quantile(0.975, max(self.dof, 1.0)))
 
     @property
     def bar(self) -> float:

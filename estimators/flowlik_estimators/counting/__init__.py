@@ -28,10 +28,10 @@ where the rule is wrong: two layers that both are given the point and no third, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlik_estimators.counting.cost import Cost as Cost
 from flowlik_estimators.counting.cost import Counts as Counts
@@ -41,6 +41,21 @@ from flowlik_estimators.counting.networks import inner_networks as inner_network
 from flowlik_models.interfaces import CAPABILITIES
 
 POLICY_METHODS = (*CAPABILITIES["velocity"].attributes, *CAPABILITIES["divergence"].attributes)
+
+
+def offered(model: Any) -> Iterable[str]:
+    """Names among which are all evaluating methods of a model: a module that has none of a name takes long to say so.
+
+    >>> from flowlik_models.synthetic import closed_form
+    >>> "velocity" in offered(counted(closed_form("gmm-2d"), Counts()))
+    True
+    """
+    if isinstance(model, _Counted):
+        return [name for name in METHODS if name in model.__dict__]
+    if getattr(type(model), "__getattr__", None) is not nn.Module.__getattr__:
+        return METHODS
+    held = (model.__dict__, *(model.__dict__[part] for part in ("_modules", "_parameters", "_buffers")))
+    return [name for name in METHODS if hasattr(type(model), name) or any(name in part for part in held)]
 
 
 def counted(model: Any, counts: Counts, *, original: Any = None) -> Any:
@@ -67,7 +82,7 @@ class _Counted:
         self._model, self._counts = model, counts
         evaluations = Evaluations(model, counts, original)
         self._evaluations = evaluations
-        for name in METHODS:
+        for name in offered(model):
             if hasattr(model, name):
                 setattr(self, name, _counting(name, getattr(model, name), evaluations))
 

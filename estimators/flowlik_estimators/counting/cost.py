@@ -51,6 +51,10 @@ class Counts:
     accepted_steps: int = 0
     rejected_steps: int = 0
 
+    def reset(self) -> None:
+        """Begin anew."""
+        self.__init__()  # type: ignore[misc]
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """What is evaluated in the block is not counted."""

@@ -171,7 +171,10 @@ class Evaluations:
             tally.add("forwards", found_any[0].shape[0])
             return args, kwargs
         rows = self._rows(found[0]) * _models_of_a_vmap(part, found)
-        tapped = iter(tap(tally, rows, found))
+        behind = tap(tally, rows, found)
+        if behind is found and not torch.is_grad_enabled():  # nothing stands before them
+            return args, kwargs
+        tapped = iter(behind)
         change = lambda _: next(tapped)  # noqa: E731
         cond = {"cond": kwargs["cond"]} if "cond" in kwargs else {}
         args, rest = _mapped((args, {name: kwargs[name] for name in kwargs if name != "cond"}), change)

@@ -25,8 +25,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy.linalg import hadamard
 from torch import Tensor
 
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
@@ -196,7 +196,7 @@ def _cosines(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _system(size: int) -> Tensor:
     """An orthogonal matrix of any size whose entries are nearly of one modulus, (size, size) float64."""
     even = size & -size  # the largest power of two that divides it
-    signs = torch.from_numpy(hadamard(even, dtype=np.float64))
+    signs = torch.from_numpy(scipy.linalg.hadamard(even, dtype=np.float64))
     return torch.kron(cosines(size // even), signs / math.sqrt(even))
 
 

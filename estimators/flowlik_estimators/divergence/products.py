@@ -65,8 +65,7 @@ def jacobian_rows(value: Tensor, x: Tensor, differentiable: bool) -> Iterator[Te
         else:
             return
     for i in range(start, size):
-        last = i == size - 1
-        yield _vjp(value, x, _units(x, range(i, i + 1))[0], differentiable, last=last).flatten(1)
+        yield _vjp(_component(value, i), x, differentiable, last=i == size - 1).flatten(1)
 
 
 def _units(x: Tensor, which: range) -> Tensor:
@@ -116,7 +115,7 @@ def hutchinson_with_products(
     columns, kept = [], []
     for k in range(count):
         probe = probes[:, k]
-        vjp = _vjp(value, x, probe, differentiable, last=k == count - 1)
+        vjp = _vjp(_along(value, probe), x, differentiable, last=k == count - 1)
         columns.append((vjp * probe).flatten(1).sum(1))
         if keep:
             kept.append(vjp.detach().flatten(1))
@@ -127,7 +126,7 @@ def vector_jacobian_products(field: Field, x: Tensor, probes: Tensor) -> Tensor:
     """``J^T e`` of each probe, (batch, k, d), probes (batch, k, *event): 1 forward and k vjps per sample."""
     x, value = with_graph(field, x, differentiable=False)
     count = probes.shape[1]
-    vjps = [_vjp(value, x, probes[:, k], False, last=k == count - 1) for k in range(count)]
+    vjps = [_vjp(_along(value, probes[:, k]), x, False, last=k == count - 1) for k in range(count)]
     return torch.stack(vjps, 1).flatten(2)
 
 
@@ -171,14 +170,27 @@ def with_graph(field: Field, x: Tensor, differentiable: bool) -> tuple[Tensor, T
         return x, field(x)
 
 
-def _vjp(value: Tensor, x: Tensor, cotangent: Tensor, differentiable: bool, *, last: bool) -> Tensor:
-    """J^T cotangent; zero where the value does not depend on x."""
-    if not value.requires_grad:
+def _component(value: Tensor, i: int) -> Tensor:
+    """Component i of a value, summed over the batch: its gradient is row i of every Jacobian."""
+    with torch.enable_grad():
+        return value.flatten(1)[:, i].sum()
+
+
+def _along(value: Tensor, probe: Tensor) -> Tensor:
+    """``e^T v`` summed over the batch: its gradient is ``J^T e``."""
+    with torch.enable_grad():
+        return (value * probe).sum()
+
+
+def _vjp(total: Tensor, x: Tensor, differentiable: bool, *, last: bool) -> Tensor:
+    """The gradient of a sum over the batch, zero where it does not depend on x.
+
+    Of a sum and not by a cotangent, for whose shape torch loads sympy, a third of a second.
+    """
+    if not total.requires_grad:
         return torch.zeros_like(x)
     keep = differentiable or not last
-    (vjp,) = torch.autograd.grad(
-        value, x, cotangent, retain_graph=keep, create_graph=differentiable, allow_unused=True
-    )
+    (vjp,) = torch.autograd.grad(total, x, retain_graph=keep, create_graph=differentiable, allow_unused=True)
     return torch.zeros_like(x) if vjp is None else vjp
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, Literal
 
+import scipy
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from flowlik_estimators.call import Diverged, Run
 from flowlik_estimators.grids import time_grid
@@ -175,7 +178,7 @@ class Solve:
         tolerances = {} if self.rtol is None else {"rtol": self.rtol, "atol": self.atol}
         method = torchdiffeq_name(self.solver)
         try:
-            path: tuple[Tensor, ...] = odeint(
+            path: tuple[Tensor, ...] = _odeint()(
                 side, state, times, method=method, options=options, **tolerances
             )
         except AssertionError as error:
@@ -185,6 +188,27 @@ class Solve:
             message = f"{self.solver} gave up near t = {float(side.last):.6g}: {why}"
             raise Diverged(message, rows=side.not_finite(), suspicion=side.unsteadiness()) from error
         return path
+
+
+def _solve_ivp(*args: Any, **kwargs: Any) -> Any:
+    return scipy.integrate.solve_ivp(*args, **kwargs)
+
+
+@cache
+def _odeint() -> Callable[..., tuple[Tensor, ...]]:
+    """torchdiffeq's, loaded when a solve needs it, and without scipy.integrate: that takes a quarter of a second to
+    load, and torchdiffeq has it for solvers of scipy's, which still find it when they are called."""
+    name = "scipy.integrate"
+    stand_in = None if name in sys.modules else ModuleType(name)
+    if stand_in is not None:
+        stand_in.__dict__["solve_ivp"] = _solve_ivp
+        sys.modules[name] = stand_in
+    try:
+        from torchdiffeq import odeint
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+    return odeint  # type: ignore[no-any-return]
 
 
 def _norm_of_the_controlled(parts: tuple[Tensor, ...]) -> Tensor:

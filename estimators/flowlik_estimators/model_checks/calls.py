@@ -13,9 +13,9 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowlik_estimators.counting import METHODS, Counts, counted, inner_networks
+from flowlik_estimators.counting import Counts, counted, inner_networks, offered
 from flowlik_estimators.model_checks import answers, graph
 from flowlik_estimators.model_checks.stand_in import StandIn
 
@@ -40,13 +40,20 @@ def checked_part(model: Any, name: str, counts: Counts) -> Any:
 
 def asks_one_time(model: Any, found: StandIn) -> bool:
     """Whether the model, or one of the networks in it, wants one time a call."""
-    return any(getattr(one, "scalar_time", False) is True for one in (model, *found.modules, *found.objects))
+    return any(_says_one_time(one) for one in (model, *found.modules, *found.objects))
+
+
+def _says_one_time(one: Any) -> bool:
+    kind = type(one)
+    if getattr(kind, "__getattr__", None) is nn.Module.__getattr__ and not hasattr(kind, "scalar_time"):
+        return one.__dict__.get("scalar_time") is True  # a module that has none takes long to say so
+    return getattr(one, "scalar_time", False) is True
 
 
 class _Checked:
     def __init__(self, seen: Any, original: Any, stand_in: Any, counts: Counts, scalar_time: bool) -> None:
         self._model, self._scalar_time = seen, scalar_time
-        for name in METHODS:
+        for name in offered(seen):
             if hasattr(seen, name):
                 call = _Call(name, getattr(seen, name), original, stand_in, counts)
                 setattr(self, name, _in_parts(call) if scalar_time else call)
@@ -103,8 +110,7 @@ class _Call:
             raise
         if versions != [value._version for value in watched]:
             raise self._changed()
-        same = [_equal(old, new).all() for old, new in zip(before, watched, strict=False)]
-        if same and not bool(torch.stack(same).all()):  # the host waits once
+        if before and not _all_equal(before, watched):
             raise self._changed()
         self.first = False
         return answer
@@ -262,6 +268,14 @@ def _in_parts(call: _Call) -> Callable[..., Any]:
 def _tensors(cond: Any) -> list[Tensor]:
     values = cond.values() if isinstance(cond, dict) else [cond]
     return [value for value in values if isinstance(value, Tensor)]
+
+
+def _all_equal(before: list[Tensor], now: list[Tensor]) -> bool:
+    """Whether they are the same, number by number; where numbers lie on a device, the host waits once."""
+    pairs = list(zip(before, now, strict=True))
+    if all(one.device.type == "cpu" for one in now) and all(torch.equal(old, new) for old, new in pairs):
+        return True
+    return bool(torch.stack([_equal(old, new).all() for old, new in pairs]).all())
 
 
 def _equal(first: Tensor, second: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import CellType, FunctionType, MethodType, SimpleNamespace
@@ -95,7 +95,7 @@ def held(model: Any, *, differentiable: bool, differentiated: bool = True) -> It
         made.model = model
         yield made
         return
-    with _evaluating(made.shared) if made.shared else nullcontext():
+    with evaluating(made.shared):
         try:
             yield made
         finally:
@@ -106,16 +106,27 @@ def _itself(model: Any) -> StandIn | None:
     """A tree of the suite's own networks, all in eval mode, which hold no others in places of their own."""
     if not isinstance(model, nn.Module):
         return None
-    modules = list(model.modules())
-    if any(module.training for module in modules) or not all(map(_is_plain, map(type, modules))):
-        return None
-    tensors = [tensor for module in modules for part in _TENSORS for tensor in vars(module)[part].values()]
-    return StandIn(model, modules, [tensor for tensor in tensors if tensor is not None])
+    modules: dict[int, nn.Module] = {}
+    tensors: list[Tensor] = []
+    left = [model]
+    while left:
+        module = left.pop()
+        if id(module) in modules:
+            continue
+        state = module.__dict__
+        if state["training"] or not is_plain(type(module)):
+            return None
+        modules[id(module)] = module
+        for part in _TENSORS:
+            tensors += [tensor for tensor in state[part].values() if tensor is not None]
+        left += [child for child in reversed(state["_modules"].values()) if child is not None]
+    return StandIn(model, list(modules.values()), tensors)
 
 
-def _is_plain(kind: type) -> bool:
+def is_plain(kind: type, *, torch_only: bool = False) -> bool:
     """Whether a class of modules is one of the suite's networks, or a layer of torch's."""
-    return kind.__module__.startswith(("flowlik_models.networks.", "torch.nn.modules."))
+    homes = ("torch.nn.modules.",) if torch_only else ("flowlik_models.networks.", "torch.nn.modules.")
+    return kind.__module__.startswith(homes)
 
 
 def active_in_training(modules: Iterable[nn.Module]) -> list[str]:
@@ -377,8 +388,11 @@ _HELD: dict[int, tuple[nn.Module, int]] = {}
 
 
 @contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
+def evaluating(modules: list[nn.Module]) -> Iterator[None]:
     """Modules in eval mode until the last of the calls that hold them has ended."""
+    if not modules:
+        yield
+        return
     with _LOCK:
         ours = [module for module in modules if module.training or id(module) in _HELD]
         for module in ours:

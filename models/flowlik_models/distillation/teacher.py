@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import scipy
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
@@ -212,5 +212,7 @@ def _integral(rates: Tensor, times: Tensor, delta: float) -> Tensor:
     time = ReparametrisedTime(delta)
     r = time.at(times).flip(0)
     values = rates.flip(0) * time.slope(r)[:, None]
-    whole = torch.from_numpy(CubicSpline(r.numpy(), values.numpy(), axis=0).antiderivative()(r.numpy()))
+    whole = torch.from_numpy(
+        scipy.interpolate.CubicSpline(r.numpy(), values.numpy(), axis=0).antiderivative()(r.numpy())
+    )
     return (whole - whole[-1:]).flip(0)

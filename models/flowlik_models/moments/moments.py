@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint, save_tensors, tensors_digest
@@ -192,11 +192,11 @@ def _check_rank(rank: int | None, dim: int) -> None:
 def _largest(centred: Array, rank: int) -> tuple[Array, Array]:
     """The largest eigenvalues, ascending, and eigenvectors of the covariance of centred rows."""
     count, dim = centred.shape
-    operator = LinearOperator(
+    operator = scipy.sparse.linalg.LinearOperator(
         (dim, dim), matvec=lambda v: centred.T @ (centred @ v) / count, dtype=np.float64
     )
     start = np.random.default_rng(0).standard_normal(dim)  # any start but an unlucky one gives the same pairs
-    values, vectors = eigsh(operator, k=rank, which="LA", v0=start)
+    values, vectors = scipy.sparse.linalg.eigsh(operator, k=rank, which="LA", v0=start)
     order = np.argsort(values)
     return values[order], vectors[:, order]
 

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal, TypeVar
 
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.fft import dctn
 from torch import Tensor, nn
 
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients, log1p_ratio
@@ -68,7 +68,7 @@ def cosine_moments(event_shape: Sequence[int], moments: Moments) -> Moments:
     """The Gaussian of the same mean and of the same variances along the axes of `cosine_basis`."""
     mean, values, vectors = moments
     images = vectors.double().T.reshape(-1, *event_shape)
-    found = torch.from_numpy(dctn(images.cpu().numpy(), axes=(1, 2, 3), norm="ortho")).flatten(1)
+    found = torch.from_numpy(scipy.fft.dctn(images.cpu().numpy(), axes=(1, 2, 3), norm="ortho")).flatten(1)
     return mean, values.double() @ found.square(), cosine_basis(event_shape)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
-from scipy.fft import dct
 from torch import Tensor
 
 
 def cosines(n: int) -> Tensor:
     """The orthonormal cosine transform DCT-II, (n, n) float64, a basis vector a row."""
-    return torch.from_numpy(dct(np.eye(n), norm="ortho", axis=0))
+    return torch.from_numpy(scipy.fft.dct(np.eye(n), norm="ortho", axis=0))
 
 
 def along_axes(rows: Tensor, matrices: Sequence[Tensor]) -> Tensor:

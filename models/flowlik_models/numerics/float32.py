@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ def full_float32() -> Iterator[None]:
     with _lock:
         _users += 1
         if _users == 1:
-            _before = _settings()
-            use_full_float32()
+            settings = _settings()
+            _before = None if _is_full(*settings) else settings
+            if _before is not None:
+                use_full_float32()
     try:
         yield
     finally:
@@ -55,6 +58,7 @@ def use_full_float32() -> None:
             part.fp32_precision = "ieee"
 
 
+@cache
 def _parts() -> list[Any]:
     """What newer versions of torch have a setting of its own for."""
     backends = torch.backends
@@ -70,6 +74,10 @@ def _settings() -> tuple[str, bool | None, list[str]]:
     except RuntimeError:  # convolutions and recurrent networks differ
         convolutions = None
     return torch.get_float32_matmul_precision(), convolutions, [part.fp32_precision for part in _parts()]
+
+
+def _is_full(products: str, convolutions: bool | None, parts: list[str]) -> bool:
+    return products == "highest" and convolutions is False and all(part in ("none", "ieee") for part in parts)
 
 
 def _restore(products: str, convolutions: bool | None, parts: list[str]) -> None:

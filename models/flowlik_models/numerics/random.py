@@ -7,6 +7,7 @@ Philox, a counter-based generator (Salmon et al. 2011), so a block of consecutiv
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -21,7 +22,16 @@ _SPAN_SLACK = 4  # scattered items are gathered from one span up to this many ti
 def draw_key(generator: torch.Generator | None) -> int:
     """A 63-bit key drawn from ``generator`` on its own device; ``None`` stands for a CPU generator seeded with 0."""
     if generator is None:
-        generator = torch.Generator().manual_seed(0)
+        return _key_of_none()
+    return _drawn(generator)
+
+
+@cache
+def _key_of_none() -> int:
+    return _drawn(torch.Generator().manual_seed(0))
+
+
+def _drawn(generator: torch.Generator) -> int:
     return int(
         torch.randint(2**62, (), generator=generator, device=generator.device, dtype=torch.int64).item()
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import scipy
 import torch
-from scipy.fft import idctn
 from torch import Tensor
 
 from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients
@@ -55,7 +55,7 @@ class DivergenceTarget:
         signs = torch.randint(0, 2, shape, generator=generator, device=generator.device).float() * 2 - 1
         if self.basis == "dct":
             axes = tuple(range(-1, -min(2, x.ndim - 1) - 1, -1))
-            signs = torch.from_numpy(idctn(signs.cpu().numpy(), axes=axes, norm="ortho"))
+            signs = torch.from_numpy(scipy.fft.idctn(signs.cpu().numpy(), axes=axes, norm="ortho"))
         return signs.to(x)
 
 

@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+import scipy
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
@@ -382,6 +382,8 @@ def _solved(
     order = nodes[::2]
     if h > 0:  # from the noise: turn round
         path, rate, order = path.flip(0), rate.flip(0), order.flip(0)
-    rising = CubicSpline(order.flip(0).numpy(), rate.flip(0).numpy(), axis=0).antiderivative()
+    rising = scipy.interpolate.CubicSpline(
+        order.flip(0).numpy(), rate.flip(0).numpy(), axis=0
+    ).antiderivative()
     integral = torch.from_numpy(rising(order.numpy()))
     return path, (integral - integral[:1]).float()

@@ -20,8 +20,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 from flowlik.evaluation.batching.batches import evaluate
@@ -122,17 +122,17 @@ def ranked(estimated: Array, exact: Array) -> dict[str, float]:
     n = exact.shape[1]
     draws = resample_counts(n, RESAMPLES if n >= FEWEST else 0)
     taus = [
-        float(kendalltau(a, b).statistic)
+        float(scipy.stats.kendalltau(a, b).statistic)
         for a, b in zip(draws @ estimated.T, draws @ exact.T, strict=True)
         if np.isfinite(a).all()
     ]
     low, high = np.quantile(taus, (0.025, 0.975)) if taus else (math.nan, math.nan)
     bias = guess - truth
     return {
-        "kendall": float(kendalltau(guess, truth).statistic),
+        "kendall": float(scipy.stats.kendalltau(guess, truth).statistic),
         "kendall_lo": float(low),
         "kendall_hi": float(high),
-        "spearman": float(spearmanr(guess, truth).statistic),
+        "spearman": float(scipy.stats.spearmanr(guess, truth).statistic),
         "regret": float(truth[int(np.argmin(guess))] - truth.min()) if np.isfinite(guess).all() else math.nan,
         "spread": float(np.ptp(truth)),
         "least_gap": float(np.diff(np.sort(truth)).min()),

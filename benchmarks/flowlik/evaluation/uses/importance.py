@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from flowlik.evaluation.batching.batches import DivergedError, evaluate, sample_with_log_prob
@@ -189,7 +189,9 @@ def _level(truth: GaussianMixture, axis: Tensor, probability: float) -> float:
     centre, width = _along(truth, axis)
     high = float((centre + 40 * width).max())
     return float(
-        brentq(lambda c: _log_tail(truth, Event(axis, c)) - math.log(probability), float(centre.min()), high)
+        scipy.optimize.brentq(
+            lambda c: _log_tail(truth, Event(axis, c)) - math.log(probability), float(centre.min()), high
+        )
     )
 
 

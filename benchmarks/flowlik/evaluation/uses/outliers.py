@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from flowlik.evaluation.batching.batches import evaluate
 from flowlik.evaluation.prepare import Prepared
 from flowlik.measures.arrays import Array
 from flowlik.measures.bootstrap import FEWEST
+from flowlik.measures.ranks import ranks
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.task import UnavailableError
 from flowlik_models.images import MissingDataError, evaluation_order, open_images
@@ -69,10 +69,10 @@ def auroc(inside: Array, outside: Array) -> tuple[float, float, float]:
     """
     inside, outside = (np.where(np.isfinite(s), s, -np.inf) for s in (inside, outside))
     m, n = len(inside), len(outside)
-    ranks = rankdata(np.concatenate([inside, outside]))
+    joint = ranks(np.concatenate([inside, outside]))
     # how many of the other set lie below each point, as a share: ranks in both sets minus ranks in its own
-    above = (ranks[:m] - rankdata(inside)) / n
-    below = 1 - (ranks[m:] - rankdata(outside)) / m
+    above = (joint[:m] - ranks(inside)) / n
+    below = 1 - (joint[m:] - ranks(outside)) / m
     value = float(above.mean())
     if min(m, n) < FEWEST:
         return value, float("nan"), float("nan")

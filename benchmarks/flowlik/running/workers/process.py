@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flowlik.running.executor import Setup
 from flowlik.running.retries import PreparedCell, WorkerGoneError, WorkerStartError
 from flowlik.running.workers.answers import TOKEN, Answers, ForeignBytesError
+from flowlik.running.workers.copied import Copy, nothing_was_computed
 from flowlik.running.workers.descendants import end_all, memory
 from flowlik.running.workers.module_path import module_path
 
@@ -48,16 +49,25 @@ class WorkerProcess:
         self._answers = Answers(token)
         variables = {"PYTHONPATH": module_path() if path is None else path}
         variables |= {} if setup.cores is None else {"OMP_NUM_THREADS": str(setup.cores)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flowlik.running.workers.main", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | variables,
-        )
+        copied = path is None and setup.cores is None and nothing_was_computed()
+        start = self._copied if copied else _interpreter
+        self._process = start(theirs.fileno(), variables)
         theirs.close()
         with suppress(OSError):  # one that could not even start is noticed when it is waited for
             self._connection.send((setup, token))
+
+    def _copied(self, pipe: int, variables: dict[str, str]) -> Copy:
+        """A worker that has what this process loads now, for both."""
+        import flowlik.running.workers.worker  # noqa: F401
+        from flowlik.running.workers.main import main
+
+        def serve() -> None:
+            self._connection.close()  # the parent's end: the worker is to notice when that is gone
+            os.environ.update(variables)
+            sys.path[:] = variables["PYTHONPATH"].split(os.pathsep)
+            main(pipe)
+
+        return Copy(serve)
 
     @property
     def is_spoilt(self) -> bool:
@@ -168,6 +178,17 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
+
+
+def _interpreter(pipe: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A worker that loads its libraries itself."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "flowlik.running.workers.main", str(pipe)],
+        pass_fds=[pipe],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | variables,
+    )
 
 
 def oom_kills() -> int:

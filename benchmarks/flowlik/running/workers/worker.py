@@ -5,9 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 
-import scipy.stats  # noqa: F401 - loaded, like the next, before the first cell's time begins
-
-import flowlik_estimators  # noqa: F401
+import flowlik_estimators  # noqa: F401 - loaded before the first cell's time begins
 from flowlik.cells import Cell
 from flowlik.evaluation.batching.partial_results import with_partial_results
 from flowlik.evaluation.evaluate_cell import THIS_PROCESS, Backend, run_prepared

@@ -1,0 +1,95 @@
+"""Whether a model is still what it was: its modules, their modes, its tensors and what was written into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowlik_estimators.model_checks.stand_in import StandIn, is_plain
+
+_INSIDE = ("_modules", "_parameters", "_buffers")
+
+
+class Unchanged:
+    """A model at one time, which `check` compares with what it is now.
+
+    Torch counts what is written into a tensor; writing through ``.data`` or numpy leaves no trace. Attributes of
+    torch's own layers (the rate of a dropout) are not compared.
+    """
+
+    def __init__(self, model: Any, found: StandIn) -> None:
+        self._modules = list({id(module): module for module in found.modules}.values())
+        self._tensors = list({id(tensor): tensor for tensor in found.tensors}.values())
+        self._states = list(self._places(model, found))
+        self.take()
+
+    def _places(self, model: Any, found: StandIn) -> Iterator[dict[str, Any]]:
+        for module in self._modules:
+            yield from (vars(module)[name] for name in _INSIDE)
+        for one in {id(one): one for one in (model, *found.objects, *self._modules)}.values():
+            if hasattr(one, "__dict__") and not (
+                isinstance(one, nn.Module) and is_plain(type(one), torch_only=True)
+            ):
+                yield vars(one)
+
+    def take(self) -> None:
+        """From now on compare with what the model is now."""
+        self._modes = self._training()
+        self._held = self._contents()
+        self._where = self._memory()
+        self._kinds = _kinds(self._tensors)
+        self._versions = self._written()
+
+    def check(self) -> None:
+        """Raise ValueError, in one line with the cure, where the model has changed."""
+        if what := self._what():
+            raise ValueError(
+                f"the model was changed after it was bound ({what}): bind it again, estimator.bind(model)"
+            )
+
+    def _what(self) -> str | None:
+        if self._training() != self._modes:
+            return "its mode, train or eval"
+        if self._written() != self._versions:
+            return "its weights"
+        held = self._contents()
+        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
+            return _moved(_kinds(self._held), _kinds(held)) or "a part or an attribute of it is another"
+        if self._memory() != self._where:
+            return _moved(self._kinds, _kinds(self._tensors)) or "its weights lie elsewhere"
+        return None
+
+    def _training(self) -> list[bool]:
+        return [module.__dict__["training"] for module in self._modules]
+
+    def _contents(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._states)))
+
+    def _memory(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors]
+
+    def _written(self) -> list[int]:
+        return [_version(tensor) for tensor in self._tensors]
+
+
+def _kinds(values: list[Any]) -> list[tuple[torch.device, torch.dtype]]:
+    return [(value.device, value.dtype) for value in values if isinstance(value, Tensor)]
+
+
+def _moved(
+    before: list[tuple[torch.device, torch.dtype]], now: list[tuple[torch.device, torch.dtype]]
+) -> str | None:
+    """Whether tensors are on another device or of another type."""
+    if before == now or len(before) != len(now):
+        return None
+    devices = [[device for device, _ in kinds] for kinds in (before, now)]
+    return "its device" if devices[0] != devices[1] else "its type"
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
