@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import WIDER, browser
 from fake_run import write_fake_run
 
+from flowlik.report.page import site
 from flowlik.report.page.write import write_report
 
 pytestmark = pytest.mark.slow
@@ -132,3 +134,17 @@ def test_axe_finds_nothing_of_any_weight(chromium: Any, page_file: str, width: i
     assert found["passes"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
     context.close()
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_no_page_of_the_results_site_is_wider_than_the_window(
+    chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(site, "write_report", lambda folder: (folder / "report.html").write_text("a report"))
+    tasks = ("gaussian-2d", "checkerboard-2d", "thin-2d", "gmm-2d", "gmm-64d", "digits", "fashion-mnist")
+    site.write_site([write_fake_run(tmp_path / "run", tasks=tasks, n=20, steps=(1, 8))], tmp_path / "site")
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    for file in ("index.html", "task-gmm-64d.html"):
+        page.goto((tmp_path / "site" / file).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, file
+    page.close()
