@@ -49,7 +49,12 @@ def pairs(left: Tensor, right: Tensor) -> Tensor:
     """``(a_i . b_j + a_j . b_i)/2`` for all i < j of a block, (batch, pairs), from (batch, k, d) each."""
     table = left @ right.transpose(1, 2)
     i, j = _where(left.shape[1])
-    return (table[:, i, j] + table[:, j, i]) / 2.0
+    return (_entries(table, i, j) + _entries(table, j, i)) / 2.0
+
+
+def _entries(table: Tensor, i: list[int], j: list[int]) -> Tensor:
+    """``table[:, i, j]``, one by one: the host would wait for lists to be on the device."""
+    return torch.stack([table[:, a, b] for a, b in zip(i, j, strict=True)], 1)
 
 
 def forms(products: Tensor, probes: Tensor, *, free: bool) -> Tensor:
@@ -65,8 +70,8 @@ def forms(products: Tensor, probes: Tensor, *, free: bool) -> Tensor:
         products = products - trace[:, None, None] * probes
     table = products @ products.transpose(1, 2)
     i, j = _where(k)
-    size = (table[:, i, i] * table[:, j, j]).mean(1)
-    share = table[:, i, j].square().mean(1) / torch.where(size > 0, size, 1.0)
+    size = (_entries(table, i, i) * _entries(table, j, j)).mean(1)
+    share = _entries(table, i, j).square().mean(1) / torch.where(size > 0, size, 1.0)
     floor = min(1.0, FLOOR / probes.shape[2])
     share = (share - floor) / (1.0 - floor) if floor < 1.0 else torch.zeros_like(share)
     weight = size.pow(0.25)

@@ -213,7 +213,7 @@ def _odeint() -> Callable[..., tuple[Tensor, ...]]:
 
 def _norm_of_the_controlled(parts: tuple[Tensor, ...]) -> Tensor:
     """The largest root-mean-square of the controlled parts, as torchdiffeq takes it of all."""
-    return max(part.abs().pow(2).mean().sqrt() for part in parts[:CONTROLLED])
+    return torch.stack([part.abs().pow(2).mean().sqrt() for part in parts[:CONTROLLED]]).amax()
 
 
 def _moved(run: Run, times: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
