@@ -413,9 +413,10 @@ class Bound:
 
     def __init__(self, estimator: Estimator, model: Any) -> None:
         self.estimator, self.model = estimator, model
+        self._estimated = model = estimator.adapted(model)
         with stand_in.held(model, differentiable=False, differentiated=estimator.differentiates) as held:
             self._held = held
-        self._unchanged = Unchanged(model, held)
+        self._unchanged = Unchanged(self.model, held)
         self._counts = Counts()
         self._asked: Any = None
         self._lock = Lock()
@@ -445,21 +446,21 @@ class Bound:
                 one_dtype(held.tensors, x),
             ):
                 x = own_copy(x, differentiable=False)
-                run = self.estimator._run(self.model, x, cond, generator, items, differentiable=False)
+                run = self.estimator._run(self._estimated, x, cond, generator, items, differentiable=False)
                 self._counts.reset()
                 run = replace(run, counts=self._counts)
                 try:
-                    return self.estimator._estimated(self.model, held, x, run, self._ask)
+                    return self.estimator._estimated(self._estimated, held, x, run, self._ask)
                 finally:
-                    if held.copies:  # what the call wrote to them is the model's
+                    if held.copies or held.objects:  # what the call wrote to them is the model's
                         held.write_back()
                         self._unchanged.take()
 
     def _ask(self, run: Run) -> Any:
         if run.counts is not self._counts:  # rows that are set aside
-            return _asked(self.model, self._held, run)
+            return _asked(self._estimated, self._held, run)
         if self._asked is None:
-            self._asked = _asked(self.model, self._held, run)
+            self._asked = _asked(self._estimated, self._held, run)
         return self._asked
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_estimators import Estimator, get
+from flowlik_models.adapters.wrap import wrap
 from flowlik_models.synthetic import closed_form
 from flowlik_models.zoo import load_model
 
@@ -77,6 +78,46 @@ def test_what_a_call_notes_on_the_model_is_no_change(own: Own) -> None:
     for _ in range(2):
         bound.log_prob(torch.zeros(1, 2))
     assert own.calls >= 8
+
+
+def test_what_a_call_notes_on_a_model_that_is_no_module_is_no_change() -> None:
+    class Plain:
+        event_shape = (2,)
+        factor: float | None = None
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            self.factor = 2.0 if self.factor is None else self.factor  # a table that is made once, say
+            return -self.factor * x
+
+    model = Plain()
+    bound = get("ode", solver="euler", steps=4).bind(model)
+    first, second = (bound.log_prob(torch.ones(1, 2)).log_prob for _ in range(2))
+    assert torch.equal(first, second)
+    model.factor = 3.0
+    with pytest.raises(ValueError, match="a part or an attribute"):
+        bound.log_prob(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("guidance", [None, 0.0, 2.0])
+def test_a_guided_field_is_bound_as_it_is_estimated(guidance: float | None) -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.field, self.table = nn.Linear(2, 2), nn.Embedding(3, 2)
+
+        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            value: Tensor = self.field(x) + self.table(label)
+            return value
+
+    torch.manual_seed(0)
+    model = wrap(Labelled().eval(), event_shape=(2,), predicts="velocity", null=2)
+    estimator = get("ode", solver="rk4", steps=2, guidance=guidance)
+    assert_same(estimator, model, torch.randn(3, 2), cond=torch.tensor([0, 1, 0]))
+    bound = estimator.bind(model)
+    with torch.no_grad():
+        model.network.net.table.weight.mul_(2.0)
+    with pytest.raises(ValueError, match="its weights"):
+        bound.log_prob(torch.zeros(1, 2), cond=torch.tensor([0]))
 
 
 def _step(model: Own) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,61 @@ def test_guided_model_that_is_no_module_counts_each_network() -> None:
     out = get("ode", solver="midpoint", steps=3).log_prob(plain, points(BATCH, DIM))
     assert out.cost.forwards == 2 * 6
     assert plain.inner is inner
+
+
+class Scaler(nn.Module):
+    """Of a network's own units, as data are scaled before it and answers after it."""
+
+    def __init__(self, weights: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(DIM, dtype=torch.float64)) if weights else 1.0
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Plainly:
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * 1.0
+
+
+@pytest.mark.parametrize("scaler", [Scaler(weights=False), Scaler(weights=True), Plainly()])
+def test_a_part_with_an_inverse_is_no_network_for_that(scaler: Any) -> None:
+    class Scaled(nn.Module):
+        event_shape = (DIM,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.scaler = nn.Linear(DIM, DIM, dtype=torch.float64), scaler
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Any = None) -> Tensor:
+            answer: Tensor = self.scaler.inverse(self.net(x))
+            return answer
+
+    out = get("ode", solver="euler", steps=2).log_prob(Scaled().eval(), points(BATCH, DIM))
+    assert (out.cost.forwards, out.cost.vjps) == (2.0, 2 * DIM)
+
+
+@pytest.mark.parametrize("kind", [nn.Module, object])
+def test_an_exact_flow_of_several_layers_with_inverses_is_one_forward(kind: type) -> None:
+    class Layer(kind):  # type: ignore[misc]
+        def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return 2.0 * x, x.new_full(x.shape[:1], DIM * math.log(2.0))
+
+    class Layers:
+        event_shape = (DIM,)
+        layers = (Layer(), Layer(), Layer())
+
+        def inverse(self, x: Tensor, *, cond: Any = None) -> tuple[Tensor, Tensor]:
+            total = x.new_zeros(x.shape[:1])
+            for layer in self.layers:
+                x, log_det = layer.inverse(x)
+                total = total + log_det
+            return x, total
+
+    out = get("exact-flow").log_prob(Layers(), torch.zeros(BATCH, DIM))
+    assert out.cost.forwards == 1.0
+    assert float(out.log_prob[0]) == pytest.approx(DIM * (3 * math.log(2.0) - 0.5 * math.log(2 * math.pi)))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from flowlik_estimators.counting.cost import Counts
 from flowlik_estimators.counting.known import known_of
 from flowlik_estimators.counting.networks import (
     METHODS,
+    TELLING,
     Holder,
     Reachable,
     declared,
@@ -69,7 +70,7 @@ class Evaluations:
         scope = _top()
         if scope is None or (id(part), name) in self._idle or any(one.owner is part for one in _open()):
             return original(*args, **kwargs)
-        by_method = name in METHODS
+        by_method = name in TELLING
         if scope.names is not None:
             if id(part) not in scope.names:
                 return original(*args, **kwargs)
@@ -92,7 +93,7 @@ class Evaluations:
         self, scope: _Scope, part: Any, name: str, original: Function, args: Any, kwargs: Any
     ) -> Any:
         """The answer of a part that may be a network."""
-        by_method = name in METHODS
+        by_method = name in TELLING
         about, layers = scope.trail.of((args, kwargs))
         key = (id(part), name)
         others = bool(layers - {key})

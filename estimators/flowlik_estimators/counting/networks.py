@@ -13,9 +13,13 @@ from typing import Any
 from torch import nn
 from torch.jit import ScriptModule
 
-from flowlik_models.interfaces import EVALUATING_METHODS
+from flowlik_models.interfaces import CAPABILITIES, EVALUATING_METHODS
 
 METHODS = EVALUATING_METHODS
+
+OF_FLOWS = (*CAPABILITIES["exact inverse"].attributes, *CAPABILITIES["exact sampler"].attributes)
+TELLING = tuple(name for name in METHODS if name not in OF_FLOWS)
+"""Methods whose name says that a part is a network; an `inverse` scalers and layers have too."""
 
 MOST = 20_000
 """Objects looked at; beyond that a model holds something that is no part of it."""
@@ -194,7 +198,7 @@ def _may_evaluate(value: Any) -> bool:
         return True
     kind = type(value)
     return (
-        hasattr(value, "__dict__") and not _is_library(kind) and any(hasattr(kind, name) for name in METHODS)
+        hasattr(value, "__dict__") and not _is_library(kind) and any(hasattr(kind, name) for name in TELLING)
     )
 
 
