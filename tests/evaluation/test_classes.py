@@ -20,6 +20,7 @@ from flowlik.cli import app
 from flowlik.evaluation.models import load
 from flowlik.measures.by_class import MOST_CLASSES, by_class
 from flowlik.measures.judged_items import JudgedItems
+from flowlik.planning.selection import check_own
 from flowlik.running.run import run_cell
 from flowlik.tasks.own import task_file
 from flowlik.tasks.points import whole
@@ -138,3 +139,11 @@ def test_the_classes_together_are_the_whole() -> None:
     assert np.all(np.array(found["mae_lo"]) < found["mae"])
     many = by_class(JudgedItems(bpd=bpd, ref=bpd, errors=errors, stderr=None, dim=2), np.arange(500))
     assert (many, MOST_CLASSES) == ({}, 100)
+
+
+def test_guidance_where_the_data_are_missing_is_left_to_the_cells_that_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWLIK_DATA", str(tmp_path))
+    guided = get("ode", trace="hutchinson", guidance=1.0)
+    check_own([Cell(task="cifar10", model="teacher", estimator=guided)])  # raises nothing

@@ -61,8 +61,8 @@ def classify(
         seed: of the draws.
 
     Raises:
-        ValueError: classes or a prior that do not fit, a label that the model does not know, an estimator that does not
-            fit the model; one line.
+        ValueError: no items, classes or a prior that do not fit, a label that the model does not know, an estimator
+            that does not fit the model; one line.
 
     >>> class Shifted(torch.nn.Module):  # class c: N(4 c, I)
     ...     event_shape = (2,)
@@ -76,6 +76,8 @@ def classify(
     """
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"classify: classes={list(classes)}: expected two or more different labels")
+    if len(x) == 0:
+        raise ValueError("classify: x has no rows, expected one item or more")
     weights = np.ones(len(classes)) if prior is None else np.asarray(prior, dtype=np.float64)
     if weights.shape != (len(classes),) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError(f"classify: prior: expected {len(classes)} numbers above 0, one a class")
