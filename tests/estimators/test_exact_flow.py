@@ -9,6 +9,8 @@ import pytest
 import torch
 from toy_flows import Field, points
 
+from flowlik.tasks.registry import get_task
+from flowlik.training.card import accuracy
 from flowlik_estimators import get
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.networks.attention import fuse_attention
@@ -139,3 +141,13 @@ def test_what_has_no_inverse_is_refused_and_a_misshapen_answer_an_error() -> Non
     assert without.reason == "needs a way from noise to data (a `from_noise` method)"
     with pytest.raises(ValueError, match=r"patches of 3 do not divide events of shape \(1, 4, 4\)"):
         AutoregressiveFlow((1, 4, 4), torch.zeros(16), torch.ones(16), patch=3)
+
+
+def test_the_card_holds_it_against_the_data_and_never_against_a_teacher() -> None:
+    flows = {task: build(task, RECIPES[task]["exact-flow"]) for task in ("gmm-2d", "digits")}
+    cards = {
+        task: accuracy(get_task(task), flow, "cpu")["test"]["exact-flow"] for task, flow in flows.items()
+    }
+    assert cards["gmm-2d"]["bpd_mae"] > 0
+    assert math.isfinite(cards["digits"]["bpd"])
+    assert not {"bpd_mae", "bpd_error"} & set(cards["digits"])
