@@ -27,6 +27,7 @@ __all__ = [
     "counted",
     "elbo",
     "energy",
+    "exact_flow",
     "examine",
     "f2d2",
     "f2d2_corrected",

@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from flowlik_estimators._failing_rows import Unanswered, answered, watched
 from flowlik_estimators.call import Condition, Estimate, Run, Samples, Status
 from flowlik_estimators.counting import Cost, Counts, counted
+from flowlik_estimators.integration.failing_rows import Unanswered, answered, watched
 from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model

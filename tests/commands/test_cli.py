@@ -84,7 +84,7 @@ def test_models_are_chosen_by_patterns(tiny: str) -> None:
     }
     nothing = call("run", tiny, "--dry-run", "-m", "open-*")
     assert nothing.exit_code == 2
-    assert "unknown model 'open-*'" in nothing.output
+    assert "unknown model of task 'gaussian-2d' 'open-*'" in nothing.output
 
 
 def test_a_suite_file_that_is_not_there(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(tmp_path: Path) -> No
 
 def gone(mark: Path) -> bool:
     """Whether the process whose id is noted there is gone."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while descendants._is_running(int(mark.read_text())) and time.monotonic() < end:
         time.sleep(0.02)
     return not descendants._is_running(int(mark.read_text()))

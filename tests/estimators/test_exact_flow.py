@@ -9,6 +9,8 @@ import pytest
 import torch
 from toy_flows import Field, points
 
+from flowlik.tasks.registry import get_task
+from flowlik.training.card import accuracy
 from flowlik_estimators import get
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.networks.attention import fuse_attention
@@ -17,7 +19,7 @@ from flowlik_models.objectives.energy import exact_targets
 from flowlik_models.recipes.table import RECIPES
 from flowlik_models.training.batches import ClosedFormSource
 from flowlik_models.training.losses import loss_of
-from flowlik_models.zoo import build
+from flowlik_models.zoo import build, load_model
 
 EVENTS = [((2,), 1), ((6,), 2), ((12,), 3), ((1, 4, 4), 2), ((3, 4, 6), 2)]
 
@@ -139,3 +141,29 @@ def test_what_has_no_inverse_is_refused_and_a_misshapen_answer_an_error() -> Non
     assert without.reason == "needs a way from noise to data (a `from_noise` method)"
     with pytest.raises(ValueError, match=r"patches of 3 do not divide events of shape \(1, 4, 4\)"):
         AutoregressiveFlow((1, 4, 4), torch.zeros(16), torch.ones(16), patch=3)
+
+
+def test_the_card_holds_it_against_the_data_and_never_against_a_teacher() -> None:
+    flows = {task: build(task, RECIPES[task]["exact-flow"]) for task in ("gmm-2d", "digits")}
+    cards = {
+        task: accuracy(get_task(task), flow, "cpu")["test"]["exact-flow"] for task, flow in flows.items()
+    }
+    assert cards["gmm-2d"]["bpd_mae"] > 0
+    assert math.isfinite(cards["digits"]["bpd"])
+    assert not {"bpd_mae", "bpd_error"} & set(cards["digits"])
+
+
+def test_the_shipped_flows_come_back_from_the_noise_and_hold_mass_one() -> None:
+    flow = load_model("gmm-2d", "exact-flow")
+    axis = torch.linspace(-5, 5, 201)
+    density = get("exact-flow").log_prob(flow, torch.cartesian_prod(axis, axis)).log_prob.exp()
+    assert abs(float(density.sum() * (axis[1] - axis[0]) ** 2) - 1) < 1e-3
+    for task in ("gmm-2d", "digits"):
+        flow = load_model(task, "exact-flow")
+        drawn = get("exact-flow").sample(flow, 50)
+        z = flow.inverse(drawn.x)[0]  # type: ignore[operator]
+        doubled = flow.double().inverse(drawn.x.double())  # type: ignore[operator]
+        assert drawn.log_prob is not None
+        exact = get("exact-flow").log_prob(flow, drawn.x.double()).log_prob
+        assert float((drawn.log_prob - exact).abs().max()) / z[0].numel() < 1e-4
+        torch.testing.assert_close(z.double(), doubled[0], rtol=0, atol=1e-3)

@@ -173,7 +173,7 @@ class Everything:
         return log_prob
 
     def inverse(self, x: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return 2 * x, torch.full((len(x),), 4 * math.log(2), dtype=x.dtype)
+        return 2 * x, x.new_full((len(x),), 4 * math.log(2))
 
     def from_noise(self, z: Tensor, *, cond: Tensor | None = None) -> Tensor:
         return z / 2

@@ -163,13 +163,29 @@ def scaling() -> list[dict[str, Any]]:
     )
 
 
+def extractors() -> list[dict[str, Any]]:
+    """Samplers of many names whose distances in two further networks lie close together."""
+    rows = []
+    for k, model in enumerate(
+        ("direct-f2d2", "meanflow-f2d2", "shortcut-distill-f2d2", "meanflow", "shortcut")
+    ):
+        further = {
+            name: {"extractor": name, "frechet": 10.0 + k, "frechet_se": 1.0} for name in ("pixels", "lite-0")
+        }
+        own = {"frechet": 1.0 + 0.1 * k, "frechet_se": 0.1, "extractor": "digits-cnn-64"}
+        rows.append(
+            timed(model=model, task="digits", nfe_mean=1, bpd_mae=0.1, **own, extra={"in_features": further})
+        )
+    return rows
+
+
 def training() -> list[dict[str, Any]]:
     curve = {"cpu_hours": [0.5, 1.0, 2.0], "bpd": [3.0, 2.5, 2.4], "gain_se": [0.1, 0.1, 0.1]}
     return [record(cell_id=s, split=s, bpd=2.4, extra={"training": curve}) for s in ("test", "train")]
 
 
 ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    f.__name__: f for f in (rules, peers, probes, joint_maps, scaling, training)
+    f.__name__: f for f in (rules, peers, probes, joint_maps, scaling, extractors, training)
 }
 
 

@@ -346,6 +346,22 @@ def test_mirrored_images_come_as_often_as_the_others() -> None:
         assert float(data.max()) <= 1
 
 
+def test_small_models_of_colour_images_take_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CATALOG, "cifar10", image_files.write_cifar(tmp_path))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    training_images.cache_clear()
+    flat = (torch.zeros(3072), torch.full((3072,), 0.2), torch.eye(3072))
+    monkeypatch.setattr(image_sets, "training_moments", lambda task: flat)
+    monkeypatch.setitem(TINY, "attention", (16,))
+    shrunk(monkeypatch, "cifar10")
+    # those whose like Fashion-MNIST has not; the others are its own in other widths
+    for model in ("teacher-small", "shortcut-distill-f2d2-small", "pi-flow-4-small"):
+        tensors, card = read_checkpoint(train("cifar10", model, out=tmp_path / "train", steps=1))
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values()), model
+        assert card["recipe"]["teacher"] == ("data" if model == "teacher-small" else "teacher-small")
+
+
 def test_the_loss_of_colour_images_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     monkeypatch.setitem(CATALOG, "cifar10", image_files.write_cifar(tmp_path))

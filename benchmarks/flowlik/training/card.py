@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -166,10 +167,11 @@ def _judged(
     points = replace(points, x=points.x.to(torch.float32))
     out = evaluate(cell, network, points.x, points.ids)
     shape = (points.draws, points.n)
-    try:
-        truth = task.reference(split, points, estimator.data_end(network)).log_prob
-    except (UnavailableError, ValueError):
-        truth = np.full(shape, np.nan)
+    truth = np.full(shape, np.nan)
+    # an exact flow has learned the data, not a teacher: only the data's own density judges it
+    if not can(network, "exact inverse") or task.reference_model == "closed-form":
+        with suppress(UnavailableError, ValueError):
+            truth = task.reference(split, points, estimator.data_end(network)).log_prob
     levels = None if split == "teacher-samples" else task.levels
     row = measures.summarise(
         out.log_prob.reshape(shape), truth, out.valid.reshape(shape), dim=task.dim, levels=levels

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from types import ModuleType
 from typing import Any, Literal
 
-import scipy
 import torch
 from torch import Tensor
 
@@ -190,24 +187,11 @@ class Solve:
         return path
 
 
-def _solve_ivp(*args: Any, **kwargs: Any) -> Any:
-    return scipy.integrate.solve_ivp(*args, **kwargs)
-
-
 @cache
 def _odeint() -> Callable[..., tuple[Tensor, ...]]:
-    """torchdiffeq's, loaded when a solve needs it, and without scipy.integrate: that takes a quarter of a second to
-    load, and torchdiffeq has it for solvers of scipy's, which still find it when they are called."""
-    name = "scipy.integrate"
-    stand_in = None if name in sys.modules else ModuleType(name)
-    if stand_in is not None:
-        stand_in.__dict__["solve_ivp"] = _solve_ivp
-        sys.modules[name] = stand_in
-    try:
-        from torchdiffeq import odeint
-    finally:
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
+    """torchdiffeq's, loaded when a solve needs it."""
+    from torchdiffeq import odeint
+
     return odeint  # type: ignore[no-any-return]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowlik_models.recipes.maps import DIGITS
-from flowlik_models.recipes.options import Optimiser, Points
+from flowlik_models.recipes.options import Execution, Optimiser, Points
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe
 
 _SPACE = Recipe(
@@ -12,6 +12,7 @@ _SPACE = Recipe(
     network={"patch": 8, "blocks": 6, "layers": 2, "width": 96},
     optimiser=Optimiser(steps=6_000, batch=256, learning_rate=1e-3, ema=0.998, clip=1.0),
     points=Points(altered=0.0),
+    execution=Execution(stored="float16"),
 )
 
 
@@ -30,6 +31,7 @@ def exact_flow_recipes() -> dict[str, dict[str, Recipe]]:
                 network={"patch": 2, "blocks": 4, "layers": 2, "width": 64},
                 steps=3_000,
                 learning_rate=1e-3,
+                stored="float16",
             )
         },
     }

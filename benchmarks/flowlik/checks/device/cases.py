@@ -59,6 +59,7 @@ CASES: Final = (
     ("digits", "pi-flow", "pi-flow[segments=1]"),
     ("gmm-2d", "{generator}", "generator[{route}]"),
     ("gmm-64d", "energy", "energy"),
+    ("gmm-2d", "exact-flow", "exact-flow"),
 )
 """Networks that come with the package, so that the kernels are those of real work."""
 
