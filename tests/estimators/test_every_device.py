@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from pretended_device import PRETENDED, MixedDevicesError, host_synchronisations, own, to_pretended
 from sizes import figure
 from test_options import BASES, CASES, Everything
+from test_options import coarse as at_tolerances
 from torch import Tensor, nn
 
 from flowlik_estimators import examine, get, with_error
@@ -106,15 +107,8 @@ def ready(name: str, options: dict[str, Any]) -> Estimator:
     return estimator
 
 
-LOOSE = {"rtol": 0.3, "atol": 0.3, "tol": 10.0}
+coarse = partial(at_tolerances, tolerances={"rtol": 0.3, "atol": 0.3, "tol": 10.0})
 FEW: dict[str, Any] = {"solver": "euler", "steps": 2}
-
-
-def coarse(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options at tolerances that take few steps, where an adaptive solver takes any."""
-    params = get(name, **options).params()
-    loose = {option: value for option, value in LOOSE.items() if params.get(option) is not None}
-    return {**loose, **options}
 
 
 def named_values(name: str, option: str) -> tuple[Any, ...]:

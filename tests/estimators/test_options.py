@@ -17,8 +17,8 @@ from flowlik_estimators.base import Estimator
 ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "eps": (0.1,),
     "solver": ("dopri8", "tsit5", "rk4", "heun"),
-    "rtol": (1e-2,),
-    "atol": (1e-2,),
+    "rtol": (0.3,),
+    "atol": (0.3,),
     "steps": (3,),
     "grid": ("cosine",),
     "richardson": (True,),
@@ -30,7 +30,7 @@ ALTERNATIVES: dict[str, tuple[Any, ...]] = {
     "redraw": (True,),
     "divergence": ("augmented", "quadrature"),
     "nodes": (5, 9),
-    "tol": (1e-8,),
+    "tol": (1e-4,),
     "allocation": ("uniform", "neyman"),
     "max_nfe": (5,),
     "guidance": (0.5,),
@@ -104,6 +104,16 @@ BASES: dict[str, tuple[dict[str, Any], ...]] = {
     "peer-zuko": ({}, {"trace": "hutchinson"}),
     "peer-torchode": ({}, {"trace": "hutchinson"}),
 }
+
+LOOSE = {"rtol": 0.03, "atol": 0.03, "tol": 10.0}
+"""Tolerances that take few steps: whether an option changes an answer does not hang on how exact it is."""
+
+
+def coarse(name: str, options: dict[str, Any], tolerances: dict[str, float] = LOOSE) -> dict[str, Any]:
+    """The options at tolerances that take few steps, where an adaptive solver takes any."""
+    params = get(name, **options).params()
+    loose = {option: value for option, value in tolerances.items() if params.get(option) is not None}
+    return {**loose, **options}
 
 
 class Policy:
@@ -214,7 +224,7 @@ def flips(name: str, base: dict[str, Any]) -> dict[tuple[str, Any], Estimator | 
     for option in get(name, **base).params():
         for value in ALTERNATIVES[option]:
             try:
-                found[option, value] = get(name, **{**base, option: value})
+                found[option, value] = get(name, **coarse(name, {**base, option: value}))
             except ValueError:
                 found[option, value] = None
     return found
@@ -229,7 +239,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "base"), CASES)
 def test_an_option_changes_something_or_is_refused(name: str, base: dict[str, Any]) -> None:
-    plain = get(name, **base)
+    plain = get(name, **coarse(name, base))
     if (why := plain.unavailable()) is not None:
         pytest.skip(why)
     before = outcome(plain)
@@ -254,7 +264,7 @@ def test_every_option_of_every_estimator_is_tried(name: str) -> None:
         option
         for base in bases
         for (option, _), other in flips(name, base).items()
-        if other is not None and other != get(name, **base)
+        if other is not None and other != get(name, **coarse(name, base))
     }
     assert tried == set(options)
 
