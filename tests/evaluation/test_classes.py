@@ -102,7 +102,7 @@ def test_guidance_without_labels_or_without_a_field_to_guide_is_one_line(
     assert (done.exit_code, Path("out").exists()) == (2, False), done.output
     assert (
         done.output
-        == f"flowlik: ode[guidance=1.0]: guides to a label of each row, and {cell.task}-plain has none\n"
+        == f"flowlik: ode[guidance=1.0]: guides to a label of each row, and net of {cell.task}-plain is given none\n"
     )
     guided, model = get("ode", guidance=1.0), load(cell.task, "net", "cpu", "float32")[0]
     with pytest.raises(ValueError, match="guides to cond"):

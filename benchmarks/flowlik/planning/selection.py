@@ -104,11 +104,22 @@ def check_own(cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         guidance = getattr(cell.estimator, "guidance", None)
-        if guidance is not None and get_task(cell.task).items("test", 1).cond is None:
-            raise ValueError(f"{cell.label}: guides to a label of each row, and {cell.task} has none")
+        if guidance is not None and not _has_labels(cell):
+            raise ValueError(
+                f"{cell.label}: guides to a label of each row, and {cell.model} of {cell.task} is given none"
+            )
     for name, device in dict.fromkeys((cell.task, cell.device) for cell in cells if cell.task_file):
         models = [cell.model for cell in cells if cell.task == name and not cell.is_control]
         get_task(name).check(tuple(dict.fromkeys(models)), device)
+
+
+def _has_labels(cell: Cell) -> bool:
+    """Whether the cell's model is given labels, or cannot be loaded, which the cell itself says."""
+    try:
+        model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+    except Exception:
+        return True
+    return get_task(cell.task).for_model(model).items("test", 1).cond is not None
 
 
 def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
