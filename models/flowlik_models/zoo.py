@@ -24,7 +24,7 @@ from flowlik_models.networks.energy import VectorEnergy
 from flowlik_models.networks.images import Moments
 from flowlik_models.networks.one_step import OneStepGenerator, PathField
 from flowlik_models.networks.policy import PolicyImages, VectorPolicy
-from flowlik_models.networks.unet import FlowMapUNet, JointFlowMapUNet, UNet
+from flowlik_models.networks.unet import ClassUNet, FlowMapUNet, JointFlowMapUNet, UNet
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.objectives.imitation import Imitation
 from flowlik_models.objectives.realuid import RealUID
@@ -93,6 +93,8 @@ def build(task: str, recipe: Recipe, moments: Moments | None = None) -> nn.Modul
         return VectorEnergy(*_moments(task), eps=closed_form(task).eps, **recipe.network)
     if task in IMAGE_SHAPES:
         options = dict(recipe.network)
+        if "classes" in options:
+            return ClassUNet(IMAGE_SHAPES[task], moments=moments, **options)
         kinds = NETWORKS[options.pop("kind", "unet")]
         kind = kinds[0 if recipe.objective == "flow-matching" else 2 if recipe.divergence else 1]
         return kind(IMAGE_SHAPES[task], moments=moments, **options)

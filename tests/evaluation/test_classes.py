@@ -15,9 +15,11 @@ import torch
 from own_files import GUIDED, write_task
 from typer.testing import CliRunner
 
+import flowlik
 from flowlik.cells import Cell, Options
 from flowlik.cli import app
 from flowlik.evaluation.models import load
+from flowlik.evaluation.prepare import prepare
 from flowlik.measures.by_class import MOST_CLASSES, by_class
 from flowlik.measures.judged_items import JudgedItems
 from flowlik.planning.selection import check_own
@@ -26,6 +28,8 @@ from flowlik.tasks.own import task_file
 from flowlik.tasks.points import whole
 from flowlik.tasks.registry import get_task
 from flowlik_estimators import get
+from flowlik_models.images.digits import digits
+from flowlik_models.zoo import load_model
 
 SOLVE = {"solver": "rk4", "steps": 32}
 
@@ -103,7 +107,7 @@ def test_guidance_without_labels_or_without_a_field_to_guide_is_one_line(
     assert (done.exit_code, Path("out").exists()) == (2, False), done.output
     assert (
         done.output
-        == f"flowlik: ode[guidance=1.0]: guides to a label of each row, and {cell.task}-plain has none\n"
+        == f"flowlik: ode[guidance=1.0]: guides to a label of each row, and net of {cell.task}-plain is given none\n"
     )
     guided, model = get("ode", guidance=1.0), load(cell.task, "net", "cpu", "float32")[0]
     with pytest.raises(ValueError, match="guides to cond"):
@@ -147,3 +151,76 @@ def test_guidance_where_the_data_are_missing_is_left_to_the_cells_that_are_skipp
     monkeypatch.setenv("FLOWLIK_DATA", str(tmp_path))
     guided = get("ode", trace="hutchinson", guidance=1.0)
     check_own([Cell(task="cifar10", model="teacher", estimator=guided)])  # raises nothing
+
+
+ONE_PROBE = {"solver": "euler", "steps": 1, "trace": "hutchinson", "probes": 2}
+
+
+def of_digits(model: str, **options: Any) -> Cell:
+    chosen = Options(**{"n_items": 40, "rounds": 0, **options})
+    return Cell(task="digits", model=model, estimator=get("ode", **ONE_PROBE), options=chosen)
+
+
+def test_the_field_of_classes_is_given_the_labels_of_digits_and_has_no_error_columns() -> None:
+    row, arrays = run_cell(of_digits("teacher-classes", samples=8))
+    labels = digits("test")[1][:40]
+    assert arrays["label"].tolist() == labels.tolist()
+    assert row["extra"]["classes"]["items"] == labels.bincount().tolist()
+    assert (row["bpd_mae"], "another network" in row["reason"]) == (None, True)
+    model, x = load_model("digits", "teacher-classes"), whole(get_task("digits").items("test", 40).x)
+    generator = torch.Generator().manual_seed(0)
+    alone = get("ode", **ONE_PROBE).log_prob(model, x, cond=labels, generator=generator)
+    np.testing.assert_allclose(arrays["log_prob"], alone.log_prob, atol=1e-3)
+    task = get_task("digits").for_model(model)
+    twice = task.items("test", 3, draws=2).cond
+    assert twice is not None
+    assert twice.tolist() == 2 * labels[:3].tolist()
+    drawn = task.sample_conditions("test", torch.arange(8))
+    shown = get("ode", **ONE_PROBE).sample(
+        model, 8, cond=drawn, items=torch.arange(8), generator=torch.Generator().manual_seed(0)
+    )
+    np.testing.assert_allclose(arrays["samples"], shown.x, atol=1e-5)
+
+
+def test_other_models_of_digits_are_given_no_labels() -> None:
+    row, arrays = run_cell(of_digits("teacher", n_items=4))
+    assert ("label" in arrays, "classes" in row["extra"]) == (False, False)
+    assert row["bpd_mae"] is not None
+    assert prepare(replace(of_digits(""), estimator="control-mean")).items.cond is None  # type: ignore[union-attr]
+
+
+def test_samples_without_labels_are_no_items_of_a_field_of_classes() -> None:
+    row, _ = run_cell(of_digits("teacher-classes", split="teacher-samples"))
+    assert (row["status"], "have no labels" in row["reason"]) == ("skipped", True)
+
+
+def test_a_field_without_classes_cannot_be_guided_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = "ode[solver=euler,steps=1,guidance=1]"
+    done = CliRunner().invoke(app, ["run", "-t", "digits", "-m", "teacher", "-e", spec, "--out", "out"])
+    assert (done.exit_code, Path("out").exists()) == (2, False), done.output
+    assert done.output.endswith("guides to a label of each row, and teacher of digits is given none\n")
+    assert done.output.count("\n") == 1
+
+
+def test_a_class_that_the_field_of_digits_does_not_know_is_one_line() -> None:
+    model, x = load_model("digits", "teacher-classes"), whole(get_task("digits").items("test", 2).x)
+    with pytest.raises(ValueError, match="label 10 is of no class: expected 0 to 9"):
+        flowlik.classify(model, x, [9, 10], estimator=get("ode", **ONE_PROBE))
+
+
+def test_the_example_of_digits_says_both_accuracies_and_solves_close_images_again() -> None:
+    file = Path(__file__).resolve().parents[2] / "docs" / "examples" / "digit_classes.py"
+    scope: dict[str, Any] = {"__name__": "digit_classes"}
+    exec(compile(file.read_text(), str(file), "exec"), scope)
+    quick = {"solver": "euler", "steps": 1, "clock": "stretched"}
+    scope["FIRST"] = get("whitened-ode", trace="hutchinson", probes=2, **quick)
+    scope["EXACT"], scope["CLOSE"] = get("whitened-ode", **quick), 1e9
+    first, bayes, classifier, lead, moved, *_ = scope["report"](3)
+    assert first.startswith("3 images, 10 evaluations each")
+    assert classifier == "classifier      1.0000 [0.4385, 1.0000]"
+    assert bayes.startswith("by Bayes' rule ")
+    assert lead.endswith("for 3 images")
+    assert "root mean square" in moved

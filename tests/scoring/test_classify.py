@@ -64,6 +64,8 @@ def test_batches_change_nothing_and_classes_share_their_probes() -> None:
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "outside": (lambda: flowlik.classify(MODEL, X, [0, 3]), "knows no class 3"),
     "empty": (lambda: flowlik.classify(MODEL, X[:0], [0, 1]), "x has no rows"),
+    "floats": (lambda: flowlik.classify(MODEL, X, [0.5, 1.5]), "expected whole numbers"),  # type: ignore[list-item]
+    "words": (lambda: flowlik.classify(MODEL, X, ["0", "1"]), "expected whole numbers"),  # type: ignore[list-item]
     "one": (lambda: flowlik.classify(MODEL, X, [1]), "two or more different labels"),
     "prior": (lambda: flowlik.classify(MODEL, X, [0, 1], prior=[1.0, 0.0]), "2 numbers above 0"),
     "refused": (lambda: flowlik.classify(MODEL, X, [0, 1], estimator="f2d2"), "joint flow map"),

@@ -362,6 +362,26 @@ def test_small_models_of_colour_images_take_a_step(tmp_path: Path, monkeypatch: 
         assert card["recipe"]["teacher"] == ("data" if model == "teacher-small" else "teacher-small")
 
 
+def test_a_network_with_classes_is_given_the_labels_of_its_images_but_a_tenth() -> None:
+    levels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 8, 8)
+    source = ImageSource(TrainingImages(levels, 10, False, "-", torch.arange(10).flip(0)))
+    recipes = [RECIPES["digits"][model].with_options(batch=4000) for model in ("teacher", "teacher-classes")]
+    plain, labelled = (source.batch(each, torch.Generator().manual_seed(0)) for each in recipes)
+    assert plain.cond is None
+    assert labelled.cond is not None
+    assert torch.equal(plain.x, labelled.x)  # labels are drawn last
+    given = labelled.cond < 10
+    assert float(given.float().mean()) == pytest.approx(0.9, abs=0.02)
+    time = labelled.t.view(-1, 1, 1, 1)
+    shown = (labelled.x + (1 - time) * labelled.velocity).amax((1, 2, 3))  # x + (1 - t)(x_1 - x_0) = x_1
+    digit = ((shown + 1) * 5).floor().clamp(0, 9)
+    assert torch.equal(9 - digit[given].long(), labelled.cond[given])
+    halves = [source.batch(recipes[1], torch.Generator().manual_seed(0), Part(i, 2)) for i in range(2)]
+    assert sorted(torch.cat([half.cond for half in halves if half.cond is not None]).tolist()) == sorted(
+        labelled.cond.tolist()
+    )
+
+
 def test_the_loss_of_colour_images_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     monkeypatch.setitem(CATALOG, "cifar10", image_files.write_cifar(tmp_path))

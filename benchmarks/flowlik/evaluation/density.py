@@ -138,7 +138,7 @@ def agreement(cell: Cell, model: Any, dim: int) -> float | None:
     if there is None or not bool(torch.isfinite(x).all()):
         return None
     ids = torch.arange(len(x))
-    cond = get_task(cell.task).sample_conditions(cell.options.split, ids)
+    cond = get_task(cell.task).for_model(model).sample_conditions(cell.options.split, ids)
     back = evaluate(cell, model, x, ids, cond).log_prob
     return float(np.mean(np.abs(back - there))) / (dim * math.log(2.0))
 

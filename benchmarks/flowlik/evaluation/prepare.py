@@ -42,13 +42,14 @@ class Prepared:
 def prepare(cell: Cell) -> Prepared:
     """Load model, items and reference of a cell; never raises, whatever is missing or broken ends as a status."""
     task = get_task(cell.task_file or cell.task)
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = {"task": task}
     try:
         if not cell.is_control:
             if (why := cell.estimator.unavailable()) is not None:
                 raise UnavailableError(why)
             which = (cell.task, cell.model, cell.device, cell.options.dtype)
             known["model"], known["model_hash"] = load(*which)
+            known["task"] = task = task.for_model(known["model"])
             if cell.options.compile:
                 known["model"], known["not_compiled"] = load_compiled(*which)
         further_extractors(task, cell.options.features)
@@ -69,7 +70,7 @@ def prepare(cell: Cell) -> Prepared:
         reference.digest if reference else "",
         standard_extractor(task) if cell.options.samples else "",
     )
-    return Prepared(cell=cell, cell_id=identity, task=task, **known)
+    return Prepared(cell=cell, cell_id=identity, **known)
 
 
 def _items(task: Task, cell: Cell) -> Items:

@@ -104,24 +104,28 @@ def check_own(cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         guidance = getattr(cell.estimator, "guidance", None)
-        if guidance is not None and _has_no_labels(cell.task):
-            raise ValueError(f"{cell.label}: guides to a label of each row, and {cell.task} has none")
+        if guidance is not None and not _has_labels(cell):
+            raise ValueError(
+                f"{cell.label}: guides to a label of each row, and {cell.model} of {cell.task} is given none"
+            )
     for name, device in dict.fromkeys((cell.task, cell.device) for cell in cells if cell.task_file):
         models = [cell.model for cell in cells if cell.task == name and not cell.is_control]
         get_task(name).check(tuple(dict.fromkeys(models)), device)
+
+
+def _has_labels(cell: Cell) -> bool:
+    """Whether the cell's model is given labels; or it, or the data, are not there, which the cell itself says."""
+    try:
+        model, _ = load(cell.task, cell.model, cell.device, cell.options.dtype)
+        return get_task(cell.task).for_model(model).items("test", 1).cond is not None
+    except Exception:
+        return True
 
 
 def _nothing_left(suite: str | None, tasks: Sequence[str] | None) -> str:
     if without := [name for name in tasks or () if not get_task(name).models]:
         return f"no model of {', '.join(without)} is there yet; control rows run without: -e control-gaussian"
     return f"suite {suite or 'quick'!r} has no cell for these tasks and models; name estimators with -e"
-
-
-def _has_no_labels(task: str) -> bool:
-    try:
-        return get_task(task).items("test", 1).cond is None
-    except UnavailableError:  # its cells are skipped for that
-        return False
 
 
 def check_models(models: Sequence[str], tasks: Sequence[str]) -> None:

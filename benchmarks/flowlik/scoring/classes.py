@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,10 @@ def classify(
     >>> found.label.tolist(), bool(found.posterior[0, 0] > 0.999)
     ([0, 1], True)
     """
+    try:
+        classes = [index(label) for label in classes]
+    except TypeError:
+        raise ValueError(f"classify: classes={list(classes)}: expected whole numbers, the labels") from None
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"classify: classes={list(classes)}: expected two or more different labels")
     if len(x) == 0:
@@ -84,10 +89,10 @@ def classify(
     chosen = _one(estimator)
     work, columns = 0.0, []
     for label in classes:
-        log_prob, forwards = _given(model, x, int(label), chosen, batch_size, seed)
+        log_prob, forwards = _given(model, x, label, chosen, batch_size, seed)
         columns.append(log_prob)
         work += forwards
-    return _judged(tuple(map(int, classes)), np.stack(columns, 1), np.log(weights / weights.sum()), work)
+    return _judged(tuple(classes), np.stack(columns, 1), np.log(weights / weights.sum()), work)
 
 
 def _one(estimator: str | Estimator) -> Estimator:

@@ -167,6 +167,10 @@ class Task(ABC):
         """The digits that `load_model` gives; None: the model's checkpoint has them."""
         return None
 
+    def for_model(self, model: Any) -> Task:
+        """The task as this model is given it: where labels are for some of its models only, with them or without."""
+        return self
+
     def check(self, models: Sequence[str], device: str) -> None:
         """Raise ValueError where data or models of one's own cannot be used; called before a run writes anything."""
         return

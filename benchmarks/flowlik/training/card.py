@@ -163,13 +163,14 @@ def _judged(
         device=device,
         options=Options(split=split, n_items=items, batch_size=500),
     )
-    points = task.items(split, items)
+    points = task.for_model(network).items(split, items)
     points = replace(points, x=points.x.to(torch.float32))
-    out = evaluate(cell, network, points.x, points.ids)
+    out = evaluate(cell, network, points.x, points.ids, points.cond)
     shape = (points.draws, points.n)
     truth = np.full(shape, np.nan)
-    # an exact flow has learned the data, not a teacher: only the data's own density judges it
-    if not can(network, "exact inverse") or task.reference_model == "closed-form":
+    # an exact flow, or a field of classes, has learned the data, not a teacher: only the data's own density judges it
+    own = can(network, "exact inverse") or points.cond is not None
+    if not own or task.reference_model == "closed-form":
         with suppress(UnavailableError, ValueError):
             truth = task.reference(split, points, estimator.data_end(network)).log_prob
     levels = None if split == "teacher-samples" else task.levels

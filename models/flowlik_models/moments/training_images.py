@@ -22,12 +22,13 @@ IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
 @dataclass(frozen=True, eq=False)
 class TrainingImages:
     """``levels`` (n, *event) uint8 in 0..n_levels - 1; ``flips``: mirrored images are as likely; ``identity`` names
-    the images."""
+    the images; ``labels`` (n,) int64 where they are known."""
 
     levels: Tensor
     n_levels: int
     flips: bool
     identity: str
+    labels: Tensor | None = None
 
 
 @lru_cache(maxsize=1)
@@ -38,10 +39,12 @@ def training_images(task: str) -> TrainingImages:
         MissingDataError, DataError: the files are not there, or not as published.
     """
     if task == "digits":
-        return TrainingImages(digits("train")[0], DIGITS_LEVELS, False, data_hash("digits", "train"))
+        levels, labels = digits("train")
+        return TrainingImages(levels, DIGITS_LEVELS, False, data_hash("digits", "train"), labels)
     images = open_images(task, "train")
     levels = images.pixels(range(len(images)))
-    return TrainingImages(levels, images.data_set.levels, images.data_set.flips, images.identity)
+    kind = images.data_set
+    return TrainingImages(levels, kind.levels, kind.flips, images.identity, images.labels)
 
 
 def labelled(task: str, split: str) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,16 @@ from flowlik_models.closed_forms.gaussian import gaussian_map_coefficients, log1
 from flowlik_models.networks.embedding import TimeFeatures
 from flowlik_models.numerics.cosine_transform import along_axes, cosines
 
-__all__ = ["FlowMap", "ImageField", "JointFlowMap", "Moments", "cosine_basis", "cosine_moments", "zeroed"]
+__all__ = [
+    "ClassField",
+    "FlowMap",
+    "ImageField",
+    "JointFlowMap",
+    "Moments",
+    "cosine_basis",
+    "cosine_moments",
+    "zeroed",
+]
 
 Moments = tuple[Tensor, Tensor, Tensor]
 """Mean (d,), eigenvalues (d,) and eigenvectors (d, d; columns)."""
@@ -236,6 +245,70 @@ class ImageField(nn.Module):
 def _derive_again(module: nn.Module, _keys: Any) -> None:
     assert isinstance(module, ImageField)
     module._derive()
+
+
+class ClassField(ImageField):
+    """A backbone whose field is that of a class, or of all classes together. To be mixed into a backbone.
+
+    ``cond`` is the label of each row, (batch,) whole numbers from 0 to ``classes`` - 1; None: the field of all classes.
+    Each label, and none, has a row that is added to the embedding of the time, zero at the start. In training mode the
+    label ``classes`` is none.
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, classes: int, **options: Any) -> None:
+        super().__init__(event_shape, **options)
+        self.classes = classes
+        self.embed_class = nn.Embedding(classes + 1, self.embed_width)
+        nn.init.zeros_(self.embed_class.weight)
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The velocity field v(x, t) of each row's class, shaped like x; t is (batch,).
+
+        Raises:
+            ValueError: labels that are no whole numbers, not one a row, or of no class; one line.
+        """
+        time = t.clamp(0, 1)
+        none = time.new_full(time.shape, self.classes, dtype=torch.long)
+        rows = none if cond is None else self._checked(cond, len(x))
+        return self.velocity_and_hidden(x, time, self._embedding(time, time) + self.embed_class(rows))[0]
+
+    def guided(self, guidance: float) -> GuidedField:
+        """The field ``(1 + w) v(x, t, label) - w v(x, t)`` at guidance w, with the same weights."""
+        return GuidedField(self, guidance)
+
+    def _checked(self, labels: Tensor, n: int) -> Tensor:
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (n,):
+            found = f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}"
+            raise ValueError(
+                f"labels are whole numbers, one a row, (batch,): expected int64 ({n},), got {found}"
+            )
+        outside = labels[(labels < 0) | (labels >= self.classes + self.training)]
+        if len(outside):
+            raise ValueError(f"label {int(outside[0])} is of no class: expected 0 to {self.classes - 1}")
+        return labels.long()
+
+
+class GuidedField(nn.Module):
+    """``(1 + w) v(x, t, label) - w v(x, t)`` of a `ClassField`: two evaluations, both counted.
+
+    Its density is that of its own ODE, not ``p(x | label)^(1 + w)`` (Ho and Salimans 2022, arXiv 2207.12598).
+    """
+
+    networks = ("network",)
+
+    def __init__(self, network: ClassField, guidance: float) -> None:
+        super().__init__()
+        self.network, self.guidance = network, guidance
+        self.event_shape = network.event_shape
+        if hasattr(network, "moments"):
+            self.moments = network.moments
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        """The guided velocity, shaped like x. ValueError without ``cond``."""
+        if cond is None:
+            raise ValueError(f"guidance={self.guidance:g} needs cond, the label that it guides to")
+        own, free = self.network.velocity(x, t, cond=cond), self.network.velocity(x, t)
+        return (1.0 + self.guidance) * own - self.guidance * free
 
 
 class FlowMap(ImageField):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from flowlik_models.networks.attention import SelfAttention
-from flowlik_models.networks.images import FlowMap, ImageField, JointFlowMap, zeroed
+from flowlik_models.networks.images import ClassField, FlowMap, ImageField, JointFlowMap, zeroed
 from flowlik_models.networks.norm import group_norm
 
-__all__ = ["FlowMapUNet", "JointFlowMapUNet", "UNet"]
+__all__ = ["ClassUNet", "FlowMapUNet", "JointFlowMapUNet", "UNet"]
 
 
 class ResBlock(nn.Module):
@@ -140,6 +140,13 @@ class UNet(ImageField):
             joined = isinstance(layer, ResBlock)
             h = layer(torch.cat((h, skips.pop()), dim=1), embedding) if joined else layer(h)
         return self.norm.activated(h), bottom
+
+
+class ClassUNet(ClassField, UNet):
+    """A velocity field v(x, t) of each class, and of all; the arguments are ``classes`` and those of `UNet`."""
+
+    def __init__(self, event_shape: Sequence[int] = (1, 8, 8), *, classes: int, **options: Any) -> None:
+        super().__init__(event_shape, classes=classes, **options)
 
 
 class FlowMapUNet(FlowMap, UNet):

@@ -17,7 +17,8 @@ class Batch:
     """Points ``x`` (batch, *event) at times ``t`` (batch,), target times ``s`` (batch,), the field's velocity there
     (batch, *event) and, for a divergence head, its divergence or an unbiased estimate of it (batch,) in nats.
 
-    Rows marked in ``direct`` (batch,) hold averages from t to s instead, read off solved trajectories.
+    Rows marked in ``direct`` (batch,) hold averages from t to s instead, read off solved trajectories. ``cond``: what
+    each row is conditioned on, (batch, ...).
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class Batch:
     velocity: Tensor
     divergence: Tensor | None = None
     direct: Tensor | None = None
+    cond: Tensor | None = None
 
     def targets(self) -> tuple[Tensor, ...]:
         """Velocity and, where the batch has it, divergence: the targets on the diagonal and of direct rows."""

@@ -11,6 +11,6 @@ from flowlik_models.objectives.batch import Batch
 
 def flow_matching_loss(network: Any, batch: Batch) -> dict[str, Tensor]:
     """Squared error of the field, mean over dimensions, (batch,)."""
-    field = network.velocity(batch.x, batch.t)
+    field = network.velocity(batch.x, batch.t, cond=batch.cond)
     assert field.shape == batch.velocity.shape
     return {"velocity": (field - batch.velocity).flatten(1).square().mean(1)}

@@ -122,6 +122,7 @@ def _digits() -> dict[str, Recipe]:
         "teacher": DIGITS,
         # nearly Gaussian still: which probes are quiet depends on the stage of training
         "teacher-early": DIGITS.with_options(steps=200),
+        "teacher-classes": DIGITS.with_options(network={**DIGITS.network, "classes": 10}),
         **maps,
         "direct-f2d2": joint.with_options(
             objective="direct",

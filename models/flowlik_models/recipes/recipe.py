@@ -92,6 +92,7 @@ class Recipe:
         _check_energy(self)
         _check_likelihood(self)
         _check_compilation(self)
+        _check_classes(self)
 
     def with_options(self, **options: Any) -> Recipe:
         """The recipe with other values of options, each given by its own name, whichever group it belongs to.
@@ -217,6 +218,13 @@ def _check_compilation(recipe: Recipe) -> None:
         raise ValueError(
             "a compiled network has no forward-mode derivative: compile with derivative difference"
         )
+
+
+def _check_classes(recipe: Recipe) -> None:
+    if "classes" in recipe.network and (
+        recipe.objective != "flow-matching" or recipe.teacher != DATA_TEACHER
+    ):
+        raise ValueError("a network with classes is trained by flow-matching on labelled data, teacher data")
 
 
 def smallest_step(recipe: Recipe) -> float:

@@ -201,7 +201,8 @@ def _samples(cell: Cell, model: Any, n: int, *, log_prob: bool, first: int = 0) 
         ids = torch.arange(first + where.start, first + where.stop)
         generator = torch.Generator().manual_seed(cell.options.seed)
         dtype = getattr(torch, cell.options.dtype)
-        cond = conditions_on_device(cell, get_task(cell.task).sample_conditions(cell.options.split, ids))
+        task = get_task(cell.task).for_model(model)
+        cond = conditions_on_device(cell, task.sample_conditions(cell.options.split, ids))
         return cell.estimator.sample(
             model, len(ids), cond=cond, generator=generator, items=ids, dtype=dtype, log_prob=log_prob
         )
