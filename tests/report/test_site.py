@@ -61,6 +61,17 @@ def test_every_number_leads_to_its_record(runs: list[Path], tmp_path: Path) -> N
     assert {"theirs: 1 records"} < set(re.findall(r"<li>([^<]+)</li>", index))
 
 
+def test_a_record_of_several_runs_is_that_of_the_run_it_was_taken_from(tmp_path: Path) -> None:
+    for name, day, bpd in (("older", "2026-01-01", 1.25), ("newer", "2026-02-01", 1.75)):
+        row = record(cell_id="shared", task="gmm-2d", bpd=bpd, created_utc=f"{day}T00:00:00Z")
+        write_rows(tmp_path / name, [row])
+    site.write_site([tmp_path / "older", tmp_path / "newer"], tmp_path / "site")
+    page = (tmp_path / "site" / "task-gmm-2d.html").read_text()
+    assert "<dd>1.75</dd>" in page
+    assert "<dt>run</dt><dd>newer</dd>" in page
+    assert "<li>newer: 1 records</li>" in (tmp_path / "site" / "index.html").read_text()
+
+
 def test_words_of_a_record_are_shown_and_never_run(runs: list[Path], tmp_path: Path) -> None:
     call(*runs, "--out", tmp_path / "site")
     page = (tmp_path / "site" / "task-digits.html").read_text()

@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +207,18 @@ def test_what_was_interrupted_goes_on_and_what_is_finished_is_read(
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
+@cache
+def of_another_teacher() -> tuple[Tensor, Any, Any]:
+    """Points, their closed form, and what is distilled from it alone."""
+    other = closed_form("thin-2d")
+    x = other.sample(2000, generator=torch.Generator().manual_seed(0))
+    return x, other, trained(x, other, steps=8)
+
+
 def test_a_training_of_another_teacher_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = closed_form("thin-2d")
-    x = other.sample(2000, generator=torch.Generator().manual_seed(0))
-    alone = trained(x, other, steps=8, out=tmp_path / "alone")
+    x, other, alone = of_another_teacher()
     with monkeypatch.context() as patch:  # in its judgement, when all is trained
         patch.setattr(module, "judged", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -225,9 +231,7 @@ def test_a_training_of_another_teacher_is_not_gone_on_with(
 def test_a_card_without_its_weights_is_no_finished_student(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = closed_form("thin-2d")
-    x = other.sample(2000, generator=torch.Generator().manual_seed(0))
-    alone = trained(x, other, steps=8, out=tmp_path / "alone")
+    x, other, alone = of_another_teacher()
     trained(steps=8, out=tmp_path / "both")
     with monkeypatch.context() as patch:  # between the card and the weights
         patch.setattr(checkpoints, "save_tensors", lambda *_: 1 / 0)

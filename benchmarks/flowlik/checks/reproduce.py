@@ -84,8 +84,7 @@ def checked(run: Path, count: int) -> Iterator[Checked]:
     """
     rows = [row for row in read_rows(run) if row["status"] == "ok" and row["family"] != "control"]
     for row in sorted(rows, key=lambda row: hashlib.sha256(row["cell_id"].encode()).digest())[:count]:
-        found = find(row["cell_id"], [run])
-        done = reproduce(found)
+        done = reproduce(Found(folder=run, row=row, environment=_environment(run, row["env_id"])))
         verdict = WORDS.get(done.verdict, f"NOT reproduced: {'; '.join(done.lines)}")
         title = f"{row['task']} · {row['model']} · {row['estimator_label']}"
         yield Checked(cell_id=row["cell_id"], title=title, verdict=verdict, succeeded=done.succeeded)
@@ -120,7 +119,7 @@ def run_folders(root: Path) -> list[Path]:
 def _environment(folder: Path, env_id: str | None) -> Mapping[str, Any]:
     try:
         rows, _ = read(folder / "environments.jsonl")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a file of records stands alone
         rows = []
     return next((row for row in rows if row.get("env_id") == env_id), {})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ _PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What a merge made: how many cells, and how many of them several runs had."""
+    """What a merge made: how many cells, how many of them several runs had, and the run that each was taken from."""
 
     folder: Path
     cells: int
     common: int
+    taken_from: Mapping[str, Path] = field(default_factory=dict)
 
 
 def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
@@ -55,7 +56,8 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
         with alone_in(out):
             _refuse_records(out)  # of another merge, for which this one waited
             _write_merged(folders, chosen, out)
-    return Merged(folder=out, cells=len(chosen), common=total - len(chosen))
+    taken_from = {cell_id: folder for cell_id, (folder, _) in chosen.items()}
+    return Merged(folder=out, cells=len(chosen), common=total - len(chosen), taken_from=taken_from)
 
 
 def _refuse_records(out: Path) -> None:

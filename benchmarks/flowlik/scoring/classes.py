@@ -15,7 +15,6 @@ from torch import Tensor
 
 from flowlik.measures.arrays import Array
 from flowlik_estimators import Estimator, parse_spec
-from flowlik_models.numerics.float32 import full_float32
 
 BATCH = 256
 
@@ -37,7 +36,6 @@ class Classified:
     nfe: float
 
 
-@full_float32()
 def classify(
     model: Any,
     x: Tensor,

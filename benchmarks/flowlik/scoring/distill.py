@@ -23,7 +23,7 @@ from flowlik.records.environment import commit
 from flowlik.scoring.judgement import judged, lines_of, pool_error
 from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.own.fingerprint import fingerprint
-from flowlik.tasks.own.students import NAMES, load_student, teacher_hash, with_card
+from flowlik.tasks.own.students import NAMES, load_student, with_card
 from flowlik.tasks.points import whole
 from flowlik_estimators import examine
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint
@@ -195,9 +195,8 @@ class _Work:
                 self.recipe = sized(self.recipe, tuple(example.shape[1:]), moments)
             student = student_of(self.teacher, example, self.recipe, self.network, moments).to(self.device)
             key = self._key(student)
-            unfinished = path.with_suffix(
-                ".state.safetensors"
-            ).is_file()  # removed when both its files are written
+            # removed when both files of the student are written
+            unfinished = path.with_suffix(".state.safetensors").is_file()
             if unfinished or not (self.resume and _card(path).get("key") == key):
                 self._train(student, path, self._named(task, key))
             tensors, card = read_checkpoint(path)
@@ -208,8 +207,12 @@ class _Work:
 
     def _named(self, task: str, key: str) -> dict[str, Any]:
         """What names the student."""
-        teacher = teacher_hash(self.model)
-        return {"task": task, "model": NAMES[self.objective], "key": key, "teacher": teacher}
+        return {
+            "task": task,
+            "model": NAMES[self.objective],
+            "key": key,
+            "teacher": fingerprint(self.model),
+        }
 
     def _key(self, student: nn.Module) -> str:
         """Names everything that determines the result."""

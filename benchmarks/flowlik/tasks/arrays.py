@@ -26,7 +26,7 @@ from flowlik.measures.arrays import Array
 from flowlik.tasks.own.fingerprint import fingerprint
 from flowlik.tasks.own.moments import moments_of_rows
 from flowlik.tasks.own.reading import FILE, Rows, check_rows, label_array, rows
-from flowlik.tasks.own.students import STUDENTS, check_student, load_student, student_file, teacher_hash
+from flowlik.tasks.own.students import STUDENTS, check_student, load_student, student_file
 from flowlik.tasks.own.task_file import said, where
 from flowlik.tasks.points import Points, chunks, whole
 from flowlik.tasks.stored_references import stored_log_prob, stored_samples
@@ -319,7 +319,7 @@ class ArrayTask(Task):
         file = student_file(self.id, student)
         if file is not None:
             if "teacher" not in self._hashes:
-                self._hashes["teacher"] = teacher_hash(self._built(self.taught))
+                self._hashes["teacher"] = fingerprint(self._built(self.taught))
             check_student(file, self.id, student, self._hashes["teacher"])
         return file
 

@@ -53,7 +53,7 @@ class Counts:
 
     def reset(self) -> None:
         """Begin anew."""
-        self.__init__()  # type: ignore[misc]
+        vars(self).update(vars(Counts()))
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,7 @@ class AutoregressiveFlow(nn.Module):
         self.register_buffer("axes", torch.empty(0) if axes is None else axes.float())
         turned = blocks if len(self.event_shape) == 1 else 0
         self.register_buffer("turns", torch.stack([_turn(d) for _ in range(turned)] or [torch.empty(0)]))
+        self.register_load_state_dict_post_hook(_turn_rightly)  # type: ignore[no-untyped-call]
         sizes = (self.tokens, d // self.tokens, width, layers, heads)
         self.blocks = nn.ModuleList(_Block(*sizes) for _ in range(blocks))
 
@@ -80,7 +82,9 @@ class AutoregressiveFlow(nn.Module):
 
     def inverse(self, x: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The noise z (batch, *event) of points x, and log |det dz/dx|, (batch,): one pass."""
-        tokens = self._cut((x.flatten(1) - self.mean) @ self._whitener())
+        whitened = x.flatten(1) - self.mean
+        whitened = (whitened @ self.axes if self.axes.numel() else whitened) / self.scales
+        tokens = self._cut(whitened)
         log_det = -self.scales.log().sum().expand(len(x))
         for number, block in enumerate(self.blocks):
             tokens = self._reordered(tokens, number)
@@ -99,13 +103,8 @@ class AutoregressiveFlow(nn.Module):
                 shift, scale = (part[:, place] for part in block(made))
                 made[:, place] = tokens[:, place] * torch.exp(scale) + shift
             tokens = self._reordered(made, number, back=True)
-        back: Tensor = torch.linalg.inv(self._whitener())
-        return (self._joined(tokens) @ back + self.mean).view_as(z)
-
-    def _whitener(self) -> Tensor:
-        axes = self.axes if self.axes.numel() else torch.eye(len(self.mean)).to(self.mean)
-        whitener: Tensor = axes / self.scales
-        return whitener
+        x = self._joined(tokens) * self.scales
+        return ((x @ self.axes.T if self.axes.numel() else x) + self.mean).view_as(z)
 
     def _cut(self, rows: Tensor) -> Tensor:
         """Rows (batch, d) as tokens (batch, tokens, size)."""
@@ -174,3 +173,13 @@ def _turn(d: int) -> Tensor:
     """A random rotation (or reflection), (d, d)."""
     turn: Tensor = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64))[0]
     return turn.float()
+
+
+def _turn_rightly(module: nn.Module, _keys: Any) -> None:
+    """Rotations that a checkpoint holds in half precision turn without stretching again: the nearest that do."""
+    assert isinstance(module, AutoregressiveFlow)
+    for name in ("axes", "turns"):
+        rounded: Tensor = getattr(module, name)
+        if rounded.numel():
+            left, _, right = torch.linalg.svd(rounded.double())
+            setattr(module, name, (left @ right).to(rounded))

@@ -15,9 +15,8 @@ from flowlik_models.training.batches import draw_times, points_on_path, split_ro
 from flowlik_models.training.process_group import WHOLE, Part
 from flowlik_models.training.trajectories import TrajectoryPool
 
-_UNLABELLED = (
-    0.1  # share of rows that teach the field of all classes (Ho and Salimans 2022, arXiv 2207.12598)
-)
+_UNLABELLED = 0.1
+"""Share of rows that teach the field of all classes (Ho and Salimans 2022, arXiv 2207.12598)."""
 
 
 class ImageSource:

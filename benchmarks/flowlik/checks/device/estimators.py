@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from flowlik.checks.device.cases import Case, cases
-from flowlik.checks.device.setting import Setting
+from flowlik.checks.device.setting import Setting, in_a_line
 from flowlik.evaluation.batching import timing
 from flowlik.tasks.task import UnavailableError
 
@@ -35,7 +35,7 @@ def each(setting: Setting, run: Callable[[Case], Entry]) -> Iterator[Entry]:
         except UnavailableError as error:
             found = {"skipped": str(error)}
         except Exception as error:
-            found = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
+            found = {"failed": in_a_line(error)}
         yield {"estimator": case.estimator.label, "task": case.task, "model": case.model, **found}
 
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from flowlik.checks.device.setting import Setting
+from flowlik.checks.device.setting import Setting, in_a_line
 from flowlik.records import journal
 from flowlik.records.writing import append_line, to_line, utc_now
 from flowlik_models.names import unknown
@@ -155,8 +155,8 @@ def _child(connection: Connection, table: str, name: str, setting: Setting) -> N
         for entry in parts_of(table)[name](setting):
             say("entry", entry)
     except Exception as error:
-        words = " ".join(str(error).split())
-        say(*(("skipped", words) if _is_missing(error) else ("failed", f"{type(error).__name__}: {words}")))
+        line = in_a_line(error)
+        say(*(("skipped", line.partition(": ")[2]) if _is_missing(error) else ("failed", line)))
     else:
         say("ok", "")
 

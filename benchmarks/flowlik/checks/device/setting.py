@@ -32,3 +32,12 @@ class Setting:
         40
         """
         return count if self.full else max(1, count // HUNDREDTH)
+
+
+def in_a_line(error: Exception) -> str:
+    """Kind and message of an error.
+
+    >>> in_a_line(ValueError("no\\nkernel"))
+    'ValueError: no kernel'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from flowlik.checks.device.setting import Setting
+from flowlik.checks.device.setting import Setting, in_a_line
 from flowlik_models.moments.training_images import IMAGE_SHAPES, TrainingImages, training_images
 from flowlik_models.objectives.calibration import only_the_head
 from flowlik_models.recipes import RECIPES, Recipe
@@ -42,7 +42,7 @@ def objectives(setting: Setting) -> Iterator[Entry]:
         try:
             found = _steps(task, recipe, setting)
         except Exception as error:
-            found = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
+            found = {"failed": in_a_line(error)}
         yield {
             "task": task,
             "model": name,

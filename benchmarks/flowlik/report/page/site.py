@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ import pandas as pd
 
 from flowlik.records import journal
 from flowlik.records.merging import Merged, merge_runs
-from flowlik.records.reading import read_records
 from flowlik.records.writing import to_plain
 from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
@@ -69,7 +69,8 @@ def write_site(runs: Sequence[Path], out: Path, verdicts: Mapping[str, str] | No
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / RUN
         merged = merge_runs(runs, folder)
-        pages = _pages(folder, runs, verdicts or {})
+        sources = {cell_id: run.resolve().name for cell_id, run in merged.taken_from.items()}
+        pages = _pages(folder, sources, verdicts or {})
         write_report(folder)
         with journal.storage(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -95,13 +96,12 @@ def need_own_folder(out: Path) -> None:
         raise ValueError(f"{out}: holds something that is no results site; give an empty --out")
 
 
-def _pages(folder: Path, runs: Sequence[Path], verdicts: Mapping[str, str]) -> dict[str, str]:
-    """The pages by file name."""
+def _pages(folder: Path, sources: Mapping[str, str], verdicts: Mapping[str, str]) -> dict[str, str]:
+    """The pages by file name; ``sources`` names the run that each record was taken from."""
     records = frames.load(folder)
     usable = frames.usable(records)
     if usable.empty:
         raise ValueError("no record of these runs has a number to show")
-    sources = _sources(runs)
     environments = {str(row.get("env_id")): row for row in journal.read(folder / "environments.jsonl")[0]}
     tasks = sorted(set(usable["task"]))
     entries: dict[str, list[Entry]] = {task: [] for task in tasks}
@@ -113,25 +113,13 @@ def _pages(folder: Path, runs: Sequence[Path], verdicts: Mapping[str, str]) -> d
         _file(task): template.render(**shared, title=task, entries=found, rows=None)
         for task, found in entries.items()
     }
-    about = [
-        (name, sum(source == name for source in sources.values())) for name in dict.fromkeys(sources.values())
-    ]
-    rows = _table(usable, tasks, verdicts)
-    pages[INDEX] = template.render(**shared, title="Results", entries=None, rows=rows, runs=about)
+    rows, counts = _table(usable, tasks, verdicts), Counter(sources.values()).items()
+    pages[INDEX] = template.render(**shared, title="Results", entries=None, rows=rows, runs=counts)
     return pages
 
 
 def _file(task: str) -> str:
     return f"task-{labels.slug(task)}.html"
-
-
-def _sources(runs: Sequence[Path]) -> dict[str, str]:
-    """The run that each cell was first found in, by its folder's name."""
-    found: dict[str, str] = {}
-    for run in runs:
-        for row in as_dicts(frames.load(run) if run.is_dir() else frames.prepare(read_records(run))):
-            found.setdefault(row["cell_id"], run.resolve().name)
-    return found
 
 
 def _table(
@@ -177,9 +165,7 @@ def _entry(
     sources: Mapping[str, str],
     verdicts: Mapping[str, str],
 ) -> Entry:
-    known = [
-        (name, value) for name, value in ((name, row.get(name)) for name in frames.TEXTS + frames.NUMERIC)
-    ]
+    known = [(name, row.get(name)) for name in frames.TEXTS + frames.NUMERIC]
     return Entry(
         anchor=row["cell_id"],
         title=f"{row['row']} · {row['model']} · {labels.split_title(row['split'])}",

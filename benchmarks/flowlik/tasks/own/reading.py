@@ -262,11 +262,9 @@ def check_rows(found: Rows, levels: int | None) -> None:
         )
     if levels is not None and not whole:
         some = np.asarray(next(part for _, part in found.chunks()))
-        kind, unit = (
-            np.min_scalar_type(levels - 1),
-            f"of values in [0, 1] they are (x * {levels - 1}).round()",
-        )
-        cure = "give them as such: x" if (some == some.round()).all() and some.max() > 1 else unit
+        kind, cure = np.min_scalar_type(levels - 1), "give them as such: x"
+        if some.max() <= 1 or (some != some.round()).any():
+            cure = f"of values in [0, 1] they are (x * {levels - 1}).round()"
         raise ValueError(
             f"{name}: {found.dtype}, expected whole numbers 0..{levels - 1} with levels={levels}; "
             f"{cure}.astype('{kind}')"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowlik.tasks.own.fingerprint import fingerprint
 from flowlik_models.checkpoints import CheckpointError, check_origin, fill, read_checkpoint
 from flowlik_models.distillation import OBJECTIVES, Teacher, recipe_of, student_of
 from flowlik_models.zoo import CHECKPOINTS_VARIABLE
@@ -21,11 +20,6 @@ NAMES = {each: f"{each}-f2d2" for each in OBJECTIVES} | {"calibration": "direct-
 STUDENTS = tuple(NAMES.values())
 STUDENTS_VARIABLE = "FLOWLIK_STUDENTS"
 """The folder that `flowlik train mine.py` writes into by default, for processes that work in another folder."""
-
-
-def teacher_hash(teacher: Any) -> str:
-    """Twelve hexadecimal digits that name a teacher on its students' cards."""
-    return fingerprint(teacher)
 
 
 def folders() -> Iterator[Path]:
