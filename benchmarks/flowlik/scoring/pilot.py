@@ -253,8 +253,9 @@ def plan(subject: Subject, wish: Wish, say: Say) -> Plan:
     """Try, choose, and say why; of a model that only has an exact inverse there is nothing to choose."""
     if can(subject.model, "exact inverse") and not any(can(subject.model, name) for name in CONVERGE):
         why = "exact-flow: exact by the model's own inverse, in one evaluation"
-        nothing = dict.fromkeys(("bias", "bar", "rest", "noise"), 0.0)
-        return Plan(estimator=get("exact-flow"), probes=0, items=0, why=why, **nothing)
+        return Plan(
+            estimator=get("exact-flow"), probes=0, bias=0.0, bar=0.0, rest=0.0, noise=0.0, items=0, why=why
+        )
     pilot, make = Pilot(subject, wish, say), ladder(subject, noiseless=wish.noiseless)
     pilot.climb(make)
     finest = pilot.tried[-1]
