@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flowlik.measures.ranks import student_quantile
 from flowlik.scoring.evaluating import Subject, Values, evaluate
 from flowlik_estimators import Estimator, get
-from flowlik_models.interfaces import can
+from flowlik_models.interfaces import Ability, can
 
 SHARE, FEWEST, MOST = 32, 8, 32
 """Items of a pilot: one in `SHARE`, within these."""
@@ -49,7 +49,7 @@ PLANNED = 0.95
 SINGLE = 1.4
 """Up to so many probes needed the first round takes one: a second one for the items that want it is cheaper."""
 
-CONVERGE = ("velocity", "joint flow map", "policy flow")
+CONVERGE: tuple[Ability, ...] = ("velocity", "joint flow map", "policy flow")
 """What more and more steps converge on."""
 
 Make = Callable[[int], Estimator]
