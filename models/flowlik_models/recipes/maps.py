@@ -65,6 +65,7 @@ def map_recipes() -> dict[str, dict[str, Recipe]]:
         "thin-2d": _thin(),
         "gmm-64d": _space(),
         "digits": _digits(),
+        "digits-flow": _digits_flow(),
     }
 
 
@@ -134,6 +135,12 @@ def _digits() -> dict[str, Recipe]:
             pool_probes=4,
         ),
     }
+
+
+def _digits_flow() -> dict[str, Recipe]:
+    """As of the digits; a sample that is moved by a pixel is none."""
+    models = _digits()
+    return {name: models[name].with_options(shift=0.0) for name in ("teacher", "direct-f2d2")}
 
 
 def _base(model: str, recipe: Recipe) -> Recipe:
