@@ -6,8 +6,8 @@ block reads them in order and scales and shifts each by what a causal transforme
     z_i = (y_i - shift_i(y_<i)) exp(-scale_i(y_<i)),    log |det dz/dy| = -sum_i scale_i(y_<i),
 
 so one pass gives all tokens at once; the next block reads them backwards and, of vectors, in turned coordinates. The
-other way round takes a pass a token. Scales and shifts start at zero: an untrained network is the Gaussian of the
-moments. Source of the architecture: TarFlow (Zhai et al. 2024, arXiv 2412.06329); written anew.
+other way round takes a pass a token, through that token alone. Scales and shifts start at zero: an untrained network
+is the Gaussian of the moments. Source of the architecture: TarFlow (Zhai et al. 2024, arXiv 2412.06329); written anew.
 """
 
 from __future__ import annotations
