@@ -32,6 +32,29 @@ x = 2 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) + 1
 TASK = flowlik.ArrayTask(id="ID", train=x[:300], test=x[300:], models={"net": Field})
 """
 
+KINDS = """
+import math, torch, flowlik
+from field import Field
+
+class Flow:
+    event_shape = (2,)
+
+    def inverse(self, x, *, cond=None):
+        return (x - 1) / 2, x.new_full((len(x),), -2 * math.log(2.0))
+
+class Energy:
+    event_shape = (2,)
+
+    def log_density(self, x, *, cond=None):
+        return -x.square().sum(1)
+
+x = 2 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) + 1
+TASK = flowlik.ArrayTask(
+    id="ID", train=x[:300], test=x[300:], models={"net": Field, "flow": Flow, "energy": Energy}
+)
+"""
+"""Three kinds of models."""
+
 LABELLED = """
 import torch, flowlik
 from field import Field

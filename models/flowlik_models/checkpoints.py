@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
@@ -72,12 +71,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: if the file is missing, truncated or not safetensors, or the card is not JSON.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint, expected a safetensors file")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a complete safetensors file ({error})") from None
+    tensors, _ = read_tensors(path)
     card_path = path.with_suffix(".json")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.is_file() else {}
@@ -86,6 +80,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(card, dict):
         raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON")
     return tensors, card
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a safetensors file and what it says of itself: both of one file, though another may replace it.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint, expected a safetensors file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a complete safetensors file ({error})") from None
 
 
 def check_origin(path: Path, card: Mapping[str, Any], *, task: str, model: str) -> None:

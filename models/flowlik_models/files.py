@@ -150,6 +150,11 @@ def _lock(descriptor: int, *, shared: bool = False) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
+def _unlock(descriptor: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 @contextmanager
 def locks_at(path: Path) -> Iterator[None]:
     """Turn what a file system without locks says in the block into a `LockError` that names the path and the cure."""
@@ -172,8 +177,7 @@ def locked(descriptor: int, path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        _unlock(descriptor)
 
 
 @contextmanager
@@ -187,7 +191,7 @@ def locked_for_reading(descriptor: int) -> Iterator[None]:
         yield
     finally:
         if held:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            _unlock(descriptor)
 
 
 @contextmanager
@@ -203,14 +207,36 @@ def one_at_a_time(file: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block with this folder, where there are locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make a folder and wait until no other process is in such a block with it, where there are locks."""
+    descriptor = _locked_folder(folder)
     try:
-        with suppress(OSError):
-            _lock(descriptor)
         yield
     finally:
+        with suppress(OSError):
+            _unlock(descriptor)  # a process forked meanwhile has the folder open, too
         os.close(descriptor)
+
+
+@contextmanager
+def kept_until_done(folder: Path) -> Iterator[None]:
+    """`alone_in` a folder of partial results, which is removed once the block is through and stays where it raises."""
+    with alone_in(folder):
+        yield
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        with suppress(OSError):
+            _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # who had the lock has removed the folder
 
 
 def no_room(path: Path, error: OSError, size: int | None = None) -> str:

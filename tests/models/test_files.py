@@ -13,6 +13,7 @@ from file_systems import killed_while_writing, without_locks
 from flowlik_models import files
 from flowlik_models.files import (
     LockError,
+    kept_until_done,
     locked,
     locked_for_reading,
     new_folder,
@@ -124,3 +125,23 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         os.write(write, b"parent ")
     os.waitpid(child, 0)
     assert os.read(read, 99) == b"parent child "
+
+
+def test_a_folder_of_partial_results_is_of_one_process_and_stays_where_the_work_failed(
+    tmp_path: Path,
+) -> None:
+    folder, (read, write) = tmp_path / "new" / "parts", os.pipe()
+    with kept_until_done(folder):
+        (folder / "1").touch()
+        if (child := os.fork()) == 0:
+            with kept_until_done(folder):  # removed by the first while this one waits: made anew
+                os.write(write, b"child" if not (folder / "1").exists() and folder.is_dir() else b"torn")
+            os._exit(0)
+        time.sleep(0.1)
+        os.write(write, b"parent ")
+    os.waitpid(child, 0)
+    assert os.read(read, 99) == b"parent child"
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), kept_until_done(folder):
+        raise KeyboardInterrupt
+    assert folder.is_dir()

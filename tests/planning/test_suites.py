@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from own_files import KINDS, write_task
 
 from flowlik.cells import Options
 from flowlik.evaluation.models import load
@@ -194,6 +195,13 @@ def test_suites_of_another_package_go_by_their_entry_points_names(
     assert found["PATH"] == found["path"] == Path(others.PATH)
     assert "GONE" not in found
     assert "quick" in found
+
+
+def test_models_of_a_task_of_ones_own_are_run_by_what_fits_each(tmp_path: Path) -> None:
+    file = str(write_task(tmp_path, "kinds-of-models", KINDS))
+    cells = plan_cells(None, None, [file], None, seeds=None, limit=None, device="cpu")
+    found = {(cell.model, cell.estimator.label) for cell in cells if not cell.is_control}
+    assert found == {("net", "ode"), ("flow", "exact-flow"), ("energy", "energy")}
 
 
 # --- what a command line asks for ---------------------------------------------------------------------------

@@ -179,6 +179,22 @@ def test_a_joint_map_without_a_field_converges_by_its_steps_and_a_field_of_its_o
     assert found.bpd == pytest.approx(truth, abs=1e-4)
 
 
+def test_an_exact_flow_is_scored_by_its_own_inverse(tmp_path: Path) -> None:
+    class Doubling:
+        event_shape = (3,)
+
+        def inverse(self, x: Tensor, *, cond: Any = None) -> tuple[Tensor, Tensor]:
+            return (x - 1.0) / 2.0, x.new_full((len(x),), -3 * math.log(2.0))
+
+    x = Normal(3).data(50)
+    found = flowlik.score(Doubling(), x, accuracy=1e-6, out=tmp_path / "values.npz")
+    np.testing.assert_allclose(found.per_item, Normal(3).bits(x), atol=1e-6)
+    assert (found.estimator, found.error.stated, found.reached) == ("exact-flow", 0.0, True)
+    assert (found.nfe, found.work, found.pilot_work) == (1.0, 1.0, 0.0)
+    again = flowlik.score(Doubling(), x, accuracy=1e-6, out=tmp_path / "values.npz")
+    assert np.array_equal(again.per_item, found.per_item)
+
+
 def test_what_cannot_converge_is_refused_in_one_line() -> None:
     class Generator:
         event_shape = (2,)

@@ -10,8 +10,16 @@ import torch
 from interruption import train_interrupted
 from torch import Tensor
 
-from flowlik_models import zoo
-from flowlik_models.checkpoints import SHIPPED, CheckpointError, fill, read_checkpoint, save_checkpoint
+from flowlik_models import checkpoints, zoo
+from flowlik_models.checkpoints import (
+    SHIPPED,
+    CheckpointError,
+    fill,
+    read_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    save_tensors,
+)
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.features.classifier import load_extractor
 from flowlik_models.networks.vector import VectorFlowMap
@@ -36,6 +44,30 @@ def test_interrupted_training_resumes_to_the_same_result(
     expected, found = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not list((tmp_path / "cut").rglob("*.state.safetensors"))
+
+
+def test_a_state_that_another_training_replaces_meanwhile_is_read_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, newer, opened = (
+        tmp_path / "state.safetensors",
+        tmp_path / "newer.safetensors",
+        checkpoints.safe_open,
+    )
+    for file, step in ((state, 1), (newer, 2)):
+        save_tensors(file, {"weights": torch.full((3,), float(step))}, {"step": str(step)})
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        file = opened(*arguments, **options)
+        if newer.exists():
+            newer.replace(state)
+        return file
+
+    monkeypatch.setattr(checkpoints, "safe_open", replaced)
+    for step in (1, 2):
+        tensors, told = read_tensors(state)
+        assert told == {"step": str(step)}
+        assert tensors["weights"].tolist() == [step] * 3
 
 
 def test_judging_that_was_stopped_costs_no_step_again(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def own_cells(tasks: Sequence[str], *, seeds: tuple[int, ...] | None, device: st
         field = "ode" if task.dim <= EXACT_DIMS else "ode[trace=hutchinson]"
         options = Options(batch_size=max(1, min(1000, BATCH_NUMBERS // task.dim)))
         found = suites.expand([name], task.given_models, [field], options, seeds=seeds, device=device)
-        found += suites.expand([name], None, ["f2d2[steps=1|2|4|8]"], options, seeds=seeds, device=device)
+        found += suites.expand([name], None, OWN, options, seeds=seeds, device=device)
         cells += [cell for cell in found if _misfit(cell, named=False) is None] or found
     return suites.unique([*cells, *suites.control_cells(cells)])
 
@@ -91,6 +91,7 @@ def refused_students(tasks: Sequence[str], models: Sequence[str] | None) -> list
     return [line for task in found if isinstance(task, ArrayTask) for line in task.refused_students()]
 
 
+OWN = ["f2d2[steps=1|2|4|8]", "pi-flow[segments=1|2|4]", "energy", "exact-flow"]
 EXACT_DIMS = 16
 BATCH_NUMBERS = 1 << 19
 """Numbers in a batch: 1,000 items in up to 524 dimensions, 42 of 64 x 64 pixels in three colours."""

@@ -51,11 +51,9 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
             held = chosen.get(row["cell_id"])
             if held is None or _rank(held[1]) < _rank(row):
                 chosen[row["cell_id"]] = (folder, row)
-    with journal.storage(out):
-        out.mkdir(parents=True, exist_ok=True)
-        with alone_in(out):
-            _refuse_records(out)  # of another merge, for which this one waited
-            _write_merged(folders, chosen, out)
+    with journal.storage(out), alone_in(out):
+        _refuse_records(out)  # of another merge, for which this one waited
+        _write_merged(folders, chosen, out)
     taken_from = {cell_id: folder for cell_id, (folder, _) in chosen.items()}
     return Merged(folder=out, cells=len(chosen), common=total - len(chosen), taken_from=taken_from)
 

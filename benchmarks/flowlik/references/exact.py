@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from flowlik.references.conditions import check_standard_source, conditioned, fi
 from flowlik.references.fixed_rk4 import NEAR_DATA, converged_log_prob
 from flowlik.tasks.task import Task, tensor_hash
 from flowlik_estimators import get
+from flowlik_models.files import kept_until_done
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
 
 ITEMS = 256
@@ -45,25 +45,24 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
     parts = folder / f"{task.id}-{model_hash}-parts"
     end = 1.0 - float(getattr(model, "eps", 0.0))
     check_standard_source(task.id, model)
-    samples = teacher_samples(task, model, TEACHER_SAMPLES, parts, progress)
-    arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
-    card = _how(task, model_hash, end) | {"splits": {}, "checks": []}
-    for split in task.splits:
-        x, cond = points_of(task, split, n, samples)
-        options = (end, parts, split, device, progress)
-        values = _in_chunks(model, x, cond, STEPS, *options)
-        halved = _in_chunks(model, x[:HALVED_ITEMS], cond, HALVED, *options)
-        adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], first(cond, ADAPTIVE_ITEMS, device), device)
-        arrays[f"{split}_log_prob"] = values
-        summary, checks = _judged(task, split, x, values, halved, adaptive)
-        card["splits"][split] = summary
-        card["checks"] += checks
-        progress(f"{split}: {summary['bpd_mean']:.4f} bits/dim, error {summary['error_bpd']:.2g}")
-    write_arrays(folder / f"{task.id}.npz", arrays)
-    card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
-    path = write_card(folder / f"{task.id}.json", card)
-    shutil.rmtree(parts, ignore_errors=True)
-    return path
+    with kept_until_done(parts):
+        samples = teacher_samples(task, model, TEACHER_SAMPLES, parts, progress)
+        arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
+        card = _how(task, model_hash, end) | {"splits": {}, "checks": []}
+        for split in task.splits:
+            x, cond = points_of(task, split, n, samples)
+            options = (end, parts, split, device, progress)
+            values = _in_chunks(model, x, cond, STEPS, *options)
+            halved = _in_chunks(model, x[:HALVED_ITEMS], cond, HALVED, *options)
+            adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], first(cond, ADAPTIVE_ITEMS, device), device)
+            arrays[f"{split}_log_prob"] = values
+            summary, checks = _judged(task, split, x, values, halved, adaptive)
+            card["splits"][split] = summary
+            card["checks"] += checks
+            progress(f"{split}: {summary['bpd_mean']:.4f} bits/dim, error {summary['error_bpd']:.2g}")
+        write_arrays(folder / f"{task.id}.npz", arrays)
+        card["arrays_sha256"] = hashlib.sha256((folder / f"{task.id}.npz").read_bytes()).hexdigest()
+        return write_card(folder / f"{task.id}.json", card)
 
 
 def _how(task: Task, model_hash: str, end: float) -> dict[str, Any]:

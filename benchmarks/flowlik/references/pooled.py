@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from flowlik.references.pooled_probes import Plan, Pooled, pilot, pooled_log_pro
 from flowlik.tasks.task import Task, seed_of, tensor_hash
 from flowlik_estimators import get
 from flowlik_estimators.divergence.products import hutchinson
+from flowlik_models.files import kept_until_done
 from flowlik_models.numerics import random
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
 from flowlik_models.numerics.streams import PROBE_STREAM
@@ -96,30 +96,29 @@ def converge(
         progress=progress,
     )
     check_standard_source(task.id, model)
-    samples = cards.teacher_samples(task, model, n, parts, progress)
-    few, given = points_of(task, "teacher-samples", PILOT_ITEMS, samples)
-    field = conditioned(model, first(given, len(few), device))
-    plan = pilot(field, few.to(device), STEPS, end, target_stderr * teacher.nats)
-    progress(plan.words())
-    card = _how(teacher, model_hash, plan, n) | {"splits": {}, "checks": []}
-    arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
-    for split in task.splits:
-        x, cond = points_of(task, split, n, samples)
-        found = _partial_results(teacher, x, cond, split, plan)
-        arrays[f"{split}_log_prob"] = found.log_prob.astype(np.float32)
-        arrays[f"{split}_stderr"] = found.stderr.astype(np.float32)
-        summary, checks = _judged(teacher, split, x, cond, found)
-        card["splits"][split] = summary
-        card["checks"] += checks
-        progress(
-            f"{split}: {summary['bpd_mean']:.4f} bits/dim, standard error {summary['stderr_bpd_mean']:.2g}"
-        )
-    file = folder / f"{task.id}.npz"
-    write_arrays(file, arrays)
-    card["arrays_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    path = cards.write_card(folder / f"{task.id}.json", card)
-    shutil.rmtree(parts, ignore_errors=True)
-    return path
+    with kept_until_done(parts):
+        samples = cards.teacher_samples(task, model, n, parts, progress)
+        few, given = points_of(task, "teacher-samples", PILOT_ITEMS, samples)
+        field = conditioned(model, first(given, len(few), device))
+        plan = pilot(field, few.to(device), STEPS, end, target_stderr * teacher.nats)
+        progress(plan.words())
+        card = _how(teacher, model_hash, plan, n) | {"splits": {}, "checks": []}
+        arrays: dict[str, Any] = {"teacher_samples": samples.numpy()}
+        for split in task.splits:
+            x, cond = points_of(task, split, n, samples)
+            found = _partial_results(teacher, x, cond, split, plan)
+            arrays[f"{split}_log_prob"] = found.log_prob.astype(np.float32)
+            arrays[f"{split}_stderr"] = found.stderr.astype(np.float32)
+            summary, checks = _judged(teacher, split, x, cond, found)
+            card["splits"][split] = summary
+            card["checks"] += checks
+            progress(
+                f"{split}: {summary['bpd_mean']:.4f} bits/dim, standard error {summary['stderr_bpd_mean']:.2g}"
+            )
+        file = folder / f"{task.id}.npz"
+        write_arrays(file, arrays)
+        card["arrays_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return cards.write_card(folder / f"{task.id}.json", card)
 
 
 def _how(teacher: _Teacher, model_hash: str, plan: Plan, n: int) -> dict[str, Any]:

@@ -130,7 +130,6 @@ def publish(runs: Sequence[Path], root: Path) -> list[str]:
         ValueError: a run is not finished, or its suite has no published figure.
     """
     taken = [found for run in runs for found in _of_run(run)]
-    (root / FIGURES).mkdir(parents=True, exist_ok=True)
     with alone_in(root / FIGURES):  # what is noted is read and written again
         _write(runs, taken, root)
     return [shown.name for shown, _, _ in taken]

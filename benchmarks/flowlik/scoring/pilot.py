@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from flowlik.measures.ranks import student_quantile
 from flowlik.scoring.evaluating import Subject, Values, evaluate
 from flowlik_estimators import Estimator, get
-from flowlik_models.interfaces import can
+from flowlik_models.interfaces import Ability, can
 
 SHARE, FEWEST, MOST = 32, 8, 32
 """Items of a pilot: one in `SHARE`, within these."""
@@ -48,6 +48,9 @@ PLANNED = 0.95
 
 SINGLE = 1.4
 """Up to so many probes needed the first round takes one: a second one for the items that want it is cheaper."""
+
+CONVERGE: tuple[Ability, ...] = ("velocity", "joint flow map", "policy flow")
+"""What more and more steps converge on."""
 
 Make = Callable[[int], Estimator]
 Say = Callable[[str], None]
@@ -160,7 +163,7 @@ def ladder(subject: Subject, *, noiseless: bool) -> Make:
         return lambda steps: get("pi-flow", segments=steps)
     raise ValueError(
         f"{subject.name}: nothing to converge on: a model of type {type(model).__name__} is neither a velocity field "
-        "nor a joint map nor a policy flow; `flowlik run -t mine.py` tries every estimator that fits"
+        "nor a joint map nor a policy flow nor an exact flow; `flowlik run -t mine.py` tries every estimator that fits"
     )
 
 
@@ -247,7 +250,12 @@ class Pilot:
 
 
 def plan(subject: Subject, wish: Wish, say: Say) -> Plan:
-    """Try, choose, and say why."""
+    """Try, choose, and say why; of a model that only has an exact inverse there is nothing to choose."""
+    if can(subject.model, "exact inverse") and not any(can(subject.model, name) for name in CONVERGE):
+        why = "exact-flow: exact by the model's own inverse, in one evaluation"
+        return Plan(
+            estimator=get("exact-flow"), probes=0, bias=0.0, bar=0.0, rest=0.0, noise=0.0, items=0, why=why
+        )
     pilot, make = Pilot(subject, wish, say), ladder(subject, noiseless=wish.noiseless)
     pilot.climb(make)
     finest = pilot.tried[-1]

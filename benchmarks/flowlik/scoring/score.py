@@ -89,7 +89,7 @@ def score(
 
     Args:
         model: what `flowlik.wrap` gives, or any model with ``event_shape`` and a method of
-            `flowlik_models.interfaces`: a velocity field, a joint flow map, a policy flow.
+            `flowlik_models.interfaces`: a velocity field, a joint flow map, a policy flow, an exact flow.
         x: (n, *event) as `flowlik.ArrayTask` takes them. With ``levels`` whole numbers 0..levels-1, which get their
             noise here, or floats in [-1, 1] that have it already; else floats.
         levels: of discrete data; the answer is then that of the discrete data.

@@ -1,5 +1,6 @@
 """Other people's networks as fields on the suite's clock; `wrap` is public as `flowlik.wrap`."""
 
+from flowlik_models.adapters.exact_flow import WrappedFlow
 from flowlik_models.adapters.field import WrappedField
 from flowlik_models.adapters.paths import Path, cosine, ddpm, edm, reverse, straight, ve, vp
 from flowlik_models.adapters.source import GaussianSource, SourceWarning
@@ -10,6 +11,7 @@ __all__ = [
     "Path",
     "SourceWarning",
     "WrappedField",
+    "WrappedFlow",
     "cosine",
     "ddpm",
     "edm",

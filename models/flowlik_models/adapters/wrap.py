@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from flowlik_models.adapters import azula, diffusers, flow_matching, torchcfm, zuko
 from flowlik_models.adapters import source as sources
+from flowlik_models.adapters.exact_flow import WrappedFlow
 from flowlik_models.adapters.field import Call, WrappedField, _Network
 from flowlik_models.adapters.paths import Path, as_path, prediction_of
 from flowlik_models.adapters.predictions import PREDICTIONS
@@ -44,13 +45,16 @@ def wrap(
     call: Call | None = None,
     guidance: float | None = None,
     null: Any = None,
-) -> WrappedField:
-    """A network as a field on the suite's clock: t = 0 noise, t = 1 data, ``x_t = (1 - t) x_0 + t x_1``.
+) -> Any:
+    """A network as a field on the suite's clock, a `WrappedField`: t = 0 noise, t = 1 data.
+
+    An exact flow of zuko's, which is no field, is taken for the family ``exact-flow`` as it is, a `WrappedFlow`.
 
     Args:
         net: called as ``net(z, u)``, or ``net(z, u, cond)`` where there is a condition: z (batch, *event) on its own
-            path, u (batch,) on its own clock. An object of flow_matching, torchcfm, zuko (CNF), azula (Denoiser) or
-            diffusers (UNet2DModel, DiTTransformer2DModel) says most of the rest itself.
+            path, u (batch,) on its own clock, whose straight one is ``x_t = (1 - t) x_0 + t x_1``. An object of
+            flow_matching, torchcfm, zuko (a flow over N(0, I)), azula (Denoiser) or diffusers (UNet2DModel,
+            DiTTransformer2DModel) says most of the rest itself.
         event_shape: of one sample.
         predicts: velocity (dz/du), noise, data (a denoiser), v (``a n - s x``) or score; by default what the scheduler
             says, and velocity on the straight path and its reverse.
@@ -83,6 +87,9 @@ def wrap(
     )
     """
     known = _recognised(net)
+    if "exact" in known:
+        given = {"predicts": predicts, "path": path, "moments": moments, "source": source, "call": call}
+        return _exact(net, known["exact"], event_shape, given | {"guidance": guidance, "null": null})
     event_shape = known.get("event_shape") if event_shape is None else event_shape
     told = known.get("path", "straight") if path is None else path
     path = as_path(told)
@@ -112,6 +119,16 @@ def _recognised(net: Any) -> dict[str, Any]:
     if not callable(net):
         raise ValueError(f"wrap: a network is called as net(z, u); a {type(net).__name__} cannot be called")
     return {}
+
+
+def _exact(net: Any, model: WrappedFlow, event_shape: Any, given: Mapping[str, Any]) -> WrappedFlow:
+    """The model of an exact flow, to which nothing is to be said."""
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise ValueError(f"wrap: a {type(net).__name__} is an exact flow, of which {named[0]} has no meaning")
+    if event_shape is not None and _shape(event_shape) != model.event_shape:
+        raise ValueError(f"wrap: the flow is one of {model.event_shape}, not of {_shape(event_shape)}")
+    return model
 
 
 def _shape(event_shape: Any) -> tuple[int, ...]:

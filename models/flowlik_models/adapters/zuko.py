@@ -1,4 +1,5 @@
-"""zuko's continuous flow (CNF): its ODE carries data at u = 0 to N(0, I) at u = 1, by ``transform.f(u, z, c)``."""
+"""zuko's flows. A CNF is a field: its ODE carries data at u = 0 to N(0, I) at u = 1, by ``transform.f(u, z, c)``; any
+other over N(0, I) is an exact flow."""
 
 from __future__ import annotations
 
@@ -6,15 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from flowlik_models.adapters.exact_flow import WrappedFlow
 from flowlik_models.adapters.paths import Path, reverse
 from flowlik_models.adapters.recognise import class_names
 
 
 def options(net: Any) -> dict[str, Any] | None:
-    """What is known of a CNF; None for anything else.
+    """What is known of a CNF or another flow; None for anything else.
 
     Raises:
-        ValueError: another flow of zuko's, which is no field.
+        ValueError: a flow over another law than N(0, I).
     """
     names = class_names(net)
     if "zuko.CNF" in names:
@@ -25,10 +27,15 @@ def options(net: Any) -> dict[str, Any] | None:
             "call": _call,
         }
     if "zuko.Flow" in names:
-        raise ValueError(
-            f"wrap: {type(net).__name__} is a flow with a log_prob of its own, not a field; of zuko's only CNF is one"
-        )
+        return {"exact": WrappedFlow(net, _noise_shape(net.base()))}
     return None
+
+
+def _noise_shape(base: Any) -> tuple[int, ...]:
+    """Event shape of the law that an exact flow starts from."""
+    if "zuko.DiagNormal" not in class_names(base) or (base.mean != 0).any() or (base.stddev != 1).any():
+        raise ValueError(f"wrap: the flow starts from {base}, expected N(0, I)")
+    return tuple(base.event_shape)
 
 
 def _path(net: Any) -> Path:

@@ -17,10 +17,9 @@ import numpy as np
 import scipy
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
-from flowlik_models.checkpoints import CheckpointError, read_checkpoint, save_tensors, tensors_digest
+from flowlik_models.checkpoints import CheckpointError, read_tensors, save_tensors, tensors_digest
 from flowlik_models.interfaces import HasMoments, Moments
 
 __all__ = ["FULL_LIMIT", "attach", "check", "estimate", "from_covariance", "load", "save"]
@@ -116,10 +115,8 @@ def load(path: Path, event_shape: Sequence[int] | None = None, data_hash: str | 
         CheckpointError: the file is missing, damaged, altered, no file of moments, or not the moments asked for; the
             message names it.
     """
-    tensors, _ = read_checkpoint(path)
+    tensors, metadata = read_tensors(path)
     missing = {"mean", "eigenvalues", "eigenvectors"} - set(tensors)
-    with safe_open(path, "np") as file:
-        metadata = file.metadata() or {}
     found = metadata.get("data_hash")
     if missing or found is None:
         what = f"tensor {min(missing)!r}" if missing else "data hash"

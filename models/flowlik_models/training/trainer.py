@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowlik_models.checkpoints import (
+    CheckpointError,
     as_stored,
     fill,
-    read_checkpoint,
+    read_tensors,
     rounded,
     save_checkpoint,
     save_tensors,
@@ -146,11 +146,12 @@ class _Training:
 
     def resume(self) -> bool:
         """Restore the state on disk; False where there is none of this recipe and seed."""
-        if not self.path.is_file():
+        try:
+            tensors, metadata = read_tensors(self.path)
+        except CheckpointError:
+            if self.path.exists():
+                raise
             return False
-        tensors, _ = read_checkpoint(self.path)
-        with safe_open(self.path, framework="pt") as file:
-            metadata = file.metadata()
         if metadata.get("key") != self.key:
             return False
         for prefix, module in (("network.", self.network), ("average.", self.average)):

@@ -8,9 +8,9 @@ and those of the uniform grids of up to eight steps among them (docs/training.md
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -21,7 +21,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from flowlik_models.checkpoints import read_checkpoint, save_tensors
+from flowlik_models.checkpoints import read_tensors, save_tensors
+from flowlik_models.files import kept_until_done
 from flowlik_models.images.pixels import mirrored, shifted
 from flowlik_models.moments.training_images import TrainingImages, training_images
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
@@ -147,9 +148,17 @@ class TrajectoryPool:
 def stored_pool(file: Path, solved: Callable[[], TrajectoryPool], group: Group = ALONE) -> TrajectoryPool:
     """The pool stored in ``file``, or solved now, by every process of the group, and stored there by the first.
 
-    A file that lacks a tensor, as an older version wrote them, is made anew.
+    A file that lacks a tensor, as an older version wrote them, is made anew. Of several calls one solves; what it keeps
+    while it does lies in ``file``'s folder of ``.parts``.
     """
-    tensors = read_checkpoint(file)[0] if file.is_file() else {}
+    parts = file.with_suffix(".parts")
+    with kept_until_done(parts) if group.first else nullcontext():
+        return _stored_or_solved(file, solved, group)
+
+
+def _stored_or_solved(file: Path, solved: Callable[[], TrajectoryPool], group: Group) -> TrajectoryPool:
+    group.wait()  # the first one has the folder
+    tensors = read_tensors(file)[0] if file.is_file() else {}
     group.wait()  # nobody writes while others still look
     if tensors.keys() >= _STORED:
         return _from_tensors(tensors)
@@ -282,8 +291,6 @@ def solve(
         return _stored_chunk(folder, index, solved)
 
     chunks = _shared(chunk, len(starts), group)
-    if folder is not None and group.first:
-        shutil.rmtree(folder, ignore_errors=True)
     states, log_dets = (torch.cat([part[name] for part in chunks], 1) for name in ("states", "log_dets"))
     times = _times(nodes)[::2].float()[:, None].expand(-1, n)
     cpu_seconds = sum(float(part["cpu_seconds"]) for part in chunks)
@@ -324,7 +331,7 @@ def _stored_chunk(folder: Path | None, index: int, solved: Callable[[], _Chunk])
         return solved()
     file = folder / f"{index:03d}.safetensors"
     if file.is_file():
-        return read_checkpoint(file)[0]
+        return read_tensors(file)[0]
     made = solved()
     save_tensors(file, made)
     return made

@@ -135,10 +135,61 @@ def test_a_diffusers_network_brings_its_shape_and_its_variances_are_left_away() 
         assert model.velocity(torch.zeros(2, 3, 4, 4), torch.full((2,), 0.5)).shape == (2, 3, 4, 4)
 
 
-def test_an_exact_flow_of_zuko_is_no_field() -> None:
-    kind = of("zuko.lazy", type("Flow", (nn.Module,), {}))
-    with pytest.raises(ValueError, match="not a field"):
-        flowlik.wrap(kind(), (2,))
+class DiagNormal:
+    event_shape = (2,)
+
+    def __init__(self, mean: float = 0.0, stddev: float = 1.0) -> None:
+        self.mean, self.stddev = torch.full((2,), mean), torch.full((2,), stddev)
+
+
+class Rescaled(nn.Module):
+    """A flow as zuko's are, y = scale * exp(x): called with a condition it gives a distribution with a transform."""
+
+    def __init__(self, base: Any = None) -> None:
+        super().__init__()
+        self.scale, self.passes = nn.Parameter(torch.tensor([2.0, 0.5])), 2
+        self.base = lambda cond=None: base or of("zuko.distributions", DiagNormal)()
+
+    def forward(self, cond: Any = None) -> Any:
+        return self
+
+    transform = property(lambda self: self)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale * x, self.scale.log().sum().expand(len(x))
+
+    def inv(self, z: Tensor) -> Tensor:
+        return z / self.scale
+
+
+def exact_flow(base: Any = None) -> Any:
+    return of("zuko.lazy", type("Flow", (Rescaled,), {}))(base)
+
+
+def test_an_exact_flow_of_zuko_is_taken_as_it_is_and_counted_by_its_passes() -> None:
+    model, family = flowlik.wrap(exact_flow()), get("exact-flow")
+    found = family.log_prob(model, X)
+    normal = torch.distributions.Normal(0.0, torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(found.log_prob, normal.log_prob(X).sum(1).double())
+    assert found.cost.forwards == 1.0
+    drawn = family.sample(model, 5, generator=torch.Generator().manual_seed(0), log_prob=False)
+    assert drawn.cost.forwards == 2.0
+    torch.testing.assert_close(model.from_noise(model.inverse(X)[0]), X)
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "message"),
+    [
+        (None, {"predicts": "velocity"}, "Flow is an exact flow, of which predicts has no meaning"),
+        (None, {"event_shape": (3,)}, r"the flow is one of \(2,\), not of \(3,\)"),
+        (of("zuko.distributions", DiagNormal)(stddev=2.0), {}, r"expected N\(0, I\)"),
+        (of("zuko.distributions", DiagNormal)(mean=1.0), {}, r"expected N\(0, I\)"),
+        (of("zuko.distributions", type("BoxUniform", (), {}))(), {}, r"BoxUniform.*, expected N\(0, I\)"),
+    ],
+)
+def test_what_an_exact_flow_cannot_be_is_refused(base: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flowlik.wrap(exact_flow(base), **options)
 
 
 # --- the real libraries ---
@@ -152,6 +203,17 @@ def test_a_real_cnf_of_zuko_agrees_with_its_own_log_prob() -> None:
     ours = get("ode", rtol=1e-8, atol=1e-8).log_prob(flowlik.wrap(flow), x).log_prob
     gap = (ours - flow().log_prob(x)).abs()
     assert float(gap.mean()) < 3e-4
+
+
+@pytest.mark.parametrize("kind", ["MAF", "NSF", "RealNVP", "GF", "UNAF"])
+def test_a_real_exact_flow_of_zuko_agrees_with_its_own_log_prob(kind: str) -> None:
+    zuko = pytest.importorskip("zuko")
+    torch.manual_seed(0)
+    flow = getattr(zuko.flows, kind)(2, 1, hidden_features=(16,)).eval()
+    cond = X[:, :1]
+    found = get("exact-flow").log_prob(flowlik.wrap(flow), X, cond=cond)
+    assert float((found.log_prob - flow(cond).log_prob(X)).abs().max()) < 1e-5
+    assert found.cost.forwards == 1.0
 
 
 LOG_2PI = math.log(2 * math.pi)

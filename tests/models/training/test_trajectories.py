@@ -102,7 +102,7 @@ def test_an_interrupted_solve_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(trajectories, "_CHUNK", 8)
     teacher = Linear(torch.diag(RATES), (1, 8, 8))
     whole = solve(teacher, 30)
-    parts = tmp_path / "parts"
+    file, parts = tmp_path / "paths.safetensors", tmp_path / "paths.parts"
     solved, original = [], trajectories._solved
 
     def counted(*arguments: Any) -> Any:
@@ -113,10 +113,10 @@ def test_an_interrupted_solve_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(trajectories, "_solved", counted)
     with pytest.raises(KeyboardInterrupt):
-        solve(teacher, 30, folder=parts)
+        stored_pool(file, lambda: solve(teacher, 30, folder=parts))
     assert len(list(parts.iterdir())) == 2
     monkeypatch.setattr(trajectories, "_solved", original)
-    again = solve(teacher, 30, folder=parts)
+    again = stored_pool(file, lambda: solve(teacher, 30, folder=parts))
     assert torch.equal(whole.states, again.states)
     assert torch.equal(whole.log_dets, again.log_dets)
     assert not parts.exists()

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from flowlik.evaluation.samples.extractors import standard_extractor
 from flowlik.measures.frechet import Normal, Sums, features_of, normal_of
 from flowlik.measures.precision_recall import NEIGHBOURS, mean_kernel, radii
 from flowlik.tasks.task import Task
-from flowlik_models.checkpoints import CheckpointError, read_checkpoint, save_tensors, tensors_digest
+from flowlik_models.checkpoints import CheckpointError, read_tensors, save_tensors, tensors_digest
 from flowlik_models.files import no_room
 from flowlik_models.images import ImageSet, cache_dir, evaluation_order
 
@@ -155,9 +154,7 @@ def load(path: Path, identity: str) -> RealFeatures:
     Raises:
         CheckpointError: the file is missing, damaged, altered or of other images; one line names it.
     """
-    tensors, _ = read_checkpoint(path)
-    with safe_open(path, "np") as file:
-        metadata = file.metadata() or {}
+    tensors, metadata = read_tensors(path)
     if metadata.get("digest") != tensors_digest(tensors):
         raise CheckpointError(f"{path}: altered since it was written")
     if metadata.get("identity") != identity:

@@ -24,7 +24,7 @@ from flowlik.report import frame as frames
 from flowlik.report import labels, numbers
 from flowlik.report.labels import as_dicts
 from flowlik.report.page.write import page_template, write_report
-from flowlik_models.files import write_atomically
+from flowlik_models.files import alone_in, write_atomically
 
 INDEX: Final = "index.html"
 RUN: Final = "run"
@@ -72,8 +72,7 @@ def write_site(runs: Sequence[Path], out: Path, verdicts: Mapping[str, str] | No
         sources = {cell_id: run.resolve().name for cell_id, run in merged.taken_from.items()}
         pages = _pages(folder, sources, verdicts or {})
         write_report(folder)
-        with journal.storage(out):
-            out.mkdir(parents=True, exist_ok=True)
+        with journal.storage(out), alone_in(out):
             for old in (*out.glob("*.html"), out / RUN):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             shutil.copytree(folder, out / RUN)
