@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,42 @@ def test_a_value_of_another_shape_is_refused(found: Any) -> None:
     with pytest.raises(ValueError, match=r"the value of each sample must be a tensor \(20000,\)"):
         found.expectation(lambda x: x)
     assert np.isfinite(found.log_weights).all()
+
+
+# --- the example of four particles ---
+
+
+@pytest.fixture(scope="module")
+def wells() -> dict[str, Any]:
+    file = Path(__file__).resolve().parents[2] / "docs" / "examples" / "double_wells.py"
+    scope: dict[str, Any] = {"__name__": "double_wells"}
+    exec(compile(file.read_text(), str(file), "exec"), scope)
+    return scope
+
+
+def test_the_energy_is_the_sum_over_pairs_and_knows_no_place_angle_or_order(wells: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x = 2.0 * torch.randn(7, 6, dtype=torch.float64)
+    place = wells["BASIS"].double() @ x.view(7, 3, 2)
+    assert place.mean(1).abs().max() < 1e-6  # no common translation
+    torch.testing.assert_close(place.square().sum((1, 2)), x.square().sum(1), rtol=1e-6, atol=0)
+    for row, found in zip(place.tolist(), wells["energy"](x).tolist(), strict=True):
+        away = [math.dist(row[i], row[j]) - 4.0 for i in range(4) for j in range(i)]
+        assert found == pytest.approx(sum(-4.0 * d**2 + 0.9 * d**4 for d in away), rel=1e-6)
+    torch.testing.assert_close(wells["energy"](wells["turned"](x.float())), wells["energy"](x.float()))
+
+
+def test_chains_that_have_not_mixed_are_told(wells: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(50, 200, generator=generator)
+    assert wells["split_chains"](mixed) == pytest.approx(1.0, abs=0.01)
+    assert wells["split_chains"](mixed + torch.arange(50)[:, None]) > 5.0
+
+
+def test_the_example_says_share_constant_and_free_energy_of_each(wells: dict[str, Any]) -> None:
+    chains, *lines = wells["report"](0.0, 20)
+    assert chains.startswith("chains: R-hat ")
+    names = ["field, ODE", "map, 8 steps", "map, 4 steps", "map, 2 steps", "map, 1 step"]
+    assert [line.partition(":")[0] for line in lines] == names
+    assert all("effective share" in line and "log Z" in line for line in lines)
+    assert "8 evaluations a sample" in lines[1]
