@@ -71,9 +71,9 @@ class Reweighed:
         A set with nothing in a region has no finite value, and neither has the mean.
         """
         weights = np.exp(self.log_weights - self.log_weights.max(1, keepdims=True))
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             parts = [np.log((weights * self._each(region)).sum(1)) for region in (first, second)]
-        return _over_sets(parts[1] - parts[0])
+            return _over_sets(parts[1] - parts[0])
 
     def __str__(self) -> str:
         """One line."""
