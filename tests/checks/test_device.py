@@ -32,6 +32,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     return Setting("cpu", 0.2, str(tmp_path))
 
 
+def test_the_help_names_every_part() -> None:
+    said = " ".join(CliRunner().invoke(app, ["device", "--help"]).output.split())
+    assert ", ".join(PARTS) in said
+
+
 def found(name: str, setting: Setting) -> list[dict[str, Any]]:
     entries = list(PARTS[name](setting))
     json.dumps(run.to_line({"entries": entries}).decode())

@@ -102,7 +102,10 @@ def test_the_command_reproduces_and_its_status_says_whether(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": {}}, "does not hold the options"),
+        (
+            {"extra": {}},
+            "run it anew: flowlik run -t gaussian-2d -m closed-form -e 'f2d2[steps=2]'",
+        ),
         ({"extra": {"options": {"n_items": "many"}}}, "does not hold the options"),
         ({"task": "gone"}, "unknown task"),
         ({"estimator_label": "gone[x=1]"}, "unknown estimator"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def test_the_table_of_a_run_holds_the_last_cells_with_error_and_cost() -> None:
     assert "11/11" in text
 
 
+def test_a_run_without_a_report_says_where_its_records_are(tmp_path: Path) -> None:
+    words = ["run", "-t", "gaussian-2d", "-e", "control-gaussian", "--limit", "20", "--no-report", "--out"]
+    lines = CliRunner().invoke(app, [*words, str(tmp_path / "run")]).output.splitlines()
+    assert lines[-2:] == ["3 cells: 3 ok", f"records: {tmp_path / 'run' / 'records.jsonl'}"]
+
+
 def test_the_version_is_that_of_the_package() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, f"flowlik {version('flowlik')}\n")
@@ -85,9 +92,25 @@ def test_the_options_of_an_estimator_stand_one_a_line_with_values_and_default() 
     options = dict(line.split(maxsplit=1) for line in lines[1:])
     assert options["steps"] == "int  (default: 4)"
     assert options["grid"].startswith("uniform|cosine")
+    assert "``" not in lines[0]
     wrong = CliRunner().invoke(app, ["list", "estimators", "f3d3"])
     assert wrong.exit_code == 2
     assert "f2d2" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("models", "gmm-2d"), r"(?s)^closed-form\n.*\nenergy\n.*\nlsd +to train: flowlik train gmm-2d lsd\n"),
+        (("models", "imagenet64"), r"^none yet\n$"),
+        (("tasks", "thin-2d"), r"^thin-2d +two rotated Gaussians.*\n$"),
+        (("suites", "quick"), r"^quick +the whole picture.*\n$"),
+        (("models", "gmm2d"), r"unknown task 'gmm2d'; did you mean 'gmm-2d'"),
+        (("suites", "quik"), r"unknown suite 'quik'; did you mean 'quick'"),
+    ],
+)  # fmt: skip
+def test_one_entry_of_a_list_stands_alone(words: tuple[str, ...], expected: str) -> None:
+    assert re.search(expected, CliRunner().invoke(app, ["list", *words]).output)
 
 
 def test_two_methods_of_one_run_or_two_runs(tmp_path: Path) -> None:

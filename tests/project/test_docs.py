@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,17 @@ def test_documented_commands_and_options_exist() -> None:
             for option in (*parameter.opts, *parameter.secondary_opts)
         }
         assert set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", rest)) <= known, name
+
+
+def test_every_option_of_a_suite_is_documented_with_its_default() -> None:
+    from flowlik.cells import Options
+
+    page = (ROOT / "docs" / "command-line.md").read_text().partition("## A suite of your own")[2]
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    said = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    for field in fields(Options):
+        assert json.dumps(field.default) in said.pop(field.name), field.name
+    assert not said
 
 
 def test_every_column_is_documented() -> None:

@@ -133,7 +133,10 @@ def cell_of(row: Row) -> Cell:
     known = row["extra"].get("options") if isinstance(row["extra"], dict) else None
     names = {field.name for field in fields(Options)} - {"features"}  # younger than many a record
     if not isinstance(known, dict) or not names <= set(known):
-        raise ValueError(f"the record of {row['cell_id']} does not hold the options of its cell")
+        raise ValueError(
+            f"the record of {row['cell_id']} does not hold the options of its cell; run it anew: flowlik run "
+            f"-t {row['task']} -m {row['model']} -e '{row['estimator_label']}'"
+        )
     try:
         options = options_of(known, Options())
     except ValueError as error:

@@ -37,22 +37,22 @@ def list_(
         str | None,
         typer.Argument(
             metavar="[NAME|mine.py]",
-            help="An estimator, with one option a line; of tasks and models a file with a task of your own.",
+            help="One of them alone: an estimator's options, a task's models a line each. After tasks and models "
+            "also a file with a task of your own.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: estimators, tasks, models and suites."""
-    from flowlik.commands.listing import listed, options_of
+    from flowlik.commands.listing import listed, one_alone
     from flowlik_models.names import unknown
 
     with bad_usage():
         if kind is not None and kind not in LISTS:
             raise ValueError(unknown("list", kind, LISTS))
-        if kind == "estimators" and file is not None and not file.endswith(".py"):
-            found = {kind: options_of(file)}
-        elif file is not None:
-            found = {str(kind): _of_file(str(kind), file)}
+        if file is not None:
+            of = _of_file if file.endswith(".py") else one_alone
+            found = {str(kind): of(str(kind), file)}
         else:
             found = {name: listed(name) for name in (LISTS if kind is None else (kind,))}
     if as_json:
@@ -62,14 +62,14 @@ def list_(
         if kind is None:
             typer.echo(f"{name}:")
         for entry, text in entries.items():
-            typer.echo(f"{'' if kind else '  '}{entry:<20} {text}".rstrip())
+            typer.echo(f"{'' if kind else '  '}{entry:<20} {text.replace('``', '`')}".rstrip())
 
 
 def _of_file(kind: str, file: str) -> dict[str, str]:
     """What `list tasks mine.py` and `list models mine.py` say."""
-    if kind not in ("tasks", "models") or not file.endswith(".py"):
+    if kind not in ("tasks", "models"):
         raise ValueError(
-            f"list {kind} {file}: a file stands after tasks or models alone, and its name ends in .py"
+            f"list {kind} {file}: a file (its name ends in .py) stands after tasks or models alone"
         )
     from flowlik.tasks.registry import get_task
 
@@ -228,7 +228,12 @@ def _gate_verdicts(wanted: list[Gate], device: str, update: bool) -> Iterator[Ve
 
 def device(
     part: Annotated[
-        list[str] | None, typer.Option("--part", help="Only this one; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            "--part",
+            help="Only this one, may be given several times: environment, agreement, synchronisations, timings, "
+            "precision, memory, objectives, cifar10.",
+        ),
     ] = None,
     time_limit: Annotated[str, typer.Option("--time-limit", help="Of each part: 90s, 30m or 8h.")] = "10m",
     out: OutOption = None,

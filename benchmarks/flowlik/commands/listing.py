@@ -21,6 +21,7 @@ import flowlik_models
 INDEX = Path(__file__).with_name("listing.json")
 SUITES = Path(__file__).resolve().parents[1] / "suites"
 GROUPS = ("flowlik.estimators", "flowlik.tasks")
+TO_TRAIN = "to train: "
 FRESH_SECONDS = 60.0  # a checkout or an installation writes its files within this, in any order
 
 
@@ -68,6 +69,27 @@ def _first_line(kind: type) -> str:
     hints = get_type_hints(kind)
     parameters = ", ".join(_spelled(field, hints[field.name]) for field in fields(kind))
     return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
+
+
+def one_alone(kind: str, name: str) -> dict[str, str]:
+    """One entry of a list: an estimator with its options, a task with its models, a line each.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    from flowlik_models.names import unknown
+
+    if kind == "estimators":
+        return options_of(name)
+    entries = listed(kind)
+    if name not in entries:
+        raise ValueError(unknown("suite" if kind == "suites" else "task", name, entries))
+    if kind != "models":
+        return {name: entries[name]}
+    there, _, missing = entries[name].partition(TO_TRAIN)
+    return dict.fromkeys(there.rstrip("; ").split(", "), "") | {
+        model: f"to train: flowlik train {name} {model}" for model in filter(None, missing.split(", "))
+    }
 
 
 def options_of(name: str) -> dict[str, str]:
@@ -169,7 +191,7 @@ def _models(task: str, models: Sequence[str], own: Sequence[str]) -> str:
         )
 
     missing = [model for model in models if not there(model)]
-    parts = [", ".join(filter(there, models)), f"to train: {', '.join(missing)}" if missing else ""]
+    parts = [", ".join(filter(there, models)), f"{TO_TRAIN}{', '.join(missing)}" if missing else ""]
     return "; ".join(filter(None, parts))
 
 

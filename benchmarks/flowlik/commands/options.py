@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 TRAINED = Path("runs/train")
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write into; default: one below runs/.")
+]
 ShipOption = Annotated[bool, typer.Option("--ship", help="Copy the result into the source tree.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]

@@ -124,6 +124,8 @@ def run(
             failed = run_plan(cells, folder, suite or "quick", setup, where, resume=resume)
         finally:
             where.stop()
+        if not report:
+            typer.echo(f"records: {folder / 'records.jsonl'}")
         drawn = draw(folder) if report else True
     raise typer.Exit(1 if failed or not drawn else 0)
 
@@ -261,7 +263,8 @@ def draw(folder: Path) -> bool:
             typer.echo(f"flowlik: {name} failed: {type(error).__name__}: {message}", err=True)
             fine = False
     try:
-        typer.echo("\n".join(result_lines(folder)))
+        for line in result_lines(folder):
+            typer.echo(line)
     except Exception as error:  # the records are safe, and what they say is not
         typer.echo(f"flowlik: no summary: {type(error).__name__}: {' '.join(str(error).split())}", err=True)
     report = folder / "report.html"

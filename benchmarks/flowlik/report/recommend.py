@@ -92,7 +92,8 @@ class Advice:
 
     def lines(self) -> list[str]:
         """The advice in words, a line each."""
-        at = "at any cost" if math.isinf(self.budget) else f"at most {self.budget:g} {self.words}"
+        words = "evaluation" if (self.budget, self.words) == (1, "evaluations") else self.words
+        at = "at any cost" if math.isinf(self.budget) else f"at most {self.budget:g} {words}"
         found = [f"{self.task}, {labels.split_title(self.split)}, {at}"]
         if self.best is None:
             return [*found, "  no method of these records fits this budget"]
