@@ -87,6 +87,7 @@ def test_the_truth_stays_the_shipped_flow_beside_checkpoints_of_ones_own(
     ("model", "label", "most"),
     [
         ("closed-form", "exact-flow", 1e-5),
+        ("direct-f2d2", "f2d2[steps=2]", 0.6),
         ("teacher", "whitened-ode[solver=rk4,steps=2,clock=stretched,trace=hutchinson]", 0.6),
     ],
 )
@@ -119,6 +120,6 @@ def test_the_example_splits_the_error_between_the_teacher_and_its_map() -> None:
     assert first.startswith("25 samples, ")
     bias = [float(row.split()[-1]) for row in rows]
     teacher, *others = bias
-    assert len(others) == (4 if TASK.has_model("direct-f2d2") else 0)
+    assert len(others) == 4
     for total, own in zip(others[::2], others[1::2], strict=True):
         assert total == pytest.approx(teacher + own, abs=2e-4)  # the two parts are all of it
