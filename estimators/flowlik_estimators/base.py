@@ -269,7 +269,7 @@ class Estimator:
         torch.Size([5, 2])
         """
         if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+            raise ValueError(f"n must be at least 1 and a whole number, got {n!r}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
         _check_events(model)
