@@ -12,18 +12,19 @@ import types
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from inspect import get_annotations
+from numbers import Integral
 from threading import Lock
-from typing import Any, ClassVar, Literal, TypeVar, Union, final, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, final, get_args, get_origin, get_type_hints
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from flowlik_estimators.call import Condition, Estimate, Run, Samples, Status
+from flowlik_estimators.call import Answer, Condition, Estimate, Run, Samples, Status, checked_answer
 from flowlik_estimators.counting import Cost, Counts, counted
 from flowlik_estimators.integration.failing_rows import Unanswered, answered, watched
 from flowlik_estimators.model_checks import stand_in
-from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, mapped
+from flowlik_estimators.model_checks.answers import check_cond, check_event_shape, described, mapped
 from flowlik_estimators.model_checks.calls import asks_one_time, checked_model
 from flowlik_estimators.model_checks.guards import DTYPES, check_points, device_of, mode, one_dtype, own_copy
 from flowlik_estimators.model_checks.unchanged import Unchanged
@@ -31,8 +32,6 @@ from flowlik_models.interfaces import data_end_of, ends_of, source_of
 from flowlik_models.names import unknown
 from flowlik_models.numerics import random
 from flowlik_models.numerics.float32 import full_float32
-
-Answer = TypeVar("Answer", Estimate, Samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +217,8 @@ class Estimator:
             asked = ask(part)
             points = x if rows is None else x[rows.to(x.device)]
             points = points if scale == 1.0 else scale * points
-            return self._log_prob(watched(asked) if watch else asked, points, part)
+            found = self._log_prob(watched(asked) if watch else asked, points, part)
+            return checked_answer(self.name, found, Estimate, part.batch)
 
         try:
             estimate, cost, whole = answered(attempt, run)
@@ -268,8 +268,8 @@ class Estimator:
         >>> get("f2d2", steps=1).sample(closed_form("gaussian-2d"), 5).x.shape
         torch.Size([5, 2])
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"n must be at least 1 and a whole number, got {n!r}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
         _check_events(model)
@@ -291,8 +291,11 @@ class Estimator:
 
             def attempt(part: Run, _: Tensor | None, watch: bool) -> Samples:
                 asked = _asked(model, held, part)
-                return self._sample(
+                found = self._sample(
                     watched(asked) if watch else asked, part.source(), part, log_prob=log_prob
+                )
+                return replace(
+                    checked_answer(self.name, found, Samples, part.batch), x=part.event(found.x, "sample")
                 )
 
             try:
@@ -357,6 +360,10 @@ class Estimator:
         cond = mapped(cond, lambda value: own_copy(value, differentiable=differentiable))
         if items is None:
             items = torch.arange(batch)
+        elif not isinstance(items, Tensor):
+            raise ValueError(
+                f"items is {described(items)}, expected int64 of shape ({batch},): torch.as_tensor(items)"
+            )
         elif items.shape != (batch,) or items.dtype != torch.int64:
             raise ValueError(
                 f"items must be int64 of shape ({batch},), got {items.dtype} of shape {tuple(items.shape)}"
@@ -439,22 +446,24 @@ class Bound:
         with self._lock:
             self._unchanged.check()
             check_points(x, self.model.event_shape)
-            with (
-                full_float32(),
-                mode(differentiable=False),
-                stand_in.evaluating(held.shared),
-                one_dtype(held.tensors, x),
-            ):
-                x = own_copy(x, differentiable=False)
-                run = self.estimator._run(self._estimated, x, cond, generator, items, differentiable=False)
-                self._counts.reset()
-                run = replace(run, counts=self._counts)
-                try:
+            try:
+                with (
+                    full_float32(),
+                    mode(differentiable=False),
+                    stand_in.evaluating(held.shared),
+                    one_dtype(held.tensors, x),
+                ):
+                    x = own_copy(x, differentiable=False)
+                    run = self.estimator._run(
+                        self._estimated, x, cond, generator, items, differentiable=False
+                    )
+                    self._counts.reset()
+                    run = replace(run, counts=self._counts)
                     return self.estimator._estimated(self._estimated, held, x, run, self._ask)
-                finally:
-                    if held.copies or held.objects:  # what the call wrote to them is the model's
-                        held.write_back()
-                        self._unchanged.take()
+            finally:
+                if held.copies or held.objects or held.shared:  # what the call wrote to them is the model's
+                    held.write_back()
+                    self._unchanged.take()
 
     def _ask(self, run: Run) -> Any:
         if run.counts is not self._counts:  # rows that are set aside

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from flowlik_estimators.counting import Cost, Counts
 from flowlik_estimators.grids import time_grid
-from flowlik_estimators.model_checks.answers import mapped
+from flowlik_estimators.model_checks.answers import described, mapped
 from flowlik_models.interfaces import Source, VelocityField
 from flowlik_models.numerics import random
 from flowlik_models.numerics.standard_normal import standard_normal_log_prob as standard_normal_log_prob
@@ -76,6 +76,31 @@ class Samples:
     valid: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.bool))
     status: Status = "ok"
     reason: str | None = None
+
+
+Answer = TypeVar("Answer", Estimate, Samples)
+
+
+def checked_answer(name: str, answer: Answer, kind: type[Answer], batch: int) -> Answer:
+    """What a family answered for so many rows; ValueError where a number would be another row's, or none at all."""
+    if not isinstance(answer, kind):
+        raise ValueError(f"{name}: answered {described(answer)}, expected {kind.__name__}(...)")
+    for part in ("log_prob", "stderr", "error"):
+        value = getattr(answer, part, None)
+        if value is None and (part, kind) != ("log_prob", Estimate):
+            continue
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != (batch,):
+            raise ValueError(
+                f"{name}: its {part} is {described(value)}, expected floating-point numbers of shape ({batch},)"
+            )
+    valid = answer.valid
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape not in ((), (batch,)):
+        raise ValueError(f"{name}: its valid is {described(valid)}, expected bool of shape ({batch},) or ()")
+    if answer.status not in get_args(Status):
+        raise ValueError(
+            f"{name}: its status is {answer.status!r}, expected one of {', '.join(get_args(Status))}"
+        )
+    return answer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,17 @@ from torch import Tensor, nn
 from flowlik_estimators.integration.adams import adams_pec
 from flowlik_estimators.model_checks import examined
 from flowlik_estimators.model_checks.answers import mapped
-from flowlik_models.interfaces import can, data_end_of, ends_of
+from flowlik_estimators.model_checks.guards import DTYPES, check_points
+from flowlik_models.interfaces import CAPABILITIES, can, data_end_of, ends_of
 from flowlik_models.numerics import random
 from flowlik_models.numerics.float32 import full_float32
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 from flowlik_models.numerics.streams import EXAMINATION_STREAMS
 
 ROWS = 64
+FEWEST_ROWS = 16
+"""Below so many, chance alone may say that data and noise are joined otherwise than by the field."""
+
 HALFWAY, EARLIER = 0.5, 0.2
 """The times at which rows and derivatives are looked at."""
 
@@ -101,11 +105,17 @@ def examine(model: Any, x: Tensor, cond: Any = None, levels: int | None = None) 
     >>> [finding.name for finding in examine(model, x)]
     ['path']
     """
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES or len(x) == 0:
+        check_points(x, None)
+    if not any(can(model, ability) for ability in CAPABILITIES):
+        raise ValueError(
+            f"a {type(model).__name__} has no velocity(x, t) or the like: wrap it, flowlik.wrap(net, ...)"
+        )
     rows = min(len(x), ROWS)
     x = x[:rows].detach().clone()
     condition = mapped(cond, lambda value: value[:rows])
     ask = _asked(model, condition)
-    if ask is None or rows == 0 or (cond is None and getattr(model, "conditional", False)):
+    if ask is None or (cond is None and getattr(model, "conditional", False)):
         return []
     with torch.inference_mode(False), torch.no_grad(), _evaluating(model) as training:
         try:
@@ -181,7 +191,8 @@ class _Look:
                 return [*found, finding]
             checks = [self._rows, self._derivative, self._mode, self._source]
             checks += [self._times] if self.has_times and self.start <= EARLIER else []
-            checks += [self._path] if self.is_field and self.start <= LATEST_START else []
+            if self.is_field and self.start <= LATEST_START and len(self.x) >= FEWEST_ROWS:
+                checks.append(self._path)
             for check in checks:
                 found += check()
             found += [] if found or not self.has_times else self._steps()

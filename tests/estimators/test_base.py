@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toy_flows import Field, Linear, LinearMap, points, spd, stable_matrix
 
-from flowlik_estimators import Estimate, get, parse_spec, standard_normal_log_prob
+from flowlik_estimators import Estimate, Estimator, get, parse_spec, standard_normal_log_prob
+from flowlik_estimators.call import Run
+from flowlik_models.adapters import wrap
 from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.synthetic import closed_form
 
 SPECS = [
     "ode[rtol=1e-7,atol=1e-7,trace=closed]",
@@ -208,3 +212,65 @@ def test_standard_normal_density() -> None:
     x = points(4, 2, 3)
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(standard_normal_log_prob(x), expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering(Estimator):
+    """Answers what a test says."""
+
+    name = "answering"
+    answer: ClassVar[Any] = None
+
+    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
+        run.velocity(model, x, run.at(0.5))
+        return type(self).answer(torch.arange(len(x), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda value: Estimate(log_prob=value[:, None]), "log_prob is a tensor of float64 of shape"),
+        (lambda value: Estimate(log_prob=value[:1]), "log_prob is a tensor of float64 of shape"),
+        (lambda value: Estimate(log_prob=value.mean()), "log_prob is a tensor of float64 of shape"),
+        (lambda value: Estimate(log_prob=value.long()), "log_prob is a tensor of int64"),
+        (lambda value: Estimate(log_prob=value + 1j), "log_prob is a tensor of complex"),
+        (lambda value: Estimate(log_prob=value.numpy()), "log_prob is an object of ndarray"),
+        (lambda value: Estimate(log_prob=value, stderr=value[:, None]), "stderr is a tensor"),
+        (lambda value: Estimate(log_prob=value, valid=value), "valid is a tensor of float64"),
+        (lambda value: Estimate(log_prob=value, status="fine"), "status is 'fine'"),  # type: ignore[arg-type]
+        (lambda value: value, "answered a tensor of float64"),
+    ],
+)
+def test_an_answer_of_a_family_that_is_not_one_number_a_row_is_refused(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, said: str
+) -> None:
+    monkeypatch.setattr(Answering, "answer", staticmethod(answer))
+    with pytest.raises(ValueError, match=f"^answering: .*{said}"):
+        Answering().log_prob(closed_form("gaussian-2d"), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "given", "said"),
+    [
+        ([[0.0, 0.0]], {}, "got a list: torch.as_tensor"),
+        (torch.zeros(1, 2).to_sparse(), {}, "x.to_dense"),
+        (torch.zeros(1, 2, device="meta"), {}, "on meta"),
+        (torch.zeros(1, 2), {"items": [0]}, "items is a list of 1"),
+        (torch.zeros(1, 2), {"generator": 0}, "generator must be a torch.Generator, got int"),
+    ],
+)
+def test_what_comes_in_of_another_kind_is_named_with_the_cure(x: Any, given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        get("ode", trace="hutchinson").log_prob(closed_form("gaussian-2d"), x, **given)
+
+
+def test_weights_without_values_are_named_and_a_callers_autocast_takes_no_bits() -> None:
+    net = torch.nn.Linear(2, 2)
+    model = wrap(lambda z, u: net(z), event_shape=(2,))
+    estimator, x = get("ode", solver="euler", steps=2), torch.full((1, 2), 0.3)
+    alone = estimator.log_prob(model, x).log_prob
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(estimator.log_prob(model, x).log_prob, alone)
+        assert torch.is_autocast_enabled("cpu")
+    with pytest.raises(ValueError, match="weights are on the meta device"):
+        estimator.log_prob(wrap(net.to("meta"), event_shape=(2,)), x)

@@ -26,12 +26,21 @@ class Own(nn.Module):
         self.part = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2))
         self.register_buffer("offset", torch.zeros(2))
         self.strength, self.calls = 1.0, 0
+        self.others, self.named = [nn.Linear(2, 2)], {"other": nn.Linear(2, 2)}
+        net = nn.Linear(2, 2)
+
+        def swap() -> None:
+            nonlocal net
+            net = nn.Linear(2, 2)
+
+        self.enclosed, self.swap = (lambda x: net(x)), swap
 
     offset: Tensor
 
     def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         self.calls += 1
-        value: Tensor = self.strength * self.part(torch.cat([x, t[:, None]], 1)) + self.offset
+        more = self.enclosed(self.named["other"](self.others[0](x)))
+        value: Tensor = self.strength * self.part(torch.cat([x, t[:, None]], 1)) + self.offset + more
         return torch.where(x.abs().amax(1, keepdim=True) > 50, torch.nan, value)
 
 
@@ -133,6 +142,11 @@ CHANGES: dict[str, tuple[Callable[[Own], object], str]] = {
     "another parameter": (lambda m: setattr(m.part[0], "bias", nn.Parameter(torch.ones(8))), "a part"),
     "another layer": (lambda m: m.part.__setitem__(2, nn.SiLU()), "a part"),
     "another attribute": (lambda m: setattr(m, "strength", 2.0), "an attribute"),
+    "another network in a list": (lambda m: m.others.__setitem__(0, nn.Linear(2, 2)), "a part"),
+    "another network in a dict": (lambda m: m.named.update(other=nn.Linear(2, 2)), "a part"),
+    "another network in a closure": (lambda m: m.swap(), "a part"),
+    "a layer's setting": (lambda m: setattr(m.part[1], "p", 0.1), "an attribute"),
+    "a layer's forward": (lambda m: setattr(m.part[2], "forward", torch.sin), "an attribute"),
     "training mode": (lambda m: m.train(), "its mode"),
     "training mode of a part": (lambda m: m.part[1].train(), "its mode"),
     "another device": (lambda m: m.to("meta"), "its device"),
@@ -174,3 +188,17 @@ def test_misuse_is_refused_in_one_line() -> None:
     bound = get("f2d2").bind(closed_form("gaussian-2d"))
     with pytest.raises(ValueError, match="x must have shape"):
         bound.log_prob(torch.zeros(1, 3))
+
+
+NET = nn.Linear(2, 2)
+
+
+def test_a_network_in_a_global_variable_is_no_change_and_its_weights_through_data_are_answered_for() -> None:
+    model = wrap(lambda z, u: u[:, None] * NET(z), event_shape=(2,))
+    estimator, x = get("ode", solver="euler", steps=2), torch.ones(3, 2)
+    bound = estimator.bind(model)
+    first = bound.log_prob(x).log_prob
+    NET.weight.data.mul_(2.0)
+    assert NET.training
+    assert torch.equal(bound.log_prob(x).log_prob, estimator.log_prob(model, x).log_prob)
+    assert not torch.equal(bound.log_prob(x).log_prob, first)

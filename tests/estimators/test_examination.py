@@ -298,3 +298,19 @@ def test_a_field_that_vanishes_at_a_time_that_is_asked_is_right() -> None:
     for scale in (1.0, 2.0):  # nought at t = 0.5, and at t = 0.2
         exact = Gaussian(torch.zeros(2), scale**2 * torch.eye(2))
         assert examine(exact, exact.sample(64, generator=torch.Generator().manual_seed(0))) == []
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_few_rows_are_no_finding_of_a_right_model(rows: int) -> None:
+    model = Gaussian(torch.zeros(2), torch.eye(2))
+    x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1))
+    assert examine(model, x) == []
+
+
+def test_what_is_no_model_or_no_data_is_an_error_and_not_nothing_found() -> None:
+    with pytest.raises(ValueError, match="wrap it"):
+        examine(lambda x, t: x, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="empty batch"):
+        examine(Gaussian(torch.zeros(2), torch.eye(2)), torch.zeros(0, 2))
+    with pytest.raises(ValueError, match=r"x\.float"):
+        examine(Gaussian(torch.zeros(2), torch.eye(2)), torch.zeros(2, 2).half())

@@ -92,3 +92,18 @@ def test_an_item_without_a_value_has_no_class() -> None:
     found = flowlik.classify(Broken(), x, [0, 1], estimator="ode[solver=euler,steps=2]")
     assert found.valid.tolist() == [True, False, True]
     assert (found.label[1], np.isnan(found.posterior[1]).all()) == (-1, True)
+
+
+def test_a_model_that_makes_no_use_of_its_condition_is_named_and_gives_no_classes() -> None:
+    mixture = MODEL.classes[0]
+    with pytest.raises(ValueError, match="answers every class alike"):
+        flowlik.classify(mixture, X[:2], [0, 1], estimator="ode[solver=euler,steps=1]")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"batch_size": 0}, "batch_size=0"), ({"prior": {0: 1}}, "prior="), ({"classes": 3}, "classes=3")],
+)
+def test_misuse_of_classes_batches_and_priors_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"classify: {said}.*expected"):
+        flowlik.classify(MODEL, X[:2], **{"classes": [0, 1], **given})

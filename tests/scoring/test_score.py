@@ -289,3 +289,42 @@ def test_probes_drawn_anew_are_unbiased_and_quieter_than_fixed_ones() -> None:
 def test_probes_are_drawn_anew_by_fixed_steps_alone(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="redraw needs"):
         get("ode", redraw=True, **options)
+
+
+class InFloat64(torch.nn.Module):
+    """The exact field of N(0, 1/4 I) by weights of float64."""
+
+    event_shape = (2,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(2, 2, bias=False).double()
+        self.net.weight.data = torch.eye(2).double()
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        rate = (t / 4 - (1 - t)) / (t**2 / 4 + (1 - t) ** 2)
+        return rate[:, None] * self.net(x)
+
+
+def test_a_single_item_and_a_network_of_float64_are_scored_within_the_stated_error() -> None:
+    x = torch.tensor([[0.7, -0.1]])
+    truth = (2 * float(x.square().sum()) + math.log(2 * math.pi / 4)) / (2 * math.log(2.0))
+    found = flowlik.score(InFloat64(), x)
+    assert abs(found.bpd - truth) <= found.error.stated * 1.01 <= 0.0102
+    assert not found.findings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"accuracy": "a"}, "accuracy=a: expected a number"),
+        ({"accuracy": True}, "accuracy=True: expected a number"),
+        ({"seed": -1}, "seed=-1: expected a whole number"),
+        ({"weights": 1.5}, "weights=1.5: expected a whole number"),
+        ({"x": np.ma.masked_greater(np.zeros((4, 2)) + 2, 1)}, "masked values"),
+        ({"x": torch.cat([torch.rand(300, 2), torch.full((1, 2), 1.5)]), "levels": 16}, "holds floats from"),
+    ],
+)
+def test_what_a_score_cannot_be_asked_for_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        flowlik.score(InFloat64(), **{"x": torch.zeros(4, 2), **given})

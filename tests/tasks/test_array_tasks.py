@@ -501,3 +501,83 @@ def test_a_file_named_like_an_installed_module_hides_nothing(tmp_path: Path, nam
     assert get_task(str(file)).id == name
     assert statistics.mean([1, 3]) == 2
     assert sys.path[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "longdouble", "float16"])
+def test_floats_of_any_byte_order_and_length_are_the_same_points(kind: str, tmp_path: Path) -> None:
+    x = np.arange(12.0).reshape(6, 2)
+    np.save(tmp_path / "x.npy", x.astype(kind))
+    for given in (x.astype(kind), tmp_path / "x.npy"):
+        task = flowlik.ArrayTask(
+            id="kinds", train=x, test=given, models={"exact": closed_form("gaussian-2d")}
+        )
+        assert whole(task.items("test", 6).x).double().tolist() == x.tolist()
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint16", "uint32", "uint64", ">u2", ">i4"])
+def test_levels_of_any_integer_type_get_the_same_noise(kind: str) -> None:
+    k = np.arange(16).reshape(8, 2)
+    points = []
+    for given in (k, k.astype(kind)):
+        task = flowlik.ArrayTask(
+            id="kinds", train=given, test=given, levels=16, models={"exact": closed_form("gaussian-2d")}
+        )
+        points.append(whole(task.items("test", 8).x))
+    assert torch.equal(*points)
+    assert np.array_equal(np.floor((points[0].double().numpy() + 1) * 8), k)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"test": np.ma.masked_greater(np.arange(4.0).reshape(2, 2), 2)}, "test: masked values"),
+        ({"test": np.zeros((2, 0))}, r"test: rows of shape \(0,\)"),
+        ({"labels": ["a", "b"]}, "names become whole ones by np.unique"),
+        ({"labels": np.array([0, 2**63], dtype=np.uint64)}, "beyond int64"),
+        ({"labels": np.ma.masked_equal([0, 1], 1)}, "masked values"),
+        ({"log_prob": lambda z: z.sum(1).long()}, "log_prob gives torch.int64"),
+        ({"log_prob": lambda z: z.sum(1) * torch.nan}, "log_prob gives NaN"),
+    ],
+)
+def test_what_would_be_taken_for_other_numbers_is_named(given: dict[str, Any], said: str) -> None:
+    rows = np.arange(4.0).reshape(2, 2)
+    options = {"train": rows, "test": rows, **given}
+    if "labels" in given:
+        options["labels"] = {"train": given["labels"], "test": given["labels"]}
+
+    def asked() -> None:
+        task = flowlik.ArrayTask(id="named", models={"exact": closed_form("gaussian-2d")}, **options)
+        task.log_density(task.items("test", 2).x, 1.0)
+
+    with pytest.raises(ValueError, match=said):
+        asked()
+
+
+def test_a_truth_that_writes_into_its_points_leaves_the_items_alone() -> None:
+    rows = np.arange(8.0).reshape(4, 2)
+    task = flowlik.ArrayTask(
+        id="own",
+        train=rows,
+        test=rows,
+        models={"exact": closed_form("gaussian-2d")},
+        log_prob=lambda z: z.mul_(2.0).sum(1),
+    )
+    items = task.items("test", 4)
+    task.log_density(items.x, 1.0)
+    assert whole(items.x).tolist() == rows.tolist()
+
+
+def test_pictures_with_a_palette_are_their_colours_and_those_of_16_bits_are_refused(tmp_path: Path) -> None:
+    colours = np.array([[[0, 0, 0], [250, 10, 20]]], dtype=np.uint8)
+    picture = Image.fromarray(colours).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
+    given = {"image": [picture, picture]}
+    task = flowlik.ArrayTask(
+        id="palette", train=given, test=given, levels=256, models={"exact": closed_form("gaussian-2d")}
+    )
+    assert task.raw("test", 1)[0].movedim(0, -1).tolist() == colours.tolist()
+    for k in range(2):
+        Image.fromarray(np.full((2, 2), 300 + k, dtype=np.uint16)).save(tmp_path / f"{k}.png")
+    with pytest.raises(ValueError, match="more than 8 bits a pixel"):
+        flowlik.ArrayTask(
+            id="deep", train=tmp_path, test=tmp_path, levels=256, models={"exact": closed_form("gaussian-2d")}
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from operator import index
 from typing import Any
 
@@ -76,12 +77,17 @@ def classify(
     try:
         classes = [index(label) for label in classes]
     except TypeError:
-        raise ValueError(f"classify: classes={list(classes)}: expected whole numbers, the labels") from None
+        raise ValueError(f"classify: classes={classes!r}: expected whole numbers, the labels") from None
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"classify: classes={list(classes)}: expected two or more different labels")
     if len(x) == 0:
         raise ValueError("classify: x has no rows, expected one item or more")
-    weights = np.ones(len(classes)) if prior is None else np.asarray(prior, dtype=np.float64)
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"classify: batch_size={batch_size}: expected a whole number of at least 1")
+    try:
+        weights = np.ones(len(classes)) if prior is None else np.asarray(prior, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"classify: prior={prior!r}: expected {len(classes)} numbers above 0") from None
     if weights.shape != (len(classes),) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError(f"classify: prior: expected {len(classes)} numbers above 0, one a class")
     chosen = one_estimator(estimator, "classify")
@@ -90,6 +96,9 @@ def classify(
         log_prob, forwards = _given(model, x, label, chosen, batch_size, seed)
         columns.append(log_prob)
         work += forwards
+    alike = all(np.array_equal(columns[0], each, equal_nan=True) for each in columns)
+    if alike and np.isfinite(columns[0]).any():
+        raise ValueError("classify: the model answers every class alike, so that it makes no use of its cond")
     return _judged(tuple(classes), np.stack(columns, 1), np.log(weights / weights.sum()), work)
 
 

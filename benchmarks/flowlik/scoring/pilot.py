@@ -43,6 +43,9 @@ SMALL = 1e-3
 CONVERGED = 0.1
 """Share of the accuracy, or of the best error within the budget, at which what is left of the finest is small."""
 
+TWICE = 2
+"""Levels in a row at which it is to be small below `FEWEST` items, where one gap may be small by chance."""
+
 PLANNED = 0.95
 """Share of the accuracy that is planned with: what the scoring finds is never just what the pilot said."""
 
@@ -186,7 +189,7 @@ class Pilot:
 
     def climb(self, make: Make) -> None:
         """Twice as many steps until what is left is small beside what was asked for."""
-        size = math.inf
+        size, small, wanted = math.inf, 0, 1 if len(self.which) >= FEWEST else TWICE
         for level in LEVELS:
             self.tried.append(self.evaluate(make(level)))
             if level == 1:
@@ -194,7 +197,8 @@ class Pilot:
             gap, width, now = self.apart(self.tried[-2], self.tried[-1])
             ratio = 0.5 if math.isinf(size) else min(max(now / max(size, 1e-300), FASTEST), SLOWEST)
             self.rest, size = (abs(gap) + width) * ratio / (1.0 - ratio), now
-            if self.rest <= CONVERGED * self._aim():
+            small = small + 1 if self.rest <= CONVERGED * self._aim() else 0
+            if small == wanted:
                 break
 
     def apart(self, one: Tried, other: Tried) -> tuple[float, float, float]:

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import flowlik
 from flowlik.evaluation.models import load
@@ -25,6 +26,7 @@ from flowlik.scoring.pilot import Wish, plan
 from flowlik.scoring.result import EstimatorError, Score
 from flowlik.scoring.rounds import Rounds, Table
 from flowlik.tasks.arrays import ArrayTask
+from flowlik.tasks.own.reading import as_array
 from flowlik.tasks.points import whole
 from flowlik.tasks.task import Task
 from flowlik_estimators import examine
@@ -37,7 +39,7 @@ ACCURACY = 0.01
 EXAMINED = 64
 ALL = 10**12
 CHECKED = 256
-"""Rows whose values are looked at."""
+"""Rows whose values are counted."""
 
 Say = Callable[[str], None]
 
@@ -58,10 +60,11 @@ class Options:
             ValueError: a value that is none, or several dequantisations of data that are not discrete.
         """
         for name, value, least in (("accuracy", self.accuracy, 0.0), ("budget", self.budget, 1.0)):
-            if value is not None and not (math.isfinite(value) and value > 0.0 and value >= least):
-                raise ValueError(f"{name}={value:g}: expected a number above 0, of a budget at least 1")
-        if self.weights < 1:
-            raise ValueError(f"weights={self.weights}: expected a whole number of at least 1")
+            if value is not None and not (_is_number(value, Real) and value > 0.0 and value >= least):
+                raise ValueError(f"{name}={value}: expected a number above 0, of a budget at least 1")
+        for name, whole_number, least_whole in (("weights", self.weights, 1), ("seed", self.seed, 0)):
+            if not (_is_number(whole_number, Integral) and whole_number >= least_whole):
+                raise ValueError(f"{name}={whole_number}: expected a whole number of at least {least_whole}")
         if self.weights > 1 and not discrete:
             raise ValueError(
                 f"weights={self.weights}: only discrete data have several dequantisations: give whole numbers and "
@@ -112,26 +115,28 @@ def score(
     >>> abs(result.bpd - truth) <= result.error.stated <= 0.01
     True
     """
+    asked = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)
     own = None if levels is None or _has_noise(x, levels) else levels
+    wish = asked.wish(discrete=own is not None)
     labels = None if cond is None else {"train": cond, "test": cond}
     task = ArrayTask(id="score", train=x, test=x, levels=own, labels=labels, models={"model": lambda: model})
     if can(model, "velocity") and getattr(model, "moments", None) is None and task.rows_in("test") > 1:
         model = attach(copy.copy(model), task.data_moments())
     items = task.items("test", task.rows_in("test"), max(weights, 1))
-    asked = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)
+    found = stand_in.found(model)
     subject = Subject(
         name=type(model).__name__,
         model=model,
         items=items,
         dim=task.dim,
         levels=levels,
-        device=device_of(stand_in.found(model)),
-        dtype=torch.float32,
+        device=device_of(found),
+        dtype=torch.float64 if _only_float64(found.parameters) else torch.float32,
         seed=seed,
     )
     key = {"model": task.own_model_hash("model"), "data": task.data_hash("test"), "levels": levels}
-    wish = asked.wish(discrete=own is not None)
-    return _scored(subject, asked, wish, Kept(None if out is None else Path(out), key, progress), progress)
+    kept = Kept(None if out is None else Path(out), key, progress)
+    return _scored(subject, asked, wish, kept, progress, given=None if own else levels)
 
 
 def score_task(
@@ -172,12 +177,16 @@ def score_task(
     )
     key = {"model": weights, "data": task.data_hash(split), "split": split, "levels": own or levels}
     file = None if out is None else out / f"{model}.npz"
-    return _scored(subject, options, wish, Kept(file, key, progress), progress)
+    kept = Kept(file, key, progress)
+    return _scored(subject, options, wish, kept, progress, given=None if own else levels)
 
 
-def _scored(subject: Subject, options: Options, wish: Wish, kept: Kept, say: Say) -> Score:
+def _scored(
+    subject: Subject, options: Options, wish: Wish, kept: Kept, say: Say, *, given: int | None
+) -> Score:
+    """``given``: levels of data that were scaled before they came."""
     start = time.monotonic()
-    findings = _findings(subject)
+    findings = _findings(subject, given)
     for finding in findings:
         say(f"examination: {finding}")
     n = subject.items.n
@@ -197,15 +206,24 @@ def _scored(subject: Subject, options: Options, wish: Wish, kept: Kept, say: Say
     return found
 
 
+def _only_float64(parameters: list[nn.Parameter]) -> bool:
+    """Whether the network takes float64 only; closed forms hold buffers and take either."""
+    return {each.dtype for each in parameters if each.is_floating_point()} == {torch.float64}
+
+
+def _is_number(value: Any, kind: type[Any]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _has_noise(x: Any, levels: int) -> bool:
     """Whether these are floats of discrete data that are scaled to [-1, 1] and have their noise already.
 
     Raises:
         ValueError: floats beyond, or with so few values that their noise is missing.
     """
-    if not isinstance(x, Tensor | np.ndarray):
+    if not isinstance(x, Tensor | np.ndarray | list | tuple):
         return False
-    values = torch.as_tensor(x[:CHECKED])
+    values = torch.from_numpy(np.array(as_array(x, "x")))
     if not values.is_floating_point() or bool((values == values.round()).all()):
         return False
     if bool((values.abs() > 1.0).any()):
@@ -213,7 +231,8 @@ def _has_noise(x: Any, levels: int) -> bool:
             f"x holds floats from {float(values.min()):g} to {float(values.max()):g}: with levels={levels} expected "
             f"whole numbers 0..{levels - 1}, or 2 (k + noise)/{levels} - 1 in [-1, 1]"
         )
-    different = len(np.unique(values.cpu().numpy()))
+    values = values[:CHECKED]
+    different = len(np.unique(values.numpy()))
     if different <= levels < values.numel():
         raise ValueError(
             f"x holds {different} different numbers, so its noise is missing: with levels={levels} give "
@@ -222,11 +241,11 @@ def _has_noise(x: Any, levels: int) -> bool:
     return True
 
 
-def _findings(subject: Subject) -> list[str]:
+def _findings(subject: Subject, levels: int | None) -> list[str]:
     x, cond, _ = subject.rows(np.arange(min(EXAMINED, subject.items.n)))
     state = torch.get_rng_state()
     try:
-        return [str(finding) for finding in examine(subject.model, x, cond)]
+        return [str(finding) for finding in examine(subject.model, x, cond, levels=levels)]
     finally:
         torch.set_rng_state(state)
 

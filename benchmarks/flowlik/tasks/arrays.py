@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from flowlik.measures.arrays import Array
 from flowlik.tasks.own.fingerprint import fingerprint
 from flowlik.tasks.own.moments import moments_of_rows
-from flowlik.tasks.own.reading import FILE, Rows, check_rows, label_array, rows
+from flowlik.tasks.own.reading import FILE, Rows, as_array, check_rows, label_array, rows
 from flowlik.tasks.own.students import STUDENTS, check_student, load_student, student_file
 from flowlik.tasks.own.task_file import said, where
 from flowlik.tasks.points import Points, chunks, whole
@@ -248,7 +248,12 @@ class ArrayTask(Task):
 
     def _true(self, x: Tensor) -> Array:
         assert self._truth is not None
-        values = torch.as_tensor(self._truth(x))
+        values = self._truth(x.clone())
+        values = values if isinstance(values, Tensor) else torch.from_numpy(as_array(values, "log_prob"))
+        if not values.is_floating_point():
+            raise ValueError(f"log_prob gives {values.dtype}, expected real floating-point numbers, nats")
+        if bool((values.isnan() | values.isposinf()).any()):
+            raise ValueError("log_prob gives NaN or infinity, expected the log-density of every row, nats")
         if values.shape != (len(x),):
             raise ValueError(
                 f"log_prob gives shape {tuple(values.shape)}, expected ({len(x)},), one value a row"

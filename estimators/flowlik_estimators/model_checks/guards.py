@@ -18,11 +18,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 def check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
     """Raise ValueError, in one line with the cure, where x is no batch of finite points of this shape."""
-    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-        cure = ": use x.float(), and model.float() where its parameters are of half precision"
+    if not isinstance(x, Tensor):
         raise ValueError(
-            f"x must be a float32 or float64 tensor, got {getattr(x, 'dtype', type(x).__name__)}"
-            f"{cure if getattr(x, 'dtype', None) in HALF else ''}"
+            f"x must be a float32 or float64 tensor, got a {type(x).__name__}: torch.as_tensor(x)"
+        )
+    if x.dtype not in DTYPES:
+        cure = ", and model.float() where its parameters are of half precision" if x.dtype in HALF else ""
+        raise ValueError(f"x must be a float32 or float64 tensor, got {x.dtype}: use x.float(){cure}")
+    if x.is_meta or x.layout != torch.strided:
+        raise ValueError(
+            f"x must be dense numbers, got {x.layout} on {x.device}: x.to_dense(), or x from its data"
         )
     if x.ndim == 0 or (event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape)):
         event_shape = event_shape or ("...",)
@@ -51,7 +56,11 @@ def own_copy(x: Tensor, *, differentiable: bool) -> Tensor:
 
 @contextmanager
 def one_dtype(parameters: Sequence[Tensor], x: Tensor) -> Iterator[None]:
-    """Say what to do where the model stumbled over points of another type than its parameters."""
+    """Say what to do where the model stumbled over points of another type than its parameters, or has no weights."""
+    if any(parameter.is_meta for parameter in parameters):
+        raise ValueError(
+            "the model's weights are on the meta device, without values: load them on another device"
+        )
     try:
         yield
     except RuntimeError as failure:

@@ -6,7 +6,8 @@ tuples, dicts, partials, bound methods, functions that close over a module); par
 else is shared as it is. What a copy has written to its own attributes is written to the model when the call ends.
 
 Compiled and scripted modules, and networks that only a global variable holds, cannot be stood in for. They are called
-as they are, and where one is in training mode it is held in eval mode for the time of the call.
+as they are, and where one is in training mode it is held in eval mode for the time of the call. So is all of a model in
+which a hook of such a module writes to what would be copied.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ LONGEST = 1_000
 _ATOMS = (str, bytes, int, float, complex, bool, type(None), type, torch.dtype, torch.device)
 _OF_MODULES = ("training", "_parameters", "_buffers", "_modules")
 _TENSORS = ("_parameters", "_buffers")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _FOREIGN = frozenset({"torch", "numpy", "scipy", "pandas", "sklearn"})
 
 
@@ -41,7 +43,7 @@ _FOREIGN = frozenset({"torch", "numpy", "scipy", "pandas", "sklearn"})
 class StandIn:
     """``model``, the stand-in; and of the model itself its ``modules``, their ``tensors``, and the ``objects`` copied.
 
-    ``shared``: the modules that are called as they are.
+    ``shared``: the modules that are called as they are; ``containers``: lists, dicts and cells that were copied.
     """
 
     model: Any = None
@@ -49,6 +51,7 @@ class StandIn:
     tensors: list[Tensor] = field(default_factory=list)
     objects: list[Any] = field(default_factory=list)
     shared: list[nn.Module] = field(default_factory=list)
+    containers: list[Any] = field(default_factory=list)
     copies: list[tuple[Any, Any, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -72,7 +75,10 @@ def of(model: Any) -> StandIn:
     """The stand-in of a model."""
     copier = _Copier()
     copier.made.model = copier.of(model, 0)
-    return copier.made
+    if not copier.tied:
+        return copier.made
+    modules = copier.made.modules
+    return StandIn(model, modules, copier.made.tensors, shared=modules)
 
 
 def found(model: Any) -> StandIn:
@@ -153,6 +159,8 @@ class _Copier:
         self.opened = set[int]() if opened is None else opened
         self.done: dict[int, Any] = {}
         self.alive: list[Any] = []
+        self.tied = False
+        """Whether a module that is not copied has a hook which leads to what is."""
 
     def of(self, value: Any, depth: int) -> Any:
         """The value itself, or its copy where a module or a tensor with gradients lies in it."""
@@ -197,7 +205,9 @@ class _Copier:
         self.made.modules.append(module)
         state = dict(vars(module))
         own = {
-            name: value for name, value in state.items() if name not in _OF_MODULES and "hooks" not in name
+            name: value
+            for name, value in state.items()
+            if name not in _OF_MODULES and not ("hooks" in name and value == {})
         }
         kept = {name: dict(state[name]) for name in ("_parameters", "_buffers", "_modules")}
         for part in kept.values():
@@ -244,6 +254,8 @@ class _Copier:
             self.made.shared.append(module)
             self.made.modules.append(module)
             self.made.tensors.extend([*module.parameters(recurse=False), *module.buffers(recurse=False)])
+            for hooks in (vars(module).get(name) for name in _HOOKS):
+                self.tied |= bool(hooks) and self.of(hooks, 0) is not hooks
 
     def _share_within(self, value: Any) -> None:
         """Note the modules in what is not copied; it may lead back to itself."""
@@ -280,7 +292,10 @@ class _Copier:
         except ValueError:  # not yet filled
             return cell
         copy = self.of(content, depth)
-        return cell if copy is content else CellType(copy)
+        if copy is content:
+            return cell
+        self.made.containers.append(cell)
+        return CellType(copy)
 
     def _method(self, method: MethodType, depth: int) -> MethodType:
         function, owner = self.of(method.__func__, depth), self.of(method.__self__, depth)
@@ -300,8 +315,10 @@ class _Copier:
             return value
         items = dict(value)  # another thread may write to it
         copied = {name: self.of(held, depth) for name, held in items.items()}
-        same = all(copied[name] is held for name, held in items.items())
-        return value if same else type(value)(copied)
+        if all(copied[name] is held for name, held in items.items()):
+            return value
+        self.made.containers.append(value)
+        return type(value)(copied)
 
     def _sequence(self, value: Any, depth: int) -> Any:
         named = hasattr(value, "_fields")
@@ -311,6 +328,7 @@ class _Copier:
         copied = [self.of(held, depth) for held in items]
         if all(new is old for new, old in zip(copied, items, strict=True)):
             return value
+        self.made.containers.append(value)
         return type(value)(*copied) if named else type(value)(copied)
 
 

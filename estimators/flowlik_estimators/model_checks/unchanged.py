@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from operator import is_
+from types import CellType
 from typing import Any
 
 import torch
@@ -18,23 +19,24 @@ _INSIDE = ("_modules", "_parameters", "_buffers")
 class Unchanged:
     """A model at one time, which `check` compares with what it is now.
 
-    Torch counts what is written into a tensor; writing through ``.data`` or numpy leaves no trace. Attributes of
-    torch's own layers (the rate of a dropout) are not compared.
+    Torch counts what is written into a tensor; writing through ``.data`` or numpy leaves no trace, and is answered for:
+    a stand-in shares its memory. Where the model is its own stand-in, so are attributes of torch's own layers; of these
+    no tensors are compared, which old parametrisations compute at every call.
     """
 
     def __init__(self, model: Any, found: StandIn) -> None:
         self._modules = list({id(module): module for module in found.modules}.values())
         self._tensors = list({id(tensor): tensor for tensor in found.tensors}.values())
+        self._layers = [] if found.model is model else [vars(one) for one in self._modules if _is_layer(one)]
         self._states = list(self._places(model, found))
+        self._containers = list({id(one): one for one in found.containers}.values())
         self.take()
 
     def _places(self, model: Any, found: StandIn) -> Iterator[dict[str, Any]]:
         for module in self._modules:
             yield from (vars(module)[name] for name in _INSIDE)
         for one in {id(one): one for one in (model, *found.objects, *self._modules)}.values():
-            if hasattr(one, "__dict__") and not (
-                isinstance(one, nn.Module) and is_plain(type(one), torch_only=True)
-            ):
+            if hasattr(one, "__dict__") and not _is_layer(one):
                 yield vars(one)
 
     def take(self) -> None:
@@ -68,13 +70,26 @@ class Unchanged:
         return [module.__dict__["training"] for module in self._modules]
 
     def _contents(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self._states)))
+        settings = (v for state in self._layers for v in state.values() if not isinstance(v, Tensor))
+        states = chain.from_iterable(map(dict.values, self._states))
+        return list(chain(states, settings, *map(_held_in, self._containers)))
 
     def _memory(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self._tensors]
 
     def _written(self) -> list[int]:
         return [_version(tensor) for tensor in self._tensors]
+
+
+def _is_layer(one: Any) -> bool:
+    return isinstance(one, nn.Module) and is_plain(type(one), torch_only=True)
+
+
+def _held_in(container: Any) -> Iterable[Any]:
+    """What is in a list, a dict or the cell of a closure."""
+    if isinstance(container, CellType):
+        return (container.cell_contents,)
+    return container.values() if isinstance(container, dict) else container
 
 
 def _kinds(values: list[Any]) -> list[tuple[torch.device, torch.dtype]]:

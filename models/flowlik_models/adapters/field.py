@@ -73,11 +73,7 @@ class WrappedField(nn.Module):
         if cond is None:
             raise ValueError(f"guidance={self.guidance:g} needs cond, the condition that it guides to")
         output: Tensor = self.network(z, u, cond=cond)
-        null = self.null
-        if null is not None and not isinstance(null, Tensor):
-            null = torch.full_like(cond, null)
-        elif isinstance(null, Tensor):
-            null = null.to(cond).expand_as(cond)
+        null = None if self.null is None else _null(self.null, cond)
         free: Tensor = self.network(z, u, cond=null)
         return (1.0 + self.guidance) * output - self.guidance * free
 
@@ -103,6 +99,25 @@ class _Network(nn.Module):
         return _checked(_tensor(output), z)
 
 
+def _null(null: Any, cond: Any) -> Any:
+    """The condition of the second evaluation, of cond's shape and type; ValueError where it fits no such condition."""
+    said = " ".join(repr(null).split())[:60]
+    if isinstance(cond, Mapping):
+        if not isinstance(null, Mapping) or set(null) != set(cond):
+            raise ValueError(f"null={said}: cond is a dict, expected one of {', '.join(map(str, cond))}, too")
+        return {name: _null(null[name], value) for name, value in cond.items()}
+    try:
+        value = torch.as_tensor(null, device=cond.device)
+        fits = value.expand_as(cond)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"null={said}: expected a number, or a tensor that fits one row of cond {tuple(cond.shape)}"
+        ) from None
+    if not cond.is_floating_point() and value.is_floating_point() and bool((value != value.trunc()).any()):
+        raise ValueError(f"null={said}: cond holds whole numbers, expected one, too")
+    return fits.to(cond.dtype).contiguous()
+
+
 def _tensor(output: Any) -> Tensor:
     """The tensor in an output: itself, the first of a tuple, ``.sample``, ``["sample"]`` or ``.mean``."""
     if isinstance(output, Tensor):
@@ -122,8 +137,11 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _checked(output: Tensor, z: Tensor) -> Tensor:
-    if output.shape == z.shape:
+    if output.shape == z.shape and output.is_floating_point():
         return output
+    if not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        raise ValueError(f"the network's output is of {kind}, expected real floating-point numbers")
     cure = "say with call=lambda net, z, u, cond: ... what to take of it"
     if z.ndim > 1 and output.ndim == z.ndim and output.shape[1] == 2 * z.shape[1]:
         cure = f"if the rest are variances, call=lambda net, z, u, cond: net(z, u)[:, :{z.shape[1]}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def _shape(event_shape: Any) -> tuple[int, ...]:
     if event_shape is None:
         raise ValueError("wrap: give event_shape, the shape of one sample, such as (2,) or (3, 32, 32)")
     try:
-        shape = tuple(int(size) for size in event_shape)
+        shape = tuple(index(size) for size in event_shape)
     except TypeError:
         raise ValueError(
             f"wrap: event_shape must be a tuple such as (3, 32, 32), got {event_shape!r}"

@@ -1,15 +1,16 @@
 """float32 means float32: no product of matrices and no convolution is taken with fewer bits behind a caller's back.
 
 GPUs since Ampere take products of float32 with a mantissa of 10 bits (TF32) where torch's settings allow it, as they do
-for convolutions from the start; CPUs take them in bfloat16 where they are asked to. Log-densities are then off by as
-much as estimators are told apart by. Whoever wants that speed gives a model parameters, or an autocast, of that type.
+for convolutions from the start; CPUs take them in bfloat16 where they are asked to, and both under an autocast that a
+caller left on. Log-densities are then off by as much as estimators are told apart by. Whoever wants that speed gives a
+model parameters, or an autocast inside it, of that type.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -41,7 +42,11 @@ def full_float32() -> Iterator[None]:
             if _before is not None:
                 use_full_float32()
     try:
-        yield
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         with _lock:
             _users -= 1

@@ -23,6 +23,11 @@ def draw_key(generator: torch.Generator | None) -> int:
     """A 63-bit key drawn from ``generator`` on its own device; ``None`` stands for a CPU generator seeded with 0."""
     if generator is None:
         return _key_of_none()
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator must be a torch.Generator, got {type(generator).__name__}: "
+            "torch.Generator().manual_seed(seed)"
+        )
     return _drawn(generator)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -287,3 +288,38 @@ def test_two_threads_lose_no_gradient_in_150_calls_and_score_right() -> None:
     figure("gradients lost in 150 calls beside two scoring threads", lost, "0")
     assert (lost, wrong) == (0, [])
     assert scores[0] > 0
+
+
+class Hooked(nn.Module):
+    """A field read off by a hook, as features are, at a layer that is called in one of many ways."""
+
+    event_shape = (2,)
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.Linear(2, 2).double()
+        self.kept: dict[str, Tensor] = {}
+        notes = {"method": self._note, "closure": lambda _, __, out: self.kept.update(seen=out)}
+        layer.register_forward_hook(notes.get(way, self._note))
+        self.weight = layer.weight
+        self.net: Any = torch.compile(layer, backend="eager") if way == "compiled" else nn.Sequential(layer)
+
+    def _note(self, _: nn.Module, __: Any, out: Tensor) -> None:
+        self.kept["seen"] = out
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        self.net(x)
+        return self.kept["seen"]
+
+
+@pytest.mark.parametrize("way", ["method", "closure", "compiled"])
+def test_what_a_hook_reads_off_is_of_this_call_and_not_of_an_earlier_one(way: str) -> None:
+    model, x = Hooked(way), points(4, 2)
+    model.velocity(torch.full((4, 2), 7.0, dtype=x.dtype), x[:, 0])
+    out = get("ode", solver="euler", steps=1, trace="exact").log_prob(model, x)
+    with torch.no_grad():
+        z = x - model.net(x)
+    truth = -0.5 * z.square().sum(1) - math.log(2 * math.pi) - model.weight.trace()
+    torch.testing.assert_close(out.log_prob, truth.detach())
+    assert model.training

@@ -369,3 +369,58 @@ def test_steps_without_signal_at_the_last_one_are_a_path() -> None:
 def test_wrapping_imports_no_other_library() -> None:
     flowlik.wrap(lambda z, u: z, (2,))
     assert not {"diffusers", "azula", "flow_matching", "torchcfm"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_an_output_that_holds_no_real_numbers_is_refused_and_not_cast(kind: torch.dtype) -> None:
+    model = flowlik.wrap(lambda z, u: EXACT.velocity(z, u).to(kind), (2,))
+    with pytest.raises(ValueError, match=r"output is of .*, expected real floating-point numbers"):
+        get("ode", solver="euler", steps=1).log_prob(model, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("event_shape", [(2.7,), "2", ("2",)])
+def test_an_event_shape_of_no_whole_numbers_is_refused_and_not_rounded(event_shape: Any) -> None:
+    with pytest.raises(ValueError, match="event_shape must be a tuple"):
+        flowlik.wrap(lambda z, u: z, event_shape)
+
+
+def shifted(z: Tensor, u: Tensor, cond: Any = None) -> Tensor:
+    """The exact field of N(m, I), m the condition."""
+    mean = cond["m"] if isinstance(cond, dict) else cond
+    mean, t = 0.0 if mean is None else mean[:, None], u[:, None]
+    return mean + (2 * t - 1) / (t**2 + (1 - t) ** 2) * (z - t * mean)
+
+
+@pytest.mark.parametrize(
+    ("null", "cond", "mean"),
+    [
+        (0.5, torch.ones(3), 1.5),
+        ([0.5], torch.ones(3), 1.5),
+        (0, torch.ones(3, dtype=torch.int64), 2.0),
+        (None, {"m": torch.ones(3)}, 2.0),
+        ({"m": 0.5}, {"m": torch.ones(3)}, 1.5),
+    ],
+)
+def test_guidance_of_a_normal_is_the_normal_of_the_guided_mean(null: Any, cond: Any, mean: float) -> None:
+    model = flowlik.wrap(shifted, (2,), guidance=1.0, null=null)
+    x = torch.tensor([[0.0, 0.0], [1.0, -1.0], [2.0, 0.5]])
+    out = get("ode", solver="rk4", steps=16).log_prob(model, x, cond=cond)
+    truth = -0.5 * (x.double() - mean).square().sum(1) - math.log(2 * math.pi)
+    torch.testing.assert_close(out.log_prob, truth, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("null", "cond", "said"),
+    [
+        (0.5, torch.ones(3, dtype=torch.int64), "null=0.5: cond holds whole numbers"),
+        (torch.tensor(0.5), torch.ones(3, dtype=torch.int64), "cond holds whole numbers"),
+        (0, {"m": torch.ones(3)}, "null=0: cond is a dict"),
+        ({"n": 0}, {"m": torch.ones(3)}, "cond is a dict, expected one of m"),
+        ("a", torch.ones(3), "null='a': expected a number"),
+        (torch.zeros(4), torch.ones(3), "fits one row of cond"),
+    ],
+)
+def test_a_null_that_is_no_condition_is_named_and_not_rounded(null: Any, cond: Any, said: str) -> None:
+    model = flowlik.wrap(shifted, (2,), guidance=1.0, null=null)
+    with pytest.raises(ValueError, match=said):
+        model.velocity(torch.zeros(3, 2), torch.zeros(3), cond=cond)

@@ -131,34 +131,59 @@ def _from_array(source: Any, name: str, labels: NDArray[Any] | None = None) -> R
     array = as_array(source, name)
     if array.ndim < 2:
         raise ValueError(f"{name}: shape {array.shape}, expected (n, *event): add a dimension, x[:, None]")
-    return Rows(name, len(array), array.shape[1:], array.dtype, lambda a, b: np.asarray(array[a:b]), labels)
+    if 0 in array.shape[1:]:
+        raise ValueError(f"{name}: rows of shape {array.shape[1:]} hold no numbers")
+    kind = _torch_kind(array.dtype)
+    return Rows(
+        name, len(array), array.shape[1:], kind, lambda a, b: np.asarray(array[a:b], dtype=kind), labels
+    )
 
 
 def label_array(source: Any, name: str) -> NDArray[Any]:
     """Labels (n, ...): an array, or the path of a .npy file. Raises ValueError for anything else."""
     if not isinstance(source, str | Path):
-        return as_array(source, name)
+        return _labels(source, name)
     path = _found(Path(source), name)
     if path.suffix != ".npy":
         raise ValueError(f"{name}: {path.name}: expected an array or a .npy file")
     try:
-        return as_array(_loaded(path), name)
+        return _labels(_loaded(path), name)
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{name}: {path.name}: {_line(error)}") from None
 
 
-def as_array(source: Any, name: str) -> NDArray[Any]:
+def _labels(source: Any, name: str) -> NDArray[Any]:
+    array = as_array(
+        source,
+        name,
+        "whole numbers or floats; names become whole ones by np.unique(labels, return_inverse=True)[1]",
+    )
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name}: {array.max()} is beyond int64")
+    return np.asarray(array, dtype=_torch_kind(array.dtype))
+
+
+def as_array(source: Any, name: str, expected: str = "floats, or whole numbers with levels=") -> NDArray[Any]:
     """A tensor, an array or nested lists as an array of numbers. Raises ValueError for anything else."""
-    if isinstance(source, Tensor):
-        source = source.detach().cpu()
-        source = (source.float() if source.dtype in (torch.bfloat16, torch.float16) else source).numpy()
     try:
+        if isinstance(source, Tensor):
+            source = source.detach().cpu().resolve_neg()
+            source = (source.float() if source.dtype in (torch.bfloat16, torch.float16) else source).numpy()
         array = np.asarray(source)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: expected an array ({_line(error)})") from None
+    if np.ma.is_masked(source):
+        raise ValueError(f"{name}: masked values, expected numbers; leave such rows out")
     if array.dtype.kind not in "iuf":
-        raise ValueError(f"{name}: {array.dtype} values, expected floats, or whole numbers with levels=")
+        raise ValueError(f"{name}: {array.dtype} values, expected {expected}")
     return array
+
+
+def _torch_kind(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type under which torch knows and can use such numbers: of this machine's byte order, none beyond 64 bits."""
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return np.dtype(np.int64)
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
 # --- columns ------------------------------------------------------------------------------------------------
@@ -192,7 +217,7 @@ def _stacked(column: Any, name: str) -> Any:
     """A column that is an array, or a list of pictures or arrays of one shape."""
     if isinstance(column, Tensor | np.ndarray):
         return column
-    parts = [_channels_first(each) if hasattr(each, "getbands") else np.asarray(each) for each in column]
+    parts = [_pixels(each) if hasattr(each, "getbands") else as_array(each, name) for each in column]
     shapes = {part.shape for part in parts}
     if len(shapes) != 1:
         raise ValueError(
@@ -218,6 +243,10 @@ def _from_folder(folder: Path, name: str, labels: str | None) -> Rows:
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(
+                        f"{name}: {file.name}: more than 8 bits a pixel; read it yourself and give the array"
+                    )
                 sizes.setdefault((image.height, image.width, image.mode == "L"), file)
         except OSError as error:
             raise ValueError(f"{name}: {file.name}: cannot be read ({_line(error)})") from None
@@ -237,6 +266,12 @@ def _from_folder(folder: Path, name: str, labels: str | None) -> Rows:
     classes = _classes(files, folder) if labels else None
     shape = (1 if mode == "L" else 3, height, width)
     return Rows(name, len(files), shape, np.dtype(np.uint8), read, classes)
+
+
+def _pixels(picture: Any) -> NDArray[Any]:
+    """A picture's channels; what its numbers mean only by a palette or in another space of colours becomes RGB."""
+    known = ("L", "RGB", "RGBA", "LA", "I;16", "I", "F")
+    return _channels_first(picture if picture.mode in known else picture.convert("RGB"))
 
 
 def _channels_first(image: Any) -> NDArray[Any]:
