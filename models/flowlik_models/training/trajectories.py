@@ -53,7 +53,10 @@ DEFAULT = Trajectories()
 """Either order is as frequent, and one step in ten is the whole way."""
 
 WRONG = 2e-3
-"""Bits/dim: a trajectory of a closed form whose log p is further from the exact one is left out."""
+"""Bits/dim: a trajectory of a closed form whose log p is further from the exact one is solved again, or left out."""
+
+SUBSTEPS = (1, 4, 16)
+"""Runge-Kutta steps between neighbouring nodes, one attempt after another."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +210,9 @@ def solve_closed_form(
 ) -> TrajectoryPool:
     """Trajectories of a closed form from ``starts`` (n, d) at its data end; ``delta``: smallest 1 - t to resolve.
 
-    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; stored in float32. Beside the
-    data a step may jump over a thin layer in which the nearest component changes: those whose log p is `WRONG` are left
-    out.
+    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; stored in float32. A step may
+    jump over a thin layer in which the nearest component changes, most of all beside the data: trajectories whose log p
+    is `WRONG` are solved again with more steps, and left out where that does not help.
 
     Raises:
         ValueError: fewer than half are right.
@@ -219,9 +222,14 @@ def solve_closed_form(
     parts = []
     for part in torch.split(starts.double(), _BLOCK):
         times = jittered_times(counts, end, delta, generator)
-        states, log_dets = _followed(truth, part, times)
-        right = _right(truth, states, log_dets, end)
-        parts.append((times[:, None].expand(-1, int(right.sum())), states[:, right], log_dets[:, right]))
+        left = part
+        for substeps in SUBSTEPS:
+            states, log_dets = _followed(truth, left, times, substeps)
+            right = _right(truth, states, log_dets, end)
+            parts.append((times[:, None].expand(-1, int(right.sum())), states[:, right], log_dets[:, right]))
+            left = left[~right]
+            if not len(left):
+                break
     times, states, log_dets = (torch.cat(blocks, 1).float() for blocks in zip(*parts, strict=True))
     if states.shape[1] < len(starts) / 2:
         raise ValueError(
@@ -265,17 +273,20 @@ def jittered_times(
     return torch.cat(times).clamp(start, end)
 
 
-def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """States (nodes, n, d) and log-determinants (nodes, n) along falling times (nodes,), by Runge-Kutta steps."""
+def _followed(truth: Any, x: Tensor, times: Tensor, substeps: int = 1) -> tuple[Tensor, Tensor]:
+    """States (nodes, n, d) and log-determinants (nodes, n) along falling times (nodes,), by so many Runge-Kutta steps
+    from one to the next."""
     log_det = torch.zeros(len(x), dtype=x.dtype)
     states, log_dets = [x], [log_det]
 
     def slope(y: Tensor, t: float) -> tuple[Tensor, Tensor]:
         return truth.velocity_and_divergence(y, torch.full((len(y),), t, dtype=y.dtype))  # type: ignore[no-any-return]
 
-    for t, s in pairwise(times.tolist()):
-        moved, added = rk4_increments(slope, x, s - t, (t, t + (s - t) / 2, s))
-        x, log_det = x + moved, log_det + added
+    for first, last in pairwise(times.tolist()):
+        between = torch.linspace(first, last, substeps + 1, dtype=times.dtype).tolist()
+        for t, s in pairwise(between):
+            moved, added = rk4_increments(slope, x, s - t, (t, t + (s - t) / 2, s))
+            x, log_det = x + moved, log_det + added
         states.append(x)
         log_dets.append(log_det)
     return torch.stack(states), torch.stack(log_dets)
