@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flowlik.records.reading import read_records
     from flowlik.scoring.classes import classify
     from flowlik.scoring.distill import distill
+    from flowlik.scoring.reweigh import reweigh
     from flowlik.scoring.score import score
     from flowlik.tasks.arrays import ArrayTask
     from flowlik.tasks.own.students import load_student
@@ -28,6 +29,7 @@ __all__ = [
     "examine",
     "load_student",
     "read_records",
+    "reweigh",
     "score",
     "wrap",
 ]
@@ -39,6 +41,7 @@ _HOMES = {
     "examine": "flowlik_estimators",
     "load_student": "flowlik.tasks.own.students",
     "read_records": "flowlik.records.reading",
+    "reweigh": "flowlik.scoring.reweigh",
     "score": "flowlik.scoring.score",
     "wrap": "flowlik_models.adapters",
 }

@@ -20,7 +20,8 @@ The paper samples and has no likelihood. The routes:
 signs mean that G folds, and ``reason`` says so.
 
 Cost: ``invert`` one forward a draw of the bank, and in each Newton step a forward and d vjps a start that is still
-moving, and a forward a trial step. ``own-samples`` a forward and d vjps.
+moving, and a forward a trial step, of which several are tried at once where few starts move. ``own-samples`` a forward
+and d vjps.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ CONDITIONAL_BANK = 64
 TURN, LAST, TRY, STOP = range(4)
 """What a row does in the next round of Newton's steps: a new direction; a determinant, where it has arrived; the next
 half of its step; nothing."""
+
+TOGETHER = 256
+"""Trial points of an evaluation with few rows, which costs hardly more than one with fewer: these try several halves of
+their steps at once. Rounds are fewer so, each with Jacobians of its own, and the host waits less often."""
 
 ITERATIONS = 50
 HALVINGS = 6
@@ -313,7 +318,7 @@ class _Newton:
     """Damped Newton steps of rows z (rows, *event) towards G(z) = x of their owners: ``residual`` |G(z) - x|, ``sign``
     and ``log_det`` of the determinant, (rows,) each.
 
-    In a round some rows get a new direction, others try the next half of their last. The host waits once a round, for
+    In a round some rows get a new direction, others try further halves of their last. The host waits once a round, for
     how many rows do what in the next one.
     """
 
@@ -357,19 +362,26 @@ class _Newton:
         self.halvings[turning] = 0
 
     def _attempted(self, rows: Tensor) -> Tensor:
-        """Move those of the rows that come closer by the half they try; what each does next."""
-        z, before, tolerance = self.z[rows], self.residual[rows], self.tolerance[rows]
-        step = self.step[rows] * 0.5 ** self.halvings[rows][:, None].double()
-        tried = z + step.to(z.dtype).view_as(z)
-        image = _generated(self.inversion.model, tried, self.inversion.run, self.owner[rows])
-        residual = (self.x[self.owner[rows]] - image.flatten(1)).double().norm(dim=1)
-        moving = (before > tolerance) & torch.isfinite(before) & (self.log_det[rows] > -math.inf)
-        closer = moving & (residual < before)
-        self.z[rows] = torch.where(closer.view(-1, *(1 for _ in z.shape[1:])), tried, z)
+        """Move those of the rows that come closer by a step they try, the longest that does; what each does next.
+
+        Each tries the next half of its step, or where rows are few the next halves."""
+        halves = min(HALVINGS, max(1, TOGETHER // len(rows)))
+        halving = self.halvings[rows][:, None] + torch.arange(halves, device=rows.device)
+        z, before, owner = self.z[rows], self.residual[rows], self.owner[rows].repeat_interleave(halves)
+        step = self.step[rows][:, None] * 0.5 ** halving[:, :, None].double()
+        tried = z.repeat_interleave(halves, 0) + step.to(z.dtype).view(-1, *z.shape[1:])
+        image = _generated(self.inversion.model, tried, self.inversion.run, owner)
+        every = (self.x[owner] - image.flatten(1)).double().norm(dim=1).view_as(halving)
+        moving = (before > self.tolerance[rows]) & torch.isfinite(before) & (self.log_det[rows] > -math.inf)
+        comes = moving[:, None] & (every < before[:, None]) & (halving < HALVINGS)
+        first, closer = comes.byte().argmax(1, keepdim=True), comes.any(1)
+        chosen = first[:, 0] + halves * torch.arange(len(rows), device=rows.device)
+        residual = every.gather(1, first)[:, 0]
+        self.z[rows] = torch.where(closer.view(-1, *(1 for _ in z.shape[1:])), tried[chosen], z)
         self.residual[rows] = torch.where(closer, residual, before)
-        self.halvings[rows] += 1
+        self.halvings[rows] += halves
         further = torch.where(self.turns[rows] < ITERATIONS, TURN, STOP)
-        there = torch.where(residual <= tolerance, LAST, further)
+        there = torch.where(residual <= self.tolerance[rows], LAST, further)
         shorter = torch.where(moving & (self.halvings[rows] < HALVINGS), TRY, STOP)
         return torch.where(closer, there, shorter)
 

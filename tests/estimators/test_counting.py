@@ -13,7 +13,7 @@ from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 from toy_flows import Field, Linear, LinearWithDivergence, points, spd, stable_matrix
 
 from flowlik_estimators import get
-from flowlik_estimators.counting import Cost, Counts, counted
+from flowlik_estimators.counting import Cost, Counts, counted, evaluations
 from flowlik_models.closed_forms.gaussian import Gaussian
 
 BATCH, DIM = 5, 3
@@ -197,6 +197,30 @@ def test_guided_model_counts_each_network_and_is_left_as_it_was() -> None:
     assert (out.cost.forwards, out.cost.vjps) == (4.0, 2 * 2 * DIM)
     assert dict(model.named_modules()) == before
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_network_that_is_named_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To follow every tensor of every evaluation takes longer than a small network does."""
+    model = Guided()
+    layers = [nn.Linear(DIM, DIM, dtype=torch.float64) for _ in range(2)]
+    model.weak = nn.Sequential(*layers)  # type: ignore[assignment]
+    followed = []
+    follow = evaluations._Following.__torch_function__
+
+    def counting(self: Any, func: Any, *rest: Any) -> Any:
+        followed.append(func)
+        return follow(self, func, *rest)
+
+    monkeypatch.setattr(evaluations._Following, "__torch_function__", counting)
+    few, many = (_followed(model, steps, followed) for steps in (1, 20))
+    assert few == many
+
+
+def _followed(model: nn.Module, steps: int, followed: list[Any]) -> int:
+    followed.clear()
+    out = get("ode", solver="euler", steps=steps).log_prob(model, points(BATCH, DIM))
+    assert out.cost.forwards == 2 * steps
+    return len(followed)
 
 
 def test_guided_model_that_is_no_module_counts_each_network() -> None:

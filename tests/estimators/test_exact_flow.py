@@ -13,7 +13,7 @@ from flowlik.tasks.registry import get_task
 from flowlik.training.card import accuracy
 from flowlik_estimators import get
 from flowlik_models.closed_forms.catalogue import closed_form
-from flowlik_models.networks.attention import fuse_attention
+from flowlik_models.networks.attention import Past, fuse_attention
 from flowlik_models.networks.autoregressive import AutoregressiveFlow
 from flowlik_models.objectives.energy import exact_targets
 from flowlik_models.recipes.table import RECIPES
@@ -174,3 +174,16 @@ def test_the_shipped_flows_come_back_from_the_noise_and_hold_mass_one() -> None:
         ).view(z[0].numel(), -1)
         said = float(flow.inverse(x[:1].double())[1].detach())
         assert said == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "patch"), EVENTS)
+def test_a_sample_is_what_whole_passes_would_make(shape: tuple[int, ...], patch: int) -> None:
+    flow = stirred(shape, patch)
+    for fused in (False, True):
+        fuse_attention(flow, fused)
+        for block in flow.blocks:
+            tokens = points(3, math.prod(shape)).view(3, flow.tokens, -1)
+            pasts: list[Past] = [[] for _ in block.layers]
+            said = [block.following(tokens[:, :n], pasts) for n in range(flow.tokens)]
+            for parts, whole in zip(zip(*said, strict=True), block(tokens), strict=True):
+                torch.testing.assert_close(torch.cat(parts, 1), whole)

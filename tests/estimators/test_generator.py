@@ -141,6 +141,29 @@ def test_starts_are_doubled_until_all_roots_are_found(
     assert float((_eight_starts(model, x) - truth).abs().mean()) > 0.05
 
 
+def test_few_rows_try_several_halves_at_once_and_find_the_same_roots() -> None:
+    """Each round takes Jacobians: a row that halves its step time and again would have as many as it has halves."""
+    model, x = Waves(5.0, swing=12.0), points(6, 1)
+    outs, calls = zip(*(_inverted(model, x, together) for together in (1, generator.TOGETHER)), strict=True)
+    for part in ("roots", "negative_roots", "starts", "unsettled"):
+        torch.testing.assert_close(outs[1].extra[part], outs[0].extra[part], atol=0, rtol=0)
+    torch.testing.assert_close(outs[1].log_prob, outs[0].log_prob, atol=1e-8, rtol=0)
+    assert outs[1].cost.vjps == outs[0].cost.vjps
+    assert 3 * calls[1] < 2 * calls[0]
+
+
+def _inverted(model: nn.Module, x: Tensor, together: int) -> tuple[Any, int]:
+    """The estimate with so many trial points in an evaluation of few, and how many calls took Jacobians."""
+    calls = []
+    taken = generator._with_jacobian
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "TOGETHER", together)
+        patch.setattr(
+            generator, "_with_jacobian", lambda *args, **rest: calls.append(1) or taken(*args, **rest)
+        )
+        return get("generator").log_prob(model, x), len(calls)
+
+
 def _eight_starts(model: nn.Module, x: Tensor) -> Tensor:
     """log p from the roots that eight starts find."""
     with pytest.MonkeyPatch.context() as patch:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_run import record, write_fake_run, write_rows
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from test_few_steps import few_steps_run
@@ -21,7 +24,7 @@ from test_use_figures import USES, guided_run, used_run
 
 from flowlik.report import frame as frames
 from flowlik.report import labels
-from flowlik.report.figures import kinds, own, style
+from flowlik.report.figures import grouping, kinds, own, style
 from flowlik.report.figures.likelihood.scaling import slope_words
 
 LEAST_HEIGHT = 1.0
@@ -218,7 +221,8 @@ def test_every_kind_is_among_them(drawn: dict[str, Figure]) -> None:
 def boxes(figure: Figure, texts: list[Text]) -> list[tuple[str, Bbox]]:
     renderer = FigureCanvasAgg(figure).get_renderer()
     shown = [text for text in texts if text.get_visible() and text.get_text().strip()]
-    return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
+    # of a label with a line to what it names, the words alone
+    return [(text.get_text(), Text.get_window_extent(text, renderer)) for text in shown]
 
 
 def ticks(ax: Axes) -> Iterator[Text]:
@@ -299,23 +303,112 @@ def test_panels_keep_their_height_whatever_the_legend_takes(drawn: dict[str, Fig
     assert {name: height for name, height in heights.items() if height < LEAST_HEIGHT} == {}
 
 
-def test_every_numbered_axis_has_two_numbers_at_least(drawn: dict[str, Figure]) -> None:
+def test_every_logarithmic_axis_has_two_numbers_at_least(drawn: dict[str, Figure]) -> None:
     wrong = []
     for name, figure in drawn.items():
         for ax in figure.axes:
-            if not ax.axison or ax.get_xscale() != "log" or not ax.lines:
-                continue
-            values = {
-                x
-                for line in ax.lines
-                for x in np.atleast_1d(line.get_xdata())
-                if x > 0 and line.get_label() != "_child0"
-            }
-            low, high = ax.get_xlim()
-            count = sum(low <= tick <= high for tick in ax.get_xticks())
-            if count < 2 and high / low > 1.5 and len(values) > 1:
-                wrong.append((name, ax.get_xlabel(), low, high))
+            for axis in (ax.xaxis, ax.yaxis) if ax.axison and ax.get_visible() and ax.lines else ():
+                low, high = sorted(axis.get_view_interval())
+                shown = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+                if (
+                    axis.get_scale() == "log"
+                    and len(shown) < 2
+                    and high / low > 1.5
+                    and not one_value(ax, axis)
+                ):
+                    wrong.append((name, axis.axis_name, low, high))
     assert not wrong
+
+
+def one_value(ax: Axes, axis: Axis) -> bool:
+    """Whether all points of a panel lie at one place of an axis; what runs across the panel has no place on it."""
+    of = {"x": Line2D.get_xdata, "y": Line2D.get_ydata}[axis.axis_name]
+    drawn = [line for line in ax.lines if line.get_transform().contains_branch(ax.transData)]
+    return len({float(at) for line in drawn if across(line) for at in np.atleast_1d(of(line))}) <= 1
+
+
+def across(line: Line2D) -> bool:
+    return list(np.atleast_1d(line.get_xdata())) != [0, 1]
+
+
+def test_no_panel_holds_more_lines_than_can_be_told_apart(drawn: dict[str, Figure]) -> None:
+    wrong = {}
+    for name, figure in drawn.items():
+        for ax in figure.axes:
+            looks = {
+                (line.get_color(), line.get_marker(), line.get_linestyle())
+                for line in ax.lines
+                if points(line) and np.size(line.get_xdata()) > 1
+            }
+            if len(looks) > grouping.MOST:
+                wrong[name] = len(looks)
+    assert not wrong
+
+
+def points(line: Line2D) -> bool:
+    """Whether a line is one of points, no level, bar or guide."""
+    return line.get_marker() not in ("None", None, "", "_", "|") and len(np.atleast_1d(line.get_xdata())) > 0
+
+
+def test_no_point_costs_less_than_one_evaluation(drawn: dict[str, Figure]) -> None:
+    least = {
+        name: min(np.min(np.atleast_1d(line.get_xdata())) for line in ax.lines if points(line))
+        for name, figure in drawn.items()
+        for ax in figure.axes
+        if re.match("NFE|steps", ax.get_xlabel()) and any(map(points, ax.lines))
+    }
+    assert least
+    assert {name: at for name, at in least.items() if at < 1} == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 23])
+def test_points_set_apart_stay_near_and_never_left_of_their_cost(count: int) -> None:
+    apart = style.dodges(count)
+    assert len(set(apart)) == count
+    assert min(apart) == 1.0
+    assert max(apart) <= 2**style.DODGED + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ({"closed-form": 4, "direct-f2d2": 6}, [""]),
+        ({"closed-form": 4, "direct-f2d2": 7}, ["exact field", "networks"]),
+        ({"direct-f2d2": 6, "ode teacher": 6}, ["other estimators", "ODE"]),
+        ({"direct-f2d2": 23}, ["(1 of 3)", "(2 of 3)", "(3 of 3)"]),
+        ({"closed-form": 1, "direct-f2d2": 12}, ["exact field", "networks (1 of 2)", "networks (2 of 2)"]),
+    ],
+)
+def test_many_lines_have_panels_of_at_most_ten(models: dict[str, int], words: list[str]) -> None:
+    rows = [
+        timed(
+            estimator="ode" if model.startswith("ode") else "f2d2",
+            estimator_label=f"f2d2[kind={k}]",
+            model=model,
+            cell_id=f"{model}{k}",
+            nfe_mean=1,
+            bpd_mae=0.1,
+        )
+        for model, count in models.items()
+        for k in range(count)
+    ]
+    frame = frames.prepare(pd.DataFrame(rows))
+    parts = grouping.in_panels(frame)
+    assert sorted(name for name, _ in parts) == sorted(words)
+    assert sum(len(part) for _, part in parts) == len(frame)
+    assert max(grouping.lines(part) for _, part in parts) <= grouping.MOST
+
+
+def test_one_line_looks_the_same_in_every_panel() -> None:
+    rows = [
+        timed(estimator_label=f"f2d2[kind={k}]", cell_id=f"{k}", model="m", nfe_mean=1, bpd_mae=0.1)
+        for k in range(3)
+    ]
+    frame = frames.prepare(pd.DataFrame(rows))
+    whole = {series.label: series.style for series in style.series_of(frame)}
+    last = style.series_of(frame[frame["cell_id"] == "2"], frame)
+    assert [series.style for series in last] == [whole[last[0].label]]
+    assert len({(look["color"], look["marker"]) for look in whole.values()}) == 3
 
 
 @pytest.mark.parametrize(
@@ -358,10 +451,10 @@ def test_labels_of_controls_stay_apart_wherever_they_are(levels: tuple[float, ..
     assert style._apart([0.1, 0.5], ["a", "b"], 0.08) == pytest.approx([0.1, 0.5])
 
 
-def test_a_slope_is_given_of_a_straight_line_and_both_ends_of_a_bent_one() -> None:
+def test_a_slope_is_given_of_a_straight_line_and_none_of_a_bent_one() -> None:
     x = np.array([2.0, 16.0, 64.0, 256.0, 1024.0])
     assert slope_words(x, 3e-5 * x**1.5) == "slope 1.50"
-    assert slope_words(x, np.maximum(1.0, x / 64)) == "slope 0.00 to 1.00"
+    assert slope_words(x, np.maximum(1.0, x / 64)) == "no slope"
 
 
 def test_what_is_one_at_most_has_no_axis_beyond_it(drawn: dict[str, Figure]) -> None:

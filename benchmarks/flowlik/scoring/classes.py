@@ -84,7 +84,7 @@ def classify(
     weights = np.ones(len(classes)) if prior is None else np.asarray(prior, dtype=np.float64)
     if weights.shape != (len(classes),) or not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError(f"classify: prior: expected {len(classes)} numbers above 0, one a class")
-    chosen = _one(estimator)
+    chosen = one_estimator(estimator, "classify")
     work, columns = 0.0, []
     for label in classes:
         log_prob, forwards = _given(model, x, label, chosen, batch_size, seed)
@@ -93,12 +93,17 @@ def classify(
     return _judged(tuple(classes), np.stack(columns, 1), np.log(weights / weights.sum()), work)
 
 
-def _one(estimator: str | Estimator) -> Estimator:
+def one_estimator(estimator: str | Estimator, caller: str) -> Estimator:
+    """An estimator, or the one that a line spells.
+
+    Raises:
+        ValueError: a line that spells none, or several.
+    """
     if not isinstance(estimator, str):
         return estimator
     found = parse_spec(estimator)
     if len(found) != 1:
-        raise ValueError(f"classify: estimator {estimator!r} names {len(found)}, expected one")
+        raise ValueError(f"{caller}: estimator {estimator!r} names {len(found)}, expected one")
     return found[0]
 
 

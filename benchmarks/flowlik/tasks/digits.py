@@ -1,19 +1,24 @@
-"""scikit-learn's digits as a task."""
+"""scikit-learn's digits as a task, and samples of the exact flow that learned them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
-from flowlik.tasks.points import whole
+from flowlik.tasks.closed_forms import BLOCK, ClosedFormTask
+from flowlik.tasks.points import Points, chunks, whole
 from flowlik.tasks.stored_references import stored_log_prob, stored_samples
 from flowlik.tasks.task import DRAW_STRIDE, Items, Reference, Task, UnavailableError, digest, tensor_hash
+from flowlik_models.flow_samples import flow_hash, known_flow, log_density, samples
+from flowlik_models.flow_samples import mean_and_covariance as moments_of_samples
 from flowlik_models.images.digits import data_hash, digits, mean_and_covariance
 from flowlik_models.images.pixels import dequantise
+from flowlik_models.networks.autoregressive import AutoregressiveFlow
 from flowlik_models.numerics.random import uniform
 
 
@@ -100,4 +105,53 @@ DIGITS = DigitsTask(
     splits=("test", "train", "teacher-samples"),
     reference_model="teacher",
     description="scikit-learn's 8x8 digits, 17 grey levels, uniformly dequantised",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSamplesTask(ClosedFormTask):
+    """Samples of the exact flow that was trained on real images: its own log p, at t = 1, is their truth.
+
+    Bits/dim are those of the images' grey levels, so that both can be compared; the samples are continuous and go
+    beyond [-1, 1]. The flow itself is the model ``closed-form``, for the family `exact-flow`.
+    """
+
+    @cached_property
+    def truth(self) -> AutoregressiveFlow:
+        """The flow, float64."""
+        return known_flow(self.id)
+
+    def load_model(self, model: str, device: str) -> tuple[Any, str]:
+        """The flow as any network, in float32; other models as every task's."""
+        loaded, name = super().load_model(model, device)
+        return loaded.float() if model == "closed-form" else loaded, name
+
+    def dequantises(self, split: str) -> bool:
+        """Samples are continuous."""
+        return False
+
+    def _points(self, split: str, n: int) -> tuple[Tensor, None]:
+        return samples(self.id, split, n), None
+
+    def log_density(self, x: Tensor | Points, t: float) -> Array:
+        """The flow's exact log p in float64, in pieces that fit in memory; UnavailableError for t before 1."""
+        if t != 1.0:
+            raise UnavailableError(f"the density of {self.id} is known at t = 1, not at {t}; take eps=0")
+        return torch.cat([log_density(self.id, part) for part in chunks(x, BLOCK)]).numpy()
+
+    def data_hash(self, split: str) -> str:
+        """Names the flow, the split and how its samples are drawn."""
+        return digest(flow_hash(self.id), self.version, split)
+
+    def moments(self) -> tuple[Array, Array]:
+        """Moments of the first 2,048 training samples."""
+        mean, covariance = moments_of_samples(self.id)
+        return mean.numpy(), covariance.numpy()
+
+
+DIGITS_FLOW = FlowSamplesTask(
+    id="digits-flow",
+    event_shape=(1, 8, 8),
+    levels=17,
+    description="samples of the exact flow of the digits, whose own density is their truth; 2.01 bits/dim",
 )

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from flowlik.tasks.closed_forms import CheckerboardTask, ClosedFormTask
-from flowlik.tasks.digits import DIGITS
+from flowlik.tasks.digits import DIGITS, DIGITS_FLOW
 from flowlik.tasks.image_mixtures import ImageMixtureTask
 from flowlik.tasks.images import TEACHER_SAMPLES, ImageTask
 from flowlik.tasks.own import task_file
@@ -102,6 +102,7 @@ def _builtin() -> dict[str, Task]:
         ),
         mixture("gmm-40", 2, "forty Gaussian modes spread over a wide square", (-56.0, 56.0, 224)),
         DIGITS,
+        DIGITS_FLOW,
     )
     scaling = (
         ClosedFormTask(

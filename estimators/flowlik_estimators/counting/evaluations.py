@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -144,12 +144,25 @@ class Evaluations:
             own.settle(False)
             self._idle[id(owner), name] = owner
             return None
-        if seen or not reachable(owner).parts:
+        if seen or not self._told_of_below(owner):
             self._single[id(owner), name] = owner
             self._found = None
             if owner is self.model:
                 self._known.add(name)
         return [own]
+
+    def _told_of_below(self, owner: Any) -> bool:
+        """Whether a call below ``owner`` is told of: below a model that names its networks, of these alone and of those
+        that they name."""
+        parts = reachable(owner).parts
+        if declared(self.model) is None:
+            return bool(parts)
+        return any(id(part) in self._named for part in parts)
+
+    @cached_property
+    def _named(self) -> set[int]:
+        every = (self.model, *reachable(self.model).parts)
+        return set().union(*(_ids(names) for one in every if (names := declared(one))))
 
     def _below(self) -> Reachable:
         if declared(self.model) is not None:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from flowlik_models.images import CATALOG, open_images
 from flowlik_models.images.digits import DIGITS_LEVELS, data_hash, digits, mean_and_covariance
+from flowlik_models.images.pixels import continuous
 from flowlik_models.moments.images import image_moments
 
 IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
     "digits": (1, 8, 8),
+    "digits-flow": (1, 8, 8),
     **{name: CATALOG[name].event_shape for name in ("fashion-mnist", "cifar10")},
 }
 """Shapes of the tasks on images that have recipes."""
@@ -21,14 +23,22 @@ IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True, eq=False)
 class TrainingImages:
-    """``levels`` (n, *event) uint8 in 0..n_levels - 1; ``flips``: mirrored images are as likely; ``identity`` names
-    the images; ``labels`` (n,) int64 where they are known."""
+    """``levels`` (n, *event) uint8 in 0..n_levels - 1, or with ``n_levels`` 0 points that are continuous already;
+    ``flips``: mirrored images are as likely; ``identity`` names the images; ``labels`` (n,) int64 where they are known.
+    """
 
     levels: Tensor
     n_levels: int
     flips: bool
     identity: str
     labels: Tensor | None = None
+
+    def points(self, levels: Tensor, generator: torch.Generator) -> Tensor:
+        """Some of the images (n, *event) as points, freshly dequantised on the generator's device."""
+        if not self.n_levels:
+            return levels
+        noise = torch.rand(levels.shape, generator=generator, device=generator.device)
+        return continuous(levels, self.n_levels, noise)
 
 
 @lru_cache(maxsize=1)

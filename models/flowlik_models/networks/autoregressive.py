@@ -6,8 +6,8 @@ block reads them in order and scales and shifts each by what a causal transforme
     z_i = (y_i - shift_i(y_<i)) exp(-scale_i(y_<i)),    log |det dz/dy| = -sum_i scale_i(y_<i),
 
 so one pass gives all tokens at once; the next block reads them backwards and, of vectors, in turned coordinates. The
-other way round takes a pass a token. Scales and shifts start at zero: an untrained network is the Gaussian of the
-moments. Source of the architecture: TarFlow (Zhai et al. 2024, arXiv 2412.06329); written anew.
+other way round takes a pass a token, through that token alone. Scales and shifts start at zero: an untrained network
+is the Gaussian of the moments. Source of the architecture: TarFlow (Zhai et al. 2024, arXiv 2412.06329); written anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowlik_models.networks.attention import SelfAttention
+from flowlik_models.networks.attention import Past, SelfAttention
 
 _LARGEST = 3.0  # |scale|, softly: no token is blown up by more than e^3 in a block
 
@@ -98,10 +98,12 @@ class AutoregressiveFlow(nn.Module):
         """The points x (batch, *event) of noise z: `passes_to_sample` passes."""
         tokens = self._cut(z.flatten(1))
         for number, block in reversed(list(enumerate(self.blocks))):
-            made = torch.zeros_like(tokens)
+            assert isinstance(block, _Block)
+            made = tokens[:, :0]
+            pasts: list[Past] = [[] for _ in block.layers]
             for place in range(self.tokens):
-                shift, scale = (part[:, place] for part in block(made))
-                made[:, place] = tokens[:, place] * torch.exp(scale) + shift
+                shift, scale = block.following(made, pasts)
+                made = torch.cat((made, tokens[:, place : place + 1] * torch.exp(scale) + shift), 1)
             tokens = self._reordered(made, number, back=True)
         x = self._joined(tokens) * self.scales
         return ((x @ self.axes.T if self.axes.numel() else x) + self.mean).view_as(z)
@@ -145,13 +147,23 @@ class _Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Two (batch, tokens, size)."""
-        h = self.enter(tokens) + self.places
-        for layer in self.layers:
-            h = layer(h)
-        told = self.leave(self.norm(h))[:, :-1]  # what a token says is for the next
-        told = torch.cat((self.first.expand(len(tokens), 1, -1), told), 1)
-        shift, scale = told.chunk(2, 2)
-        return shift, _LARGEST * torch.tanh(scale / _LARGEST)
+        told = self._told(self.enter(tokens) + self.places, [None] * len(self.layers))
+        # what a token says is for the next
+        return _shift_and_scale(torch.cat((self.first.expand(len(tokens), 1, -1), told[:, :-1]), 1))
+
+    def following(self, tokens: Tensor, pasts: list[Past]) -> tuple[Tensor, Tensor]:
+        """The same of the token after these (batch, n, size), two (batch, 1, size). ``pasts``, one a layer, hold what
+        the calls for n - 1, n - 2, ... tokens left."""
+        n = tokens.shape[1]
+        if n == 0:
+            return _shift_and_scale(self.first.expand(len(tokens), 1, -1))
+        return _shift_and_scale(self._told(self.enter(tokens[:, -1:]) + self.places[n - 1], pasts))
+
+    def _told(self, h: Tensor, pasts: Sequence[Past | None]) -> Tensor:
+        for layer, past in zip(self.layers, pasts, strict=True):
+            h = layer(h, past)
+        told: Tensor = self.leave(self.norm(h))
+        return told
 
 
 class _Layer(nn.Module):
@@ -163,10 +175,15 @@ class _Layer(nn.Module):
         self.attention = SelfAttention(width, heads, causal=True)
         self.mixed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h: Tensor) -> Tensor:
-        h = h + self.attention(self.before(h))
+    def forward(self, h: Tensor, past: Past | None = None) -> Tensor:
+        h = h + self.attention(self.before(h), past)
         mixed: Tensor = h + self.mixed(self.between(h))
         return mixed
+
+
+def _shift_and_scale(told: Tensor) -> tuple[Tensor, Tensor]:
+    shift, scale = told.chunk(2, 2)
+    return shift, _LARGEST * torch.tanh(scale / _LARGEST)
 
 
 def _turn(d: int) -> Tensor:

@@ -65,6 +65,7 @@ def map_recipes() -> dict[str, dict[str, Recipe]]:
         "thin-2d": _thin(),
         "gmm-64d": _space(),
         "digits": _digits(),
+        "digits-flow": _digits_flow(),
     }
 
 
@@ -142,6 +143,15 @@ def _digits() -> dict[str, Recipe]:
             pool_data=0.5,
             pool_probes=4,
         ),
+    }
+
+
+def _digits_flow() -> dict[str, Recipe]:
+    """As of the digits, the map in less time; a sample that is moved by a pixel is none."""
+    models = _digits()
+    return {
+        "teacher": models["teacher"].with_options(shift=0.0),
+        "direct-f2d2": models["direct-f2d2"].with_options(shift=0.0, steps=2_000, pool=2_560),
     }
 
 

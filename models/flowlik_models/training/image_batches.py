@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_models.images.pixels import continuous, mirrored, shifted
+from flowlik_models.images.pixels import mirrored, shifted
 from flowlik_models.moments.training_images import TrainingImages
 from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.recipes.recipe import Recipe
@@ -55,8 +55,7 @@ class ImageSource:
             levels = shifted(levels, recipe.points.shift, generator)
         if self.images.flips:
             levels = mirrored(levels, generator)
-        noise = torch.rand(levels.shape, generator=generator, device=device)
-        data = continuous(levels, self.images.n_levels, noise)
+        data = self.images.points(levels, generator)
         if self.pool is None:
             return data, pick
         samples = self.pool.states[0, : self.pool.own]

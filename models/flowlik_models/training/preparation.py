@@ -11,6 +11,7 @@ from torch import nn
 
 from flowlik_models.checkpoints import CheckpointError, check_origin, read_checkpoint
 from flowlik_models.closed_forms.catalogue import SYNTHETIC_TASKS, closed_form, constants_hash
+from flowlik_models.flow_samples import FLOWS, sampled_images, sampled_moments
 from flowlik_models.moments.training_images import (
     IMAGE_SHAPES,
     TrainingImages,
@@ -70,7 +71,11 @@ def prepared(
 
 def training_hash(task: str) -> str:
     """Names the training data of a task, or the constants of its closed form."""
-    return constants_hash(task) if task in SYNTHETIC_TASKS else training_images(task).identity
+    return constants_hash(task) if task in SYNTHETIC_TASKS else _training_images(task).identity
+
+
+def _training_images(task: str) -> TrainingImages:
+    return sampled_images(task) if task in FLOWS else training_images(task)
 
 
 def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
@@ -91,7 +96,7 @@ def network_for(task: str, recipe: Recipe, out: Path) -> nn.Module:
 
 def _moments(task: str, recipe: Recipe) -> Moments:
     """Moments of the training images; eigenvectors rounded as the checkpoint stores them."""
-    mean, values, vectors = training_moments(task)
+    mean, values, vectors = (sampled_moments if task in FLOWS else training_moments)(task)
     return mean, values, vectors.half() if recipe.execution.stored == "float16" else vectors
 
 
@@ -111,7 +116,7 @@ def source_for(task: str, recipe: Recipe, out: Path, device: str, group: Group =
 
 
 def _image_source(task: str, recipe: Recipe, out: Path, device: str, group: Group) -> Source:
-    images = training_images(task)
+    images = _training_images(task)
     if recipe.teacher == DATA_TEACHER:
         return ImageSource(images, device=device)
     teacher, pool = _network_and_pool(task, recipe, out, device, group, images)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowlik_models.checkpoints import read_tensors, save_tensors
 from flowlik_models.files import kept_until_done
-from flowlik_models.images.pixels import continuous, mirrored, shifted
+from flowlik_models.images.pixels import mirrored, shifted
 from flowlik_models.moments.training_images import TrainingImages, training_images
 from flowlik_models.numerics.reparametrised_time import ReparametrisedTime
 from flowlik_models.numerics.runge_kutta import rk4_increments
@@ -391,7 +391,7 @@ def _images(images: TrainingImages, n: int, shift: float, generator: torch.Gener
     levels = shifted(levels, shift, generator)
     if images.flips:
         levels = mirrored(levels, generator)
-    return continuous(levels, images.n_levels, torch.rand(levels.shape, generator=generator))
+    return images.points(levels, generator)
 
 
 def _times(nodes: Tensor) -> Tensor:

@@ -74,17 +74,19 @@ KINDS: Final[dict[str, Kind]] = {
         "likelihood otherwise. A good estimator lies on the line; lower is not better. Where values leave the "
         "plausible range the vertical axis is linear inside ±3 and logarithmic outside, which is where the plain "
         "few-step map falls. Bars: two standard errors over the items. The line is the mean over the most items; a "
-        "cell on fewer items has its own reference, in the tables. Points of equal NFE are set apart.",
+        "cell on fewer items has its own reference, in the tables. Points of equal NFE are set apart, to the "
+        "right of their value by at most 11 %. More than ten lines have several panels.",
     ),
     "error": Kind(
         error_against_cost,
         "Per-sample error against cost",
         "Mean absolute difference to the reference, item by item, against three costs: network forwards, time in "
         "units of one forward pass, wall-clock time. Down and to the left is better; the grey staircase is the "
-        "Pareto front (nothing in the panel is both cheaper and more accurate). Where lines are many, exact fields and "
-        "networks have panels of their own. Bars: 95 % bootstrap intervals. Horizontal lines "
-        "are the controls: a curve above control-median knows less about single samples than a constant (but where "
-        "the truth is constant on the items, as on the checkerboard, a constant is right by construction).",
+        "Pareto front (nothing in the panel is both cheaper and more accurate). More than ten lines have several "
+        "rows of panels: exact fields and networks, then ODEs and other estimators. Bars: 95 % bootstrap intervals. "
+        "Horizontal lines are the controls: a curve above control-median knows less about single samples than a "
+        "constant (but where the truth is constant on the items, as on the checkerboard, a constant is right by "
+        "construction).",
         timed=True,
     ),
     "few-steps": Kind(
@@ -92,9 +94,9 @@ KINDS: Final[dict[str, Kind]] = {
         "Few-step likelihoods of every kind",
         "Joint maps (F2D2), plain maps, policy flows (pi-Flow) and one-step generators (RealUID): mean absolute "
         "difference to the reference against three costs, with 95 % bootstrap intervals. A policy flow's line runs "
-        "over models with 1, 2 and 4 segments; dashed ones take the full Jacobian. Points of equal NFE are set apart; "
-        "many lines have a row of panels for each kind of model. In grey the exact ODE (dotted) and the controls, "
-        "which look at no network.",
+        "over models with 1, 2 and 4 segments; dashed ones take the full Jacobian. Points of equal NFE are set apart, "
+        "to the right of their value by at most 11 %; many lines have a row of panels for each kind of model. In grey "
+        "the exact ODE (dotted) and the controls, which look at no network. A red circle marks a time that cannot be.",
         timed=True,
     ),
     "samples-and-error": Kind(

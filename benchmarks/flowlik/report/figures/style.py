@@ -37,8 +37,14 @@ LEGEND_LETTERS: Final = 56
 DODGE: Final = 0.035
 """Lines that would lie on one another are set apart by so many doublings of a cost."""
 
+DODGED: Final = 0.15
+"""The most doublings that a line is set apart from its values, to their right: no point costs less than it does."""
+
 LEAST_OF_NFE: Final = 0.9
 """Forward-equivalents below this share of NFE cannot be: the forward that they are measured in was timed wrongly."""
+
+LINE: Final = ["method", "series", "model"]
+"""What rows of one line have in common."""
 
 INK: Final = "#222222"
 MUTED: Final = "#6b6b6b"
@@ -146,26 +152,38 @@ def panels(
     return figure, axes
 
 
-def series_of(frame: pd.DataFrame) -> list[Series]:
+def series_of(frame: pd.DataFrame, among: pd.DataFrame | None = None) -> list[Series]:
     """Lines of a frame without its controls, in the order of METHODS.
+
+    They look as they do among those of a larger frame, where it is given: one line is the same in every panel.
 
     Colour and marker are the method's. A closed-form model is drawn dashed with hollow markers, a `-plain` network
     dotted; where a method has several variants on one model, later ones are paler and take other markers; where it is
-    shown on several trained models, later ones are darker and take other markers.
+    shown on several trained models, others are darker and paler in turn and take other markers.
     """
+    looks = _looks(frame if among is None else among)
     found: list[Series] = []
+    for names, part in _without_controls(frame).groupby(LINE, sort=False):
+        method, label, model = (str(name) for name in names)
+        words = f"{label} · {model}" if model else label
+        found.append(Series(words, method, model, part, looks[method, label, model]))
+    return found
+
+
+def _looks(frame: pd.DataFrame) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The style of each line of a frame."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     seen: dict[tuple[str, str], int] = {}
     trained: dict[str, list[str]] = {}
-    for names, part in _without_controls(frame).groupby(["method", "series", "model"], sort=False):
+    for names, _ in _without_controls(frame).groupby(LINE, sort=False):
         method, label, model = (str(name) for name in names)
         alternate = seen.get((method, model), 0)
         seen[method, model] = alternate + 1
-        words = f"{label} · {model}" if model else label
         models = trained.setdefault(method, [])
         if _line(model) == "-" and model not in models:
             models.append(model)
         other = models.index(model) if model in models else 0
-        found.append(Series(words, method, model, part, _style(method, model, alternate, other)))
+        found[method, label, model] = _style(method, model, alternate, other)
     return found
 
 
@@ -186,7 +204,7 @@ def _line(model: str) -> str:
 def _style(method: str, model: str, alternate: int, other: int) -> dict[str, Any]:
     """``alternate``: which variant of the method on this model; ``other``: which of the trained models."""
     known = method_labels.method_named(method)
-    colour = _faded(known.colour) if alternate else _darker(known.colour, other)
+    colour = _faded(known.colour) if alternate else shade(known.colour, other)
     line = known.line or _line(model)
     hollow = _line(model) != "-"
     marker = ALTERNATE_MARKERS[alternate % len(ALTERNATE_MARKERS)]
@@ -200,8 +218,11 @@ def _style(method: str, model: str, alternate: int, other: int) -> dict[str, Any
     }
 
 
-def _darker(colour: str, times: int) -> str:
-    rgb = 0.62**times * np.array(to_rgb(colour))
+def shade(colour: str, place: int, of: int = 5) -> str:
+    """The colour itself for the first of so many, then darker and paler ones in turn."""
+    depth = min(0.75 * ((place + 1) // 2) / (of // 2 + 0.5), 0.75)
+    towards = 0.0 if place % 2 else 1.0
+    rgb = np.array(to_rgb(colour)) * (1 - depth) + depth * towards
     return to_hex((float(rgb[0]), float(rgb[1]), float(rgb[2])))
 
 
@@ -238,9 +259,9 @@ def draw_series(
 
 
 def dodges(count: int) -> list[float]:
-    """Factors of a cost, about 1, that set so many lines apart; many lines stand closer."""
-    step = min(DODGE, 0.35 / max(count, 1))
-    return [float(2 ** (step * (k - (count - 1) / 2))) for k in range(count)]
+    """Factors of a cost, 1 and a little more, that set so many lines apart; many lines stand closer."""
+    step = min(DODGE, DODGED / max(count - 1, 1))
+    return [float(2 ** (step * k)) for k in range(count)]
 
 
 def legend_below(figure: Figure, handles: Iterable[Line2D]) -> None:
@@ -391,7 +412,8 @@ def symlog_axis(ax: Axes, threshold: float) -> None:
 
 
 def control_lines(ax: Axes, levels: dict[str, float], *, labels: bool, height: float = 1.5) -> None:
-    """Horizontal lines at the controls' values; with `labels` their names right of the axes, kept apart.
+    """Horizontal lines at the controls' values; with `labels` their names right of the axes, kept apart, each with a
+    thin line to its level.
 
     `height` is about that of the axes, in inches.
     """
@@ -416,19 +438,28 @@ def control_lines(ax: Axes, levels: dict[str, float], *, labels: bool, height: f
         )
     if not labels or not merged:
         return
+    leader = {
+        "arrowstyle": "-",
+        "color": MUTED,
+        "linewidth": 0.4,
+        "shrinkA": 1,
+        "shrinkB": 0,
+        "relpos": (0, 0.5),
+    }
     scale = np.log if ax.get_yscale() == "log" else np.asarray
     where = [float((scale(v) - scale(low)) / (scale(high) - scale(low))) for v in merged]
     names = ["\n".join(names) for names in merged.values()]
-    for name, at, value in zip(names, _apart(where, names, 0.12 / height), merged, strict=True):
+    for name, at, value in zip(names, _apart(where, names, 0.115 / height), merged, strict=True):
         ax.annotate(
             name,
             xy=(1.0, value),
             xycoords=ax.get_yaxis_transform(),
-            xytext=(1.03, at),
+            xytext=(1.07, at),
             textcoords="axes fraction",
             fontsize=6.5,
             color=MUTED,
             va="center",
+            arrowprops=leader,
             annotation_clip=False,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from flowlik.records.columns import axis_label
 from flowlik.report import frame as frames
 from flowlik.report import labels, samples
 from flowlik.report.figures import style
+from flowlik.report.figures.grouping import in_panels, lines
 
 COSTS: Final[dict[str, str]] = {
     name: axis_label(name, "\n") for name in ("nfe_mean", "forward_equivalents", "ms_per_sample")
@@ -24,9 +25,6 @@ COSTS: Final[dict[str, str]] = {
 CPU_COST: Final = {"cpu_ms_per_sample": axis_label("cpu_ms_per_sample", "\n")}
 MOST_SERIES: Final = 20
 """More lines than this cannot be told apart; suites that sweep rules or probes have figures of their own."""
-
-MOST_TOGETHER: Final = 10
-"""Beyond it methods on exact fields and on networks have panels of their own."""
 
 MANY_SERIES: Final = 8
 """Beyond it the legend needs a whole page's width."""
@@ -38,36 +36,46 @@ LINEAR: Final = 3.0
 def bpd_against_nfe(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Mean bits/dim of every method against its NFE, a panel per split, with the reference as a line."""
     shown = frame[np.isfinite(frame["bpd"]) & (frame["nfe_mean"] > 0) & (frame["method"] != "control")]
-    if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
+    shown = shown.assign(series=shown["series"].map(labels.brief))
+    if shown.empty or lines(shown) > MOST_SERIES:
         return None
-    splits = labels.splits(shown)
-    many = shown.groupby(["series", "model"]).ngroups > MANY_SERIES
-    width = style.PAGE if many or len(splits) > 1 else style.COLUMN + 1.5
-    figure = style.new_figure(width, 2.7)
-    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(splits), sharey=True)))
+    panels = [(words, split, part) for words, part in in_panels(shown) for split in labels.splits(part)]
+    width = style.PAGE if lines(shown) > MANY_SERIES or len(panels) > 1 else style.COLUMN + 1.5
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = style.new_figure(width, 0.3 + 2.4 * rows)
+    axes = np.asarray(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel()
+    several = len(labels.splits(shown)) > 1
     handles: dict[str, Line2D] = {}
-    for ax, split in zip(axes, splits, strict=True):
-        part = shown[shown["split"] == split]
-        part = part.assign(series=part["series"].map(labels.brief))
-        style.cost_axis(ax, part["nfe_mean"], most=9 if len(splits) == 1 else 6)
-        lines = style.series_of(part)
-        for series, dodge in zip(lines, style.dodges(len(lines)), strict=True):
-            bars = 2 * series.frame["bpd_se"].fillna(0).to_numpy()
-            if style.draw_series(ax, series, "nfe_mean", "bpd", (bars, bars), dodge=dodge):
-                handles.setdefault(series.label, style.handle(series))
-        for name, value in _references(part).items():
-            ax.axhline(value, color="#8a8a8a", linestyle=(0, (6, 2)), linewidth=1.2, zorder=1)
-            handles.setdefault(
-                "reference", Line2D([], [], color="#8a8a8a", linestyle=(0, (6, 2)), label=name)
-            )
-        ax.set_xlabel(axis_label("nfe_mean"))
-        if len(splits) > 1:
-            ax.set_title(labels.split_title(split))
+    for ax, (words, split, part) in zip(axes, panels, strict=False):
+        here = style.series_of(part[part["split"] == split], shown)
+        handles |= _bpd_panel(ax, here, most=9 if len(panels) == 1 else 6) | handles
+        ax.tick_params(labelleft=True)
+        ax.set_title(": ".join(filter(None, (words, labels.split_title(split) if several else ""))))
+    for ax in axes[len(panels) :]:
+        ax.axis("off")
     _bpd_axis(axes[0], shown)
-    axes[0].set_ylabel(axis_label("bpd"))
+    for ax in axes[::columns]:
+        ax.set_ylabel(axis_label("bpd"))
     _finish(figure, axes, f"{_task(frame)}: bits/dim against network evaluations")
     style.legend_below(figure, handles.values())
     return figure
+
+
+def _bpd_panel(ax: Axes, drawn: list[style.Series], most: int) -> dict[str, Line2D]:
+    part = pd.concat([series.frame for series in drawn])
+    style.cost_axis(ax, part["nfe_mean"], most=most)
+    handles: dict[str, Line2D] = {}
+    for series, dodge in zip(drawn, style.dodges(len(drawn)), strict=True):
+        bars = 2 * series.frame["bpd_se"].fillna(0).to_numpy()
+        if style.draw_series(ax, series, "nfe_mean", "bpd", (bars, bars), dodge=dodge):
+            handles[series.label] = style.handle(series)
+    for name, value in _references(part).items():
+        look: dict[str, Any] = {"color": "#8a8a8a", "linestyle": (0, (6, 2))}
+        ax.axhline(value, linewidth=1.2, zorder=1, **look)
+        handles.setdefault("reference", Line2D([], [], label=name, **look))
+    ax.set_xlabel(axis_label("nfe_mean"))
+    return handles
 
 
 def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
@@ -79,15 +87,15 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     # beside other people's packages it is CPU time that can be compared
     costs = COSTS | (CPU_COST if frame["estimator"].str.startswith("peer-").any() else {})
     shown = frame[(frame["bpd_mae_all"] > 0) & (frame["method"] != "control")]
-    if len(
-        samples.few_steps(frame)
-    ):  # a figure of its own has them, a line over the segments of a policy flow
+    costs = {cost: words for cost, words in costs.items() if cost == "nfe_mean" or _measured(shown, cost)}
+    if len(samples.few_steps(frame)):  # their own figure has a line over the segments of a policy flow
         return None
-    if shown.empty or shown.groupby(["series", "model"]).ngroups > MOST_SERIES:
+    if shown.empty or lines(shown) > MOST_SERIES:
         return None
-    rows = [(words, group, row) for words, group in _groups(shown) for row in panels(group, list(costs))]
-    figure = style.new_figure(style.PAGE, 0.3 + 2.3 * len(rows))
-    axes = np.atleast_2d(np.asarray(figure.subplots(len(rows), len(costs), squeeze=False)))
+    rows = [(words, group, row) for words, group in in_panels(shown) for row in panels(group, list(costs))]
+    widest = max(len(row) for _, _, row in rows)
+    figure = style.new_figure(style.PAGE if widest > 1 else style.COLUMN + 1.5, 0.3 + 2.3 * len(rows))
+    axes = np.asarray(figure.subplots(len(rows), widest, squeeze=False))
     for ax in axes.ravel():
         ax.axis("off")
     handles: dict[str, Line2D] = {}
@@ -99,7 +107,7 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 "bpd_mae_all"
             ]
             _limits(ax, part, levels)
-            handles |= _cost_panel(ax, part, cost, costs[cost]) | handles
+            handles |= _cost_panel(ax, style.series_of(part, shown), cost, costs[cost]) | handles
             if not ax.axison:
                 continue
             ax.set_xlabel(costs[cost])
@@ -119,19 +127,10 @@ def error_against_cost(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     return figure
 
 
-def _groups(shown: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """What shares panels, with words for it: all, or where it is much the exact fields and the networks apart."""
-    exact = shown["model"] == "closed-form"
-    if shown.groupby(["series", "model"]).ngroups <= MOST_TOGETHER or exact.all() or not exact.any():
-        return [("", shown)]
-    return [("exact field", shown[exact]), ("networks", shown[~exact])]
-
-
 def panels(shown: pd.DataFrame, costs: list[str]) -> list[list[tuple[str, str]]]:
-    """Rows of (split, cost): all costs of a timed split, or of the first where none is; NFE alone of the others."""
+    """Rows of (split, cost): all costs of a timed split, NFE alone of the others."""
     splits = labels.splits(shown)
     timed = [s for s in splits if any(_measured(shown[shown["split"] == s], cost) for cost in costs[1:])]
-    timed = timed or splits[:1]
     others = [(split, costs[0]) for split in splits if split not in timed]
     rest = [others[k : k + len(costs)] for k in range(0, len(others), len(costs))]
     return [[(split, cost) for cost in costs] for split in timed] + rest
@@ -141,13 +140,14 @@ def _measured(part: pd.DataFrame, cost: str) -> bool:
     return bool((part[cost] > 0).any())
 
 
-def _cost_panel(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> dict[str, Line2D]:
+def _cost_panel(ax: Axes, drawn: list[style.Series], cost: str, label: str) -> dict[str, Line2D]:
+    part = pd.concat([series.frame for series in drawn])
     if not _measured(part, cost):
         style.note(ax, f"{'not counted' if cost == 'nfe_mean' else 'not timed'}:\n{label.splitlines()[0]}")
         return {}
     style.cost_axis(ax, part[cost])
     handles = {}
-    for series in style.series_of(part):
+    for series in drawn:
         value, low, high = (
             series.frame[c].to_numpy() for c in ("bpd_mae_all", "bpd_mae_all_lo", "bpd_mae_all_hi")
         )

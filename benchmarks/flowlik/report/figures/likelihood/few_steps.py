@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -193,7 +192,7 @@ def _lines(frame: pd.DataFrame) -> list[_Line]:
         known = list(models[str(method)])
         place = known.index(str(model))
         other = any(way in str(series) for way in OTHER_WAYS)
-        colour = _shade(labels.method_named(str(method)).colour, place, len(known))
+        colour = style.shade(labels.method_named(str(method)).colour, place, len(known))
         look = {
             "color": colour,
             "marker": MARKERS[place % len(MARKERS)],
@@ -212,20 +211,13 @@ def _label(series: str, model: str) -> str:
     return f"{words.replace(', jacobian full', ', full').replace(', Hutchinson ×1', '')} · {model}"
 
 
-def _shade(colour: str, place: int, of: int) -> str:
-    """The colour itself for the first, then darker and lighter ones in turn."""
-    depth = 0.75 * ((place + 1) // 2) / (of // 2 + 1)
-    towards = 0.0 if place % 2 else 1.0
-    rgb = np.array(to_rgb(colour)) * (1 - depth) + depth * towards
-    return to_hex((float(rgb[0]), float(rgb[1]), float(rgb[2])))
-
-
 def _against_cost(
     ax: Axes, lines: Iterable[_Line], exact: pd.DataFrame, split: str, cost: str
 ) -> dict[str, Line2D]:
     """One panel: the few-step lines, and in grey the exact ODE."""
     handles: dict[str, Line2D] = {}
     costs: list[float] = []
+    timed, untimed = [exact[exact[cost] > 0]], 0
     for line in lines:
         part = line.frame[(line.frame["split"] == split) & (line.frame[cost] > 0)].sort_values(cost)
         if part.empty:
@@ -234,8 +226,16 @@ def _against_cost(
         _draw(ax, at, part["bpd_mae_all"], _bars(part, "bpd_mae_all"), None, line.look)
         handles[line.label] = Line2D([], [], label=line.label, **line.look)
         costs += list(at)
-    for (series, model), part in exact[exact[cost] > 0].groupby(["series", "model"], sort=False):
-        look: dict[str, Any] = {"color": style.MUTED, "marker": "_", "markersize": 8, "linestyle": ":"}
+        timed.append(part)
+        untimed += int((line.frame["split"] == split).sum()) - len(part)
+    for k, ((series, model), whole) in enumerate(exact.groupby(["series", "model"], sort=False)):
+        part = whole[whole[cost] > 0]
+        look: dict[str, Any] = {
+            "color": style.MUTED,
+            "marker": "_x|1"[k % 4],
+            "markersize": 6,
+            "linestyle": ":",
+        }
         label = f"{labels.brief(str(series))} · {model}"
         _draw(ax, part[cost], part["bpd_mae_all"], _bars(part, "bpd_mae_all"), None, look)
         handles[label] = Line2D([], [], label=label, **look)
@@ -243,6 +243,9 @@ def _against_cost(
     if not costs:
         style.note(ax, f"not measured:\n{COSTS[cost].splitlines()[0]}")
         return {}
+    if cost != "nfe_mean":
+        handles |= style.impossible_times(ax, pd.concat(timed), cost, "bpd_mae_all")
+        style.not_timed(ax, untimed)
     style.cost_axis(ax, costs)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, zorder=0)

@@ -27,6 +27,8 @@ SWEEPS: Final = {
     "steps": "steps",
 }
 
+WORK: Final[dict[str, Any]] = {"linestyle": ":", "linewidth": 0.9}
+
 _TITLES: Final = {"dim": "dimension", "batch": "batch", "probes": "probes", "steps": "steps"}
 _PALETTE: Final = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
 
@@ -35,8 +37,9 @@ def cost_scaling(frame: pd.DataFrame) -> Figure | None:
     """CPU time of a call against four sizes; None unless the run sweeps dimension and batch.
 
     Batch: seconds of the whole call. Otherwise: seconds per sample. A line that is straight in the logarithms has the
-    slope of its least-squares fit; of a bent one the slopes of its first and its last stretch are given. A cost
-    proportional to the size has slope 1.
+    slope of its least-squares fit, a bent one has none. A cost proportional to the size has slope 1. Dotted, in the
+    line's colour, stands its work: each counted forward and product for the time of one forward, which with one probe
+    is two forwards an evaluation. Products in batches may cost less.
     """
     timed = _timed(frame)
     if timed.empty:
@@ -52,7 +55,8 @@ def cost_scaling(frame: pd.DataFrame) -> Figure | None:
     figure = style.new_figure(style.PAGE, 6.4)
     for ax, (size, label) in zip(np.asarray(figure.subplots(2, 2)).ravel(), SWEEPS.items(), strict=True):
         _panel(ax, sweeps[size], size, label)
-    figure.suptitle("Cost against size: CPU seconds", fontsize=9)
+    title = "Cost against size: CPU seconds; dotted: the time of one forward for each forward and product"
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -62,13 +66,17 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def slope_words(x: np.ndarray, y: np.ndarray) -> str:
-    """The slope of a straight line, `slope 1.00`; of a bent one those of its ends, `slope 0.02 to 1.10`."""
+    """The slope of a straight line, `slope 1.00`; a bent one has none, `no slope`."""
     across, up = np.log(x), np.log(y)
     fit = np.polyfit(across, up, 1)
     if float(np.abs(up - np.polyval(fit, across)).max()) <= math.log1p(STRAIGHT):
         return f"slope {numbers.fixed(float(fit[0]), 2)}"
-    ends = (slope(x[:2], y[:2]), slope(x[-2:], y[-2:]))
-    return f"slope {numbers.fixed(ends[0], 2)} to {numbers.fixed(ends[1], 2)}"
+    return "no slope"
+
+
+def _work(line: pd.DataFrame) -> np.ndarray:
+    """What is counted over what was measured, both in forwards; NaN where either is not known."""
+    return (line["work"].where(line["work"] > 0) / line["forward_equivalents"]).to_numpy()
 
 
 def _timed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -106,6 +114,7 @@ def _panel(ax: Axes, lines: list[tuple[dict[str, Any], pd.DataFrame]], size: str
         xs, ys = line[size].to_numpy(), line["seconds" if size == "batch" else "per_sample"].to_numpy()
         look: dict[str, Any] = {"color": _PALETTE[k], "marker": "os^vDPXh"[k], "markersize": 4}
         ax.plot(xs, ys, **look)
+        ax.plot(xs, ys * _work(line), color=_PALETTE[k], **WORK)
         words = {"dim": row["row"], "batch": row["row"], "probes": row["wide"], "steps": row["series"]}[size]
         if size != "dim":
             words = f"{row['task']}: {words}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -47,7 +48,8 @@ class _Map:
 def density_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """log-density of the truth and of the estimators that have one on the task's grid, with its mass below.
 
-    The first line holds the truth and the adaptive solutions, then a line per method and model by rising steps.
+    The first line holds the truth, the adaptive solutions and what has no steps, then a line per method and model by
+    rising steps.
     """
     lines, truth = _lines(frame, run_dir)
     tops = [
@@ -163,11 +165,7 @@ def _lines(frame: pd.DataFrame, run_dir: Path) -> tuple[list[list[_Map]], bool]:
         groups.setdefault(_line_key(row), []).append(
             _Map(_title(row), _mass_words(row), density.astype(float), extent)
         )
-    lines = _in_lines(groups)
-    if truth is not None:
-        first = lines[0] if lines and ADAPTIVE in groups else []
-        lines = [[truth, *first[: COLUMNS - 1]], *(lines[1:] if first else lines)]
-    return lines, truth is not None
+    return _in_lines(groups, [truth] if truth is not None else []), truth is not None
 
 
 def _title(row: _Row) -> str:
@@ -181,11 +179,16 @@ def _line_key(row: _Row) -> tuple[str, ...]:
     return (row["method"], row["series"], row["model"])
 
 
-def _in_lines(groups: dict[tuple[str, ...], list[T]]) -> list[list[T]]:
-    """Groups as lines of at most COLUMNS panels: adaptive solutions first (the tightest leading), then PREFERRED."""
-    rank = {name: k for k, name in enumerate([ADAPTIVE[0], *PREFERRED])}
-    keys = sorted(groups, key=lambda key: rank.get(key[0], len(rank)))
-    lines = [list(reversed(groups[key])) if key == ADAPTIVE else groups[key] for key in keys]
+def _in_lines(groups: dict[tuple[str, ...], list[T]], lead: Sequence[T] = ()) -> list[list[T]]:
+    """Groups as lines of at most COLUMNS panels: what leads, adaptive solutions (the tightest first) and groups of one
+    panel together, then PREFERRED."""
+    rank = {name: k for k, name in enumerate(PREFERRED)}
+    keys = sorted(
+        groups.keys() - {ADAPTIVE}, key=lambda key: (rank.get(key[0], len(rank)), list(groups).index(key))
+    )
+    adaptive = list(reversed(groups.get(ADAPTIVE, [])))[: COLUMNS - len(lead)]
+    first = [*lead, *adaptive, *(groups[key][0] for key in keys if len(groups[key]) == 1)]
+    lines = [first, *(groups[key] for key in keys if len(groups[key]) > 1)]
     return [line[k : k + COLUMNS] for line in lines for k in range(0, len(line), COLUMNS)][:MOST_LINES]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from flowlik.report import samples
 from flowlik.report.figures import style
+from flowlik.report.figures.grouping import in_panels, lines
 from flowlik.report.labels import distance_name
 
 MANY_LINES: Final = 6
@@ -26,13 +28,18 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         return None
     shown = samples.one_a_sampler(shown)
     extractors = sorted(shown["extractor"].unique())
-    many = len(style.series_of(shown)) > MANY_LINES
+    parts = in_panels(shown)
+    many = lines(shown) > MANY_LINES
     width = style.COLUMN + 1.2 if len(extractors) == 1 and not many else style.PAGE
-    figure = style.new_figure(width, 2.6)
-    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(extractors))))
+    figure = style.new_figure(width, 0.4 + 2.2 * len(parts))
+    axes = np.asarray(figure.subplots(len(parts), len(extractors), squeeze=False))
     handles: dict[str, Line2D] = {}
-    for ax, extractor in zip(axes, extractors, strict=True):
-        part = shown[shown["extractor"] == extractor]
+    for ax, ((words, group), extractor) in zip(axes.ravel(), product(parts, extractors), strict=True):
+        part = group[group["extractor"] == extractor]
+        ax.set_title(words, loc="left")
+        if part.empty:
+            style.note(ax, "not measured")
+            continue
         values = part["frechet"].to_numpy()
         spread = 2 * part["frechet_se"].fillna(0).to_numpy()
         values = np.concatenate([values + spread, np.maximum(values - spread, values / 2)])
@@ -41,8 +48,8 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         ax.set_ylim(values.min() / pad, values.max() * pad)
         style.cost_axis(ax, part["steps"] if part["steps"].notna().any() else [1, 8])
         style.error_axis(ax)
-        lines = style.series_of(part)
-        for series, dodge in zip(lines, style.dodges(len(lines)), strict=True):
+        drawn = style.series_of(part, shown)
+        for series, dodge in zip(drawn, style.dodges(len(drawn)), strict=True):
             bars = series.frame["frechet_se"].fillna(0).to_numpy()
             down = np.minimum(2 * bars, 0.999 * series.frame["frechet"].to_numpy())
             if style.draw_series(ax, series, "steps", "frechet", (down, 2 * bars), dodge=dodge):
@@ -54,7 +61,9 @@ def frechet_against_steps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
                 ax.axhline(finest["frechet"], color=colour, linewidth=1.0, linestyle="-.", zorder=1)
                 label = f"{series.label} (NFE {finest['nfe_mean']:.0f})"
                 handles.setdefault(label, Line2D([], [], color=colour, linestyle="-.", label=label))
-        controls = style.controls_of(part).set_index("estimator_label")["frechet"]
+        controls = style.controls_of(shown[shown["extractor"] == extractor]).set_index("estimator_label")[
+            "frechet"
+        ]
         style.control_lines(ax, dict(controls), labels=True)
         name = distance_name(extractor)
         ax.set_ylabel(f"{name}\n({style.shorten(extractor, 40)})" if extractor else name)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from flowlik.records.columns import BY_NAME
 from flowlik.report import numbers
 from flowlik.report.figures import style
+from flowlik.report.figures.grouping import in_panels
 
 FAMILIES: Final = {
     "rescaled": "rescalings of the model",
@@ -102,13 +103,18 @@ def _drawn(
         return None
     columns = min(len(panels), 3 if len(panels) != 4 else 2)
     rows = -(-len(panels) // columns)
-    figure = style.new_figure(style.PAGE, 0.4 + 2.1 * rows)
-    axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
+    parts = in_panels(shown)
+    figure = style.new_figure(style.PAGE, 0.4 + 2.1 * rows * len(parts))
+    axes = np.asarray(figure.subplots(rows * len(parts), columns, squeeze=False)).ravel()
     handles: dict[str, Line2D] = {}
-    for k, (ax, (words, value, low, high, right)) in enumerate(zip(axes, panels, strict=False)):
-        handles |= (
-            _panel(ax, shown.assign(value=value), None if bands else low, None if bands else high) | handles
-        )
+    for ax in axes:
+        ax.set_visible(False)
+    places = [(k + rows * columns * of, panel) for of in range(len(parts)) for k, panel in enumerate(panels)]
+    for k, (words, value, low, high, right) in places:
+        ax, (group, part) = axes[k], parts[k // (rows * columns)]
+        ax.set_visible(True)
+        ends = (None, None) if bands else (low, high)
+        handles |= _panel(ax, part, shown, value, *ends) | handles
         if bands and low is not None and high is not None:
             ax.axhspan(float(low.min()), float(high.max()), color="#e6e6e6", zorder=0)
         if np.nanmax(np.abs(value)) > WIDE:
@@ -117,23 +123,26 @@ def _drawn(
             style.up_to_one(ax)
         if right is not None:
             ax.axhline(right, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=1)
-        ax.set_title(words if titles else "")
+        ax.set_title(f"{group}: {words}" if titles and group else words if titles else group)
         ax.set_ylabel(words if not titles else ylabel if k % columns == 0 else "")
         ax.set_xlabel(BY_NAME["nfe_mean"].label)
-    for ax in axes[len(panels) :]:
-        ax.set_visible(False)
     figure.suptitle(f"{shown['task'].iloc[0]}: {title}", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
 
 
-def _panel(ax: Axes, frame: pd.DataFrame, low: pd.Series | None, high: pd.Series | None) -> dict[str, Line2D]:
-    style.cost_axis(ax, frame["nfe_mean"])
+def _panel(
+    ax: Axes,
+    frame: pd.DataFrame,
+    among: pd.DataFrame,
+    value: pd.Series,
+    low: pd.Series | None,
+    high: pd.Series | None,
+) -> dict[str, Line2D]:
+    style.cost_axis(ax, among["nfe_mean"])
     handles: dict[str, Line2D] = {}
-    frame = frame.assign(
-        low=frame["value"] if low is None else low, high=frame["value"] if high is None else high
-    )
-    lines = style.series_of(frame)
+    frame = frame.assign(value=value, low=value if low is None else low, high=value if high is None else high)
+    lines = style.series_of(frame, among)
     for series, dodge in zip(lines, style.dodges(len(lines)), strict=True):
         part = series.frame
         bars: Any = (
