@@ -21,6 +21,7 @@ from flowlik_models.checkpoints import (
     save_tensors,
 )
 from flowlik_models.closed_forms.catalogue import closed_form
+from flowlik_models.closed_forms.gaussian import Gaussian
 from flowlik_models.features.classifier import load_extractor
 from flowlik_models.networks.vector import VectorFlowMap
 from flowlik_models.objectives import adaptive, total_derivative
@@ -131,12 +132,23 @@ def test_losses_that_stay_non_finite_stop_training(tmp_path: Path, monkeypatch: 
 def test_untrained_map_is_the_gaussian_of_the_data() -> None:
     network = build("gmm-2d", recipe_for("gmm-2d", "meanflow-f2d2"))
     mean, covariance = closed_form("gmm-2d").mean_and_covariance()
-    from flowlik_models.closed_forms.gaussian import Gaussian
-
     exact = Gaussian(mean, covariance)
     x, t, s = torch.randn(50, 2), torch.rand(50), torch.rand(50)
     for found, expected in zip(network.joint(x, t, s), exact.joint(x, t, s), strict=True):  # type: ignore[operator]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_of_the_divergences_own_starts_at_the_gaussian_too() -> None:
+    recipe = recipe_for("gmm-64d", "direct-f2d2")
+    assert recipe.network["head_hidden"]
+    network = build("gmm-64d", recipe)
+    mean, covariance = closed_form("gmm-64d").mean_and_covariance()
+    x, t, s = torch.randn(20, 64), torch.rand(20), torch.rand(20)
+    found = network.joint(x, t, s)  # type: ignore[operator]
+    for one, other in zip(found, Gaussian(mean, covariance).joint(x, t, s), strict=True):
+        torch.testing.assert_close(one, other.float(), atol=2e-3, rtol=1e-3)
+    before = sum(p.numel() for p in network.divergence_head())  # type: ignore[operator]
+    assert before == 256 * 128 + 128 + 128 * 65 + 65
 
 
 def test_map_without_head_has_no_joint() -> None:

@@ -59,7 +59,7 @@ class TeacherSource:
         """The part's rows of one batch."""
         direct, n = split_rows(recipe)
         assert self.pool is not None
-        pairs = self.pool.pairs(direct, generator) if direct else None
+        pairs = self.pool.pairs(direct, generator, recipe.trajectories) if direct else None
         if pairs is not None and n == 0:
             whole = replace(pairs, direct=torch.ones_like(pairs.t, dtype=torch.bool))
             return whole if part.count == 1 else whole.cut(part.rows(direct, device=whole.x.device))

@@ -26,12 +26,19 @@ def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
+def _head(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    """What reads the divergence, by a layer of its own where it has one."""
+    if not hidden:
+        return _zero_linear(inputs, outputs)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), _zero_linear(hidden, outputs))
+
+
 class VectorFlowMap(nn.Module):
     """A (joint) flow map of d-dimensional vectors.
 
     ``mean`` (d,), ``eigenvalues`` (d,), ``eigenvectors`` (d, d) are the moments of the training data. With
     ``preconditioned`` off the network is a plain MLP on x without Gaussian part or gates. With ``divergence`` off there
-    is no ``joint``: the map alone.
+    is no ``joint``: the map alone. ``head_hidden``: a layer of that width between h and D's own terms (0: none).
 
     ``clusters``: Gaussians of a mixture whose map takes the place of the one Gaussian's (0: none); ``clusters.fit``
     fits them to data, and their responsibilities join the network's input. ``waves`` random Fourier features of y
@@ -48,6 +55,7 @@ class VectorFlowMap(nn.Module):
         hidden: int = 256,
         depth: int = 4,
         gate_rank: int = 128,
+        head_hidden: int = 0,
         preconditioned: bool = True,
         waves: int = 0,
         wave_scale: float = 1.0,
@@ -75,7 +83,7 @@ class VectorFlowMap(nn.Module):
             self.gate_in = nn.Linear(d, gate_rank, bias=False)
             self.gate = nn.Linear(hidden, gate_rank)
             self.gate_out = _zero_linear(gate_rank, d)
-        self.head = _zero_linear(hidden, 1 + (d if preconditioned else 0)) if divergence else None
+        self.head = _head(hidden, head_hidden, 1 + (d if preconditioned else 0)) if divergence else None
         if divergence:
             # bound here, not on the class: a map without the head must not look like a joint map
             self.joint = self._joint

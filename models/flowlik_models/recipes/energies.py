@@ -3,9 +3,11 @@ start."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flowlik_models.recipes.maps import map_recipes
+from flowlik_models.recipes.options import Trajectories
 from flowlik_models.recipes.recipe import Recipe
 
 _PLANE = {"hidden": 128, "depth": 3, "rank": 64, "waves": 64, "wave_scale": 1.5}
@@ -27,6 +29,6 @@ def _energy(task: str, **options: Any) -> Recipe:
     shared: dict[str, Any] = {"batch": 512, "steps": 10_000, "weight_c": (0.1, 1.0), "learning_rate": 2e-3}
     return (
         map_recipes()[task]["direct-f2d2"]
-        .with_options(objective="energy", divergence=False, pool=0, direct=0.0, ema=0.998)
+        .with_options(objective="energy", divergence=False, ema=0.998, **asdict(Trajectories()))
         .with_options(**{**shared, **options})
     )

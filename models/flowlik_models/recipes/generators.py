@@ -80,7 +80,10 @@ def generator_recipes() -> dict[str, dict[str, Recipe]]:
 
 def _ring() -> dict[str, Recipe]:
     # averages read off the trajectories of the generator's fake model
-    head = map_recipes()["gmm-2d"]["direct-f2d2"].with_options(teacher="realuid", pool=8_192, steps=6_000)
+    pairs = {"one_step": 0.1, "to_noise": 0.5}
+    head = map_recipes()["gmm-2d"]["direct-f2d2"].with_options(
+        teacher="realuid", pool=8_192, steps=6_000, **pairs
+    )
     return {
         "teacher": _FIELD,
         **_generators(_GENERATOR),

@@ -76,7 +76,7 @@ def _ring() -> dict[str, Recipe]:
     models = _vectors(
         PLANE.with_options(steps=4_000),
         PLANE.with_options(batch=768, steps=12_000),
-        direct={**_DIRECT, "steps": 12_000},
+        direct={**_DIRECT, "steps": 24_000, "one_step": 0.25, "to_noise": 0.65},
     )
     return models | _clustered(models, 11) | _released(models)
 
@@ -108,7 +108,16 @@ def _space() -> dict[str, Recipe]:
     models = _vectors(
         _SPACE.with_options(steps=1_500),
         _SPACE.with_options(steps=10_000),
-        direct={**_DIRECT, "steps": 12_000},
+        # 8 components, each with an affine map of its own: 8 x 64 gates
+        direct={
+            **_DIRECT,
+            "pool": 65_536,
+            "steps": 36_000,
+            "network": {"hidden": 256, "depth": 4, "gate_rank": 512, "head_hidden": 128},
+            "weight_c": (0.01, 1.6e-4),
+            "one_step": 0.25,
+            "to_noise": 0.65,
+        },
         own=DivergenceTarget(control="gaussian"),
     )
     return models | _clustered(models, 11) | _released(models)

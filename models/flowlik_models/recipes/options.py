@@ -122,7 +122,9 @@ class Trajectories:
     ``pool``: their number (0: none are solved). ``pool_data``: share of them that begin at training images, moved as
     `Points.shift` says, instead of at noise. ``pool_probes``: probes of each of their divergences near the data.
     ``pool_share``: share of the data that are the teacher's own samples. ``direct``: share of a batch whose targets are
-    averages read off the trajectories; the other rows of objective ``direct`` lie on the diagonal.
+    averages read off the trajectories; the other rows of objective ``direct`` lie on the diagonal. Of those averages
+    that are steps of a few-step grid ``one_step`` is the share of the whole way in one; ``to_noise``: share that lead
+    from the data towards the noise, as a likelihood is computed.
     """
 
     pool: int = 0
@@ -130,9 +132,12 @@ class Trajectories:
     pool_share: float = 0.0
     pool_probes: int = 1
     direct: float = 0.0
+    one_step: float = 0.1
+    to_noise: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        _shares(self, "one_step", "to_noise")
         if self.pool < 0:
             raise ValueError(f"pool is a number of trajectories, got {self.pool}")
         _shares(self, "pool_data", "pool_share")

@@ -128,7 +128,11 @@ class ClosedFormSource:
             return Batch(x, t, s, data - noise)
         velocity, divergence = self.truth.velocity_and_divergence(x, t)
         batch = Batch(x, t, s, velocity, divergence if recipe.divergence else None)
-        return batch if self.pool is None else batch.joined(self.pool.pairs(direct, generator))
+        return (
+            batch
+            if self.pool is None
+            else batch.joined(self.pool.pairs(direct, generator, recipe.trajectories))
+        )
 
     def data(self, n: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
         """Draws of the closed form."""

@@ -81,7 +81,11 @@ class ImageSource:
         joint = taught and recipe.divergence
         probes = recipe.divergence_target.draw(x, generator) if joint else None
         labels = self._labels(pick, recipe, generator)
-        pairs = self.pool.pairs(direct, generator) if taught and self.pool is not None else None
+        pairs = (
+            self.pool.pairs(direct, generator, recipe.trajectories)
+            if taught and self.pool is not None
+            else None
+        )
         if part.count > 1:
             mine = part.rows(n, device=x.device)
             x, t, s, data, noise = (rows[mine] for rows in (x, t, s, data, noise))

@@ -28,7 +28,14 @@ from flowlik_models.training.batches import ClosedFormSource, Source, trajectory
 from flowlik_models.training.generated_flow import GeneratedFlow
 from flowlik_models.training.image_batches import ImageSource
 from flowlik_models.training.process_group import ALONE, Group
-from flowlik_models.training.trajectories import TrajectoryPool, solve, solve_closed_form, stored_pool
+from flowlik_models.training.trajectories import (
+    SUBSTEPS,
+    WRONG,
+    TrajectoryPool,
+    solve,
+    solve_closed_form,
+    stored_pool,
+)
 from flowlik_models.zoo import build, checkpoint_path, load_model, model_hash
 
 _POOL_SEED = 77
@@ -171,7 +178,15 @@ def _closed_form_source(task: str, recipe: Recipe, out: Path, group: Group) -> S
     if not recipe.trajectories.pool:
         return ClosedFormSource(truth)
     points, delta = recipe.points, recipe.times.delta
-    law = (points.altered, points.altered_scale, points.altered_law, delta, recipe.trajectories.pool)
+    law = (
+        points.altered,
+        points.altered_scale,
+        points.altered_law,
+        delta,
+        recipe.trajectories.pool,
+        WRONG,
+        SUBSTEPS,
+    )
     name = hashlib.sha256(f"{identity} {law}".encode()).hexdigest()[:12]
 
     def solved() -> TrajectoryPool:

@@ -8,6 +8,7 @@ and those of the uniform grids of up to eight steps among them (docs/training.md
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from flowlik_models.numerics.runge_kutta import rk4_increments
 from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 from flowlik_models.objectives.batch import Batch
 from flowlik_models.objectives.divergence_target import velocity_and_products
+from flowlik_models.recipes.options import Trajectories
 from flowlik_models.training.process_group import ALONE, WHOLE, Group, Part
 
 STEPS = 32
@@ -40,19 +42,21 @@ _FROM_END = (0.5, 0.15)  # shares of pairs that start at the data and at the noi
 _TO_END = 0.3  # share of pairs that go to the other end
 _ON_GRID = 0.5  # share of pairs that are steps of a few-step grid
 
-_LEVELS = (
-    0.1,
-    0.3,
-    0.3,
-    0.3,
-)  # shares of the grids of 1, 2, 4 and 8 steps, whose errors add up over the steps
-
 _GRID = 8  # steps of the finest few-step grid
 _JITTERED = 32  # nodes of a closed form's trajectories besides those of the grid
 _BLOCK = 1024  # trajectories that share their nodes
 _SEED_STRIDE = 10_007  # more than there are chunks: each draws its probes from a seed of its own
 _STORED = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # tensors in a pool's file
 _Chunk = dict[str, Tensor]
+
+DEFAULT = Trajectories()
+"""Either order is as frequent, and one step in ten is the whole way."""
+
+WRONG = 2e-3
+"""Bits/dim: a trajectory of a closed form whose log p is further from the exact one is solved again, or left out."""
+
+SUBSTEPS = (1, 4, 16)
+"""Runge-Kutta steps between neighbouring nodes, one attempt after another."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,22 @@ class TrajectoryPool:
         """Log-densities of the latents of some trajectories under the source, here N(0, I)."""
         return standard_normal_log_prob(self.states[-1, row])
 
-    def pairs(self, n: int, generator: torch.Generator) -> Batch:
+    def pairs(self, n: int, generator: torch.Generator, options: Trajectories = DEFAULT) -> Batch:
         """``n`` pairs of nodes of random trajectories, either order, with the averages between them.
 
-        Where the pool has grid nodes half of the pairs are steps of the uniform grids of 1, 2, 4 and 8 steps, and the
-        others start and end anywhere.
+        Where the pool has grid nodes half of the pairs are steps of the uniform grids of 1 (a share ``one_step`` of
+        them), 2, 4 and 8 steps (the rest, in equal parts: errors add up over the steps), and the others start and end
+        anywhere.
         """
+        to_noise = options.to_noise
         if self.grid:
-            a, b = self._any_or_grid_steps(n, generator)
+            a, b = self._any_or_grid_steps(n, generator, options.one_step)
         else:
             a, b = self._steps_about_the_ends(n, generator)
+        if to_noise != DEFAULT.to_noise:
+            falling = torch.rand(n, generator=generator, device=generator.device) < to_noise
+            first, last = torch.minimum(a, b), torch.maximum(a, b)  # node 0 lies at the data
+            a, b = torch.where(falling, first, last), torch.where(falling, last, first)
         row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
         t, s = self.times[a, row], self.times[b, row]
         moved = self.states[b, row] - self.states[a, row]
@@ -129,13 +139,15 @@ class TrajectoryPool:
         b = torch.where(end, torch.where(a <= last // 2, last, 0), node())
         return a, torch.where(a == b, torch.where(a == 0, last, 0), b)
 
-    def _any_or_grid_steps(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _any_or_grid_steps(
+        self, n: int, generator: torch.Generator, one_step: float
+    ) -> tuple[Tensor, Tensor]:
         """Source and target nodes (n,): a share are steps of a few-step grid, either order."""
         finest, nodes = len(self.grid) - 1, len(self.times)
         drawn: dict[str, Any] = {"generator": generator, "device": generator.device}
         a = torch.randint(nodes, (n,), **drawn)
         b = (a + torch.randint(1, nodes, (n,), **drawn)) % nodes
-        shares = torch.tensor(_LEVELS, device=generator.device)
+        shares = torch.tensor((one_step, *[(1 - one_step) / 3] * 3), device=generator.device)
         step = finest // 2 ** torch.multinomial(shares, n, replacement=True, generator=generator)
         first = (torch.rand(n, **drawn) * (finest // step)).long() * step
         grid = torch.tensor(self.grid, device=generator.device)
@@ -198,17 +210,41 @@ def solve_closed_form(
 ) -> TrajectoryPool:
     """Trajectories of a closed form from ``starts`` (n, d) at its data end; ``delta``: smallest 1 - t to resolve.
 
-    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; stored in float32.
+    Solved in float64, one Runge-Kutta step between neighbouring nodes, some forty in all; stored in float32. A step may
+    jump over a thin layer in which the nearest component changes, most of all beside the data: trajectories whose log p
+    is `WRONG` are solved again with more steps, and left out where that does not help.
+
+    Raises:
+        ValueError: fewer than half are right.
     """
     end = 1.0 - truth.eps
     counts = node_counts(end, delta)
     parts = []
     for part in torch.split(starts.double(), _BLOCK):
         times = jittered_times(counts, end, delta, generator)
-        states, log_dets = _followed(truth, part, times)
-        parts.append((times[:, None].expand(-1, len(part)), states, log_dets))
+        left = part
+        for substeps in SUBSTEPS:
+            states, log_dets = _followed(truth, left, times, substeps)
+            right = _right(truth, states, log_dets, end)
+            parts.append((times[:, None].expand(-1, int(right.sum())), states[:, right], log_dets[:, right]))
+            left = left[~right]
+            if not len(left):
+                break
     times, states, log_dets = (torch.cat(blocks, 1).float() for blocks in zip(*parts, strict=True))
-    return TrajectoryPool(times, states, log_dets, len(starts), grid_nodes(counts))
+    if states.shape[1] < len(starts) / 2:
+        raise ValueError(
+            f"{states.shape[1]} of {len(starts)} trajectories are within {WRONG} bits/dim of the exact log p"
+        )
+    return TrajectoryPool(times, states, log_dets, states.shape[1], grid_nodes(counts))
+
+
+def _right(truth: Any, states: Tensor, log_dets: Tensor, end: float) -> Tensor:
+    """Which trajectories (n,) have the exact log-density of their start; all, where that is not known."""
+    if not hasattr(truth, "log_prob"):
+        return torch.ones(states.shape[1], dtype=torch.bool)
+    found = standard_normal_log_prob(states[-1]) + log_dets[-1]
+    off: Tensor = (found - truth.log_prob(states[0], end)).abs()
+    return off <= WRONG * states[0, 0].numel() * math.log(2.0)
 
 
 def node_counts(end: float, delta: float, start: float = 0.0, jittered: int = _JITTERED) -> list[int]:
@@ -237,17 +273,20 @@ def jittered_times(
     return torch.cat(times).clamp(start, end)
 
 
-def _followed(truth: Any, x: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """States (nodes, n, d) and log-determinants (nodes, n) along falling times (nodes,), by Runge-Kutta steps."""
+def _followed(truth: Any, x: Tensor, times: Tensor, substeps: int = 1) -> tuple[Tensor, Tensor]:
+    """States (nodes, n, d) and log-determinants (nodes, n) along falling times (nodes,), by so many Runge-Kutta steps
+    from one to the next."""
     log_det = torch.zeros(len(x), dtype=x.dtype)
     states, log_dets = [x], [log_det]
 
     def slope(y: Tensor, t: float) -> tuple[Tensor, Tensor]:
         return truth.velocity_and_divergence(y, torch.full((len(y),), t, dtype=y.dtype))  # type: ignore[no-any-return]
 
-    for t, s in pairwise(times.tolist()):
-        moved, added = rk4_increments(slope, x, s - t, (t, t + (s - t) / 2, s))
-        x, log_det = x + moved, log_det + added
+    for first, last in pairwise(times.tolist()):
+        between = torch.linspace(first, last, substeps + 1, dtype=times.dtype).tolist()
+        for t, s in pairwise(between):
+            moved, added = rk4_increments(slope, x, s - t, (t, t + (s - t) / 2, s))
+            x, log_det = x + moved, log_det + added
         states.append(x)
         log_dets.append(log_det)
     return torch.stack(states), torch.stack(log_dets)

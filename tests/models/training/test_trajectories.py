@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from toy_flows import Linear
 from flowlik_models.checkpoints import read_checkpoint, save_tensors
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.closed_forms.gaussian import LOG_2PI
+from flowlik_models.numerics.standard_normal import standard_normal_log_prob
 from flowlik_models.objectives.batch import Batch
+from flowlik_models.recipes.options import Trajectories
 from flowlik_models.recipes.table import RECIPES
 from flowlik_models.training import preparation, trajectories
+from flowlik_models.training.batches import trajectory_starts
 from flowlik_models.training.process_group import Group
 from flowlik_models.training.trajectories import TrajectoryPool, solve, solve_closed_form, stored_pool
 
@@ -93,8 +98,8 @@ def test_pools_of_the_recipes_are_stored_under_the_names_they_always_had(
         "teacher-paths-a359a595fffe.safetensors",
         "teacher-paths-552cfa19e6af.safetensors",
         "teacher-paths-68cb760b9112.safetensors",
-        "paths-dd43cbe6462a.safetensors",
-        "paths-72aa1c674fbe.safetensors",
+        "paths-7677bbffdb8b.safetensors",
+        "paths-7b2e8a901023.safetensors",
     ]
 
 
@@ -167,6 +172,7 @@ def test_closed_forms_are_followed_to_their_exact_density(
 ) -> None:
     """Twice what is measured, in nats, over sixteen draws of the nodes; at a sharp edge single errors are larger."""
     monkeypatch.setattr(trajectories, "_BLOCK", 16)
+    monkeypatch.setattr(trajectories, "WRONG", math.inf)  # all are judged
     truth = closed_form(task)
     generator = torch.Generator().manual_seed(0)
     starts = truth.sample(256, generator=generator) * (1 - truth.eps)
@@ -194,6 +200,38 @@ def test_half_of_the_pairs_are_steps_of_the_few_step_grids() -> None:
         by_chance = 0.5 * 2 * steps / (nodes * (nodes - 1))
         four_sigma = 4 * (share / 20_000) ** 0.5
         assert float(on_grid.float().mean()) == pytest.approx(share + by_chance, abs=four_sigma)
+
+
+def test_wrong_trajectories_of_a_closed_form_are_solved_again_or_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the data of gmm-64d a step jumps over the layer where the nearest component changes: two in five."""
+    truth, recipe = closed_form("gmm-64d"), RECIPES["gmm-64d"]["direct-f2d2"].with_options(altered=1.0)
+    generator = torch.Generator().manual_seed(0)
+    starts = trajectory_starts(truth, recipe, generator, 200)
+    made = solve_closed_form(truth, starts, delta=5e-3, generator=generator)
+    monkeypatch.setattr(trajectories, "SUBSTEPS", (1,))
+    with_one = solve_closed_form(truth, starts, delta=5e-3, generator=generator)
+    assert 80 < with_one.own < 140 < 155 < made.own < 200
+    assert made.states.shape[1] == made.times.shape[1] == made.log_dets.shape[1] == made.own
+    found = standard_normal_log_prob(made.states[-1]) + made.log_dets[-1]
+    off = (found - truth.log_prob(made.states[0], 1 - truth.eps)).abs() / (64 * math.log(2.0))
+    assert float(off.max()) < 1.01 * trajectories.WRONG
+    monkeypatch.setattr(trajectories, "WRONG", 1e-9)
+    with pytest.raises(ValueError, match=r"0 of 200 trajectories are within 1e-09 bits/dim"):
+        solve_closed_form(truth, starts, delta=5e-3, generator=generator)
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_pairs_lead_towards_the_noise_and_all_the_way_as_often_as_asked(
+    paths: TrajectoryPool, grid: bool
+) -> None:
+    options = Trajectories(one_step=1.0, to_noise=0.8)
+    made = replace(paths, grid=tuple(range(0, 33, 4))) if grid else paths
+    batch = made.pairs(20_000, torch.Generator().manual_seed(0), options)
+    assert float((batch.s < batch.t).float().mean()) == pytest.approx(0.8, abs=0.012)
+    whole = ((batch.t - batch.s).abs() == 1).float().mean()
+    assert float(whole) == pytest.approx(0.5 if grid else 0.2298, abs=0.012)
 
 
 def test_rows_read_off_trajectories_get_no_derivative_term() -> None:
