@@ -116,7 +116,7 @@ BAD_POINTS = {
     "inf": (torch.tensor([[0.0, math.inf, 0]]), "NaN or infinity"),
     "integer": (torch.zeros(4, 3, dtype=torch.int64), "float32 or float64"),
     "half": (torch.zeros(4, 3, dtype=torch.float16), "float32 or float64"),
-    "list": ([[0.0, 0.0, 0.0]], "float32 or float64 tensor, got list"),
+    "list": ([[0.0, 0.0, 0.0]], "float32 or float64 tensor, got a list"),
 }
 
 
