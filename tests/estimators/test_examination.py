@@ -215,8 +215,10 @@ def test_a_model_that_raises_and_one_of_another_kind_are_findings_or_none() -> N
     assert (finding.name, "KeyError" in finding.text) == ("error", True)
     (finding,) = examine(Field(lambda x, t: x[:, :1]), points("gmm-2d"))
     assert "(64, 1)" in finding.text
-    assert examine(nn.Linear(2, 2), points("gmm-2d")) == []
-    assert examine(Field(lambda x, t: -x), points("gmm-2d")[:0]) == []
+    with pytest.raises(ValueError, match="a Linear has no velocity"):
+        examine(nn.Linear(2, 2), points("gmm-2d"))
+    with pytest.raises(ValueError, match="empty batch"):
+        examine(Field(lambda x, t: -x), points("gmm-2d")[:0])
 
 
 def test_a_model_with_ends_of_its_own_is_asked_between_them() -> None:
