@@ -80,6 +80,8 @@ def test_samples_outside_the_energys_domain_have_no_weight(found: Any) -> None:
         Wide(), lambda x: torch.where(x[:, 0] > 0, energy(x), math.nan), 4000, estimator="exact-flow"
     )
     assert abs(half.log_z.mean - math.log(math.pi)) < 4 * half.log_z.se < 0.1
+    root = half.expectation(lambda x: x[:, 0].sqrt())  # no number where there is no weight
+    assert abs(root.mean - 0.8222) < 4 * root.se < 0.05  # 2^(1/4) Gamma(3/4)/sqrt(pi)
     assert half.share.mean == pytest.approx(found.share.mean / 2, abs=0.02)
 
 

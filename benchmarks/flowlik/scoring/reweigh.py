@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.evaluation.uses.importance import effective_share
@@ -45,35 +45,51 @@ class Mean:
 class Reweighed:
     """Samples of a model, sets of n, with the weights that turn them towards exp(-energy)/Z.
 
-    ``x`` (sets, n, *event); ``log_weights`` (sets, n) = -energy(x) - log q(x) in nats, -inf where there is none;
-    ``share``: effective sample size as a share of n; ``log_z``: log Z in nats; ``nfe``: evaluations a sample;
-    ``heaviest``: the largest share of a set's weight that one sample has.
+    ``x`` (sets, n, *event); ``log_weights`` (sets, n): -energy(x) - log q(x) in nats, -inf where there is none;
+    ``nfe``: evaluations a sample.
     """
 
     x: Tensor
     log_weights: Array
-    share: Mean
-    log_z: Mean
-    heaviest: float
     nfe: float
+
+    @cached_property
+    def weights(self) -> Array:
+        """Shares of a set's weight, (sets, n)."""
+        return np.exp(self.log_weights - _log_sums(self.log_weights)[:, None])
+
+    @property
+    def share(self) -> Mean:
+        """Effective sample size as a share of n."""
+        return _over_sets(np.array([effective_share(row) for row in self.log_weights]))
+
+    @property
+    def log_z(self) -> Mean:
+        """log Z in nats."""
+        return _over_sets(_log_sums(self.log_weights) - math.log(self.log_weights.shape[1]))
+
+    @property
+    def heaviest(self) -> float:
+        """The largest share of a set's weight that one sample has."""
+        return float(self.weights.max())
 
     def expectation(self, values: Callable[[Tensor], Tensor]) -> Mean:
         """The mean of ``values(x)`` (batch,) under exp(-energy)/Z.
 
         Its error is over the sets; heavy weights make it too small.
         """
-        weights = np.exp(self.log_weights - self.log_weights.max(1, keepdims=True))
-        return _over_sets((weights * self._each(values)).sum(1) / weights.sum(1))
+        weighed = self.weights * np.where(self.weights > 0, self._each(values), 0.0)
+        return _over_sets(weighed.sum(1))
 
     def free_energy(self, first: Region, second: Region) -> Mean:
         """F(first) - F(second) = -log(Z_first/Z_second) in nats; a region says which x (batch,) it holds.
 
         A set with nothing in a region has no finite value, and neither has the mean.
         """
-        weights = np.exp(self.log_weights - self.log_weights.max(1, keepdims=True))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            parts = [np.log((weights * self._each(region)).sum(1)) for region in (first, second)]
-            return _over_sets(parts[1] - parts[0])
+        held = (np.where(self._each(region) != 0, self.log_weights, -np.inf) for region in (first, second))
+        log_first, log_second = map(_log_sums, held)
+        with np.errstate(invalid="ignore"):
+            return _over_sets(log_second - log_first)
 
     def __str__(self) -> str:
         """One line."""
@@ -140,7 +156,7 @@ def reweigh(
     log_weights[~np.isfinite(log_weights)] = -np.inf
     if np.isneginf(log_weights).all(1).any():
         raise ValueError(f"reweigh: {chosen.label}: no sample of a set has a finite weight")
-    return _judged(torch.stack(drawn), log_weights, forwards)
+    return Reweighed(x=torch.stack(drawn), log_weights=log_weights, nfe=forwards)
 
 
 def _rows(values: Tensor, n: int, what: str) -> Array:
@@ -150,17 +166,9 @@ def _rows(values: Tensor, n: int, what: str) -> Array:
     return np.asarray(values.detach().cpu().double().numpy())
 
 
-def _judged(x: Tensor, log_weights: Array, forwards: float) -> Reweighed:
-    top = log_weights.max(1, keepdims=True)
-    weights: NDArray[np.float64] = np.exp(log_weights - top)
-    return Reweighed(
-        x=x,
-        log_weights=log_weights,
-        share=_over_sets(np.array([effective_share(row) for row in log_weights])),
-        log_z=_over_sets(top[:, 0] + np.log(weights.mean(1))),
-        heaviest=float((weights.max(1) / weights.sum(1)).max()),
-        nfe=forwards,
-    )
+def _log_sums(log_weights: Array) -> Array:
+    """Log of the sum of each set's weights (sets, n), (sets,)."""
+    return np.asarray(np.logaddexp.reduce(log_weights, axis=1))
 
 
 def _over_sets(values: Array) -> Mean:

@@ -80,9 +80,8 @@ def generator_recipes() -> dict[str, dict[str, Recipe]]:
 
 def _ring() -> dict[str, Recipe]:
     # averages read off the trajectories of the generator's fake model
-    pairs = {"one_step": 0.1, "to_noise": 0.5}
     head = map_recipes()["gmm-2d"]["direct-f2d2"].with_options(
-        teacher="realuid", pool=8_192, steps=6_000, **pairs
+        teacher="realuid", pool=8_192, steps=6_000, one_step=0.1, to_noise=None
     )
     return {
         "teacher": _FIELD,

@@ -123,8 +123,8 @@ class Trajectories:
     `Points.shift` says, instead of at noise. ``pool_probes``: probes of each of their divergences near the data.
     ``pool_share``: share of the data that are the teacher's own samples. ``direct``: share of a batch whose targets are
     averages read off the trajectories; the other rows of objective ``direct`` lie on the diagonal. Of those averages
-    that are steps of a few-step grid ``one_step`` is the share of the whole way in one; ``to_noise``: share that lead
-    from the data towards the noise, as a likelihood is computed.
+    that are steps of a few-step grid ``one_step`` is the share of the whole way in one; ``to_noise``: share of
+    the averages that lead from the data towards the noise, as a likelihood is computed (None: as they come).
     """
 
     pool: int = 0
@@ -133,11 +133,11 @@ class Trajectories:
     pool_probes: int = 1
     direct: float = 0.0
     one_step: float = 0.1
-    to_noise: float = 0.5
+    to_noise: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _shares(self, "one_step", "to_noise")
+        _shares(self, "one_step", *(["to_noise"] if self.to_noise is not None else []))
         if self.pool < 0:
             raise ValueError(f"pool is a number of trajectories, got {self.pool}")
         _shares(self, "pool_data", "pool_share")

@@ -50,7 +50,7 @@ _STORED = {"times", "states", "log_dets", "own", "grid", "cpu_seconds"}  # tenso
 _Chunk = dict[str, Tensor]
 
 DEFAULT = Trajectories()
-"""Either order is as frequent, and one step in ten is the whole way."""
+"""Pairs in the order in which they come; of the steps of a grid one in ten is the whole way."""
 
 WRONG = 2e-3
 """Bits/dim: a trajectory of a closed form whose log p is further from the exact one is solved again, or left out."""
@@ -109,13 +109,12 @@ class TrajectoryPool:
         them), 2, 4 and 8 steps (the rest, in equal parts: errors add up over the steps), and the others start and end
         anywhere.
         """
-        to_noise = options.to_noise
         if self.grid:
             a, b = self._any_or_grid_steps(n, generator, options.one_step)
         else:
             a, b = self._steps_about_the_ends(n, generator)
-        if to_noise != DEFAULT.to_noise:
-            falling = torch.rand(n, generator=generator, device=generator.device) < to_noise
+        if options.to_noise is not None:
+            falling = torch.rand(n, generator=generator, device=generator.device) < options.to_noise
             first, last = torch.minimum(a, b), torch.maximum(a, b)  # node 0 lies at the data
             a, b = torch.where(falling, first, last), torch.where(falling, last, first)
         row = torch.randint(self.states.shape[1], (n,), generator=generator, device=generator.device)
