@@ -243,6 +243,22 @@ def test_of_a_cross_the_pairs_that_do_not_fit_are_left_out_and_counted(
     assert re.search(said, "".join(lines))
 
 
+def of_tasks(*models: str) -> tuple[set[str], list[str]]:
+    """`task model` of a line that asks these models of two tasks, and what is said."""
+    said: list[str] = []
+    tasks = ["gmm-2d", "gmm-64d"]
+    cells = plan_cells("quick", ["ode"], tasks, models, seeds=None, limit=5, device="cpu", say=said.append)
+    return {f"{cell.task} {cell.model}" for cell in cells if not cell.is_control}, said
+
+
+def test_of_several_tasks_each_gets_the_named_models_that_it_has() -> None:
+    assert of_tasks("teacher") == ({"gmm-2d teacher"}, ["gmm-64d has no model teacher and is left out"])
+    found, said = of_tasks("teacher", "closed-form")
+    assert (found, said) == ({"gmm-2d teacher", "gmm-2d closed-form", "gmm-64d closed-form"}, [])
+    with pytest.raises(ValueError, match="unknown model 'teachr'; did you mean 'teacher'"):
+        of_tasks("teachr", "closed-form")
+
+
 def test_models_that_nobody_named_and_that_are_not_trained_are_no_misfits() -> None:
     trained = [model for model in get_task("gmm-2d").models if get_task("gmm-2d").has_model(model)]
     found, (line,) = planned(["ode", "f2d2"], None)

@@ -46,7 +46,7 @@ def plan_cells(
     if specs:
         base = suites.options_of(suites.read_suite(suite or "quick").get("defaults", {}), Options())
         names = list(tasks or dict.fromkeys(cell.task for cell in cells))
-        cells = suites.expand(names, models, specs, base, seeds=seeds, device=device)
+        cells = cross(names, models, specs, base, seeds=seeds, device=device, say=say)
         if not is_pair(specs, models):
             cells = fitting(cells, named=bool(models), say=say)
         cells = suites.unique([*cells, *suites.control_cells(cells)])
@@ -66,6 +66,30 @@ def plan_cells(
         raise ValueError(_nothing_left(suite, tasks))
     if limit:
         cells = suites.unique([limited(cell, limit) for cell in cells])
+    return cells
+
+
+def cross(
+    tasks: Sequence[str],
+    models: Sequence[str] | None,
+    specs: Sequence[str],
+    options: Options,
+    *,
+    seeds: tuple[int, ...] | None,
+    device: str,
+    say: Callable[[str], None],
+) -> list[Cell]:
+    """As `suites.expand`, but of several tasks each gets the models that it has; a model is of one at least."""
+    if models and len(tasks) > 1:
+        check_models(models, tasks)
+    cells = []
+    for name in tasks:
+        had = models and [model for model in models if fnmatch.filter(get_task(name).models, model)]
+        if models and len(tasks) > 1 and not had:
+            say(f"{name} has no model {' or '.join(models)} and is left out")
+        else:
+            had = had if len(tasks) > 1 else models
+            cells += suites.expand([name], had, specs, options, seeds=seeds, device=device)
     return cells
 
 

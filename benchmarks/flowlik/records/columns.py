@@ -607,7 +607,7 @@ EXTRA: tuple[Column, ...] = (
     Column(
         "ode_gap",
         "Of the bound of a diffusion, where the reference is the likelihood of the same network's ODE: their mean "
-        "difference, its standard error, and its spread over the items without the noise of the draws. Nought for the "
+        "difference, its standard error, and its spread over the items without the noise of the draws. Zero for the "
         "true field; of a trained one they are two numbers.",
         unit="bits/dim",
         measured="items",

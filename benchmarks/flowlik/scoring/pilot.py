@@ -398,4 +398,5 @@ def _why(
 
 def _short(estimator: Estimator) -> str:
     options = estimator.params()
-    return f"{estimator.name} {options.get('steps') or options.get('segments')} steps"
+    steps = options.get("steps") or options.get("segments")
+    return f"{estimator.name} {steps} step{'' if steps == 1 else 's'}" if steps else str(estimator.name)

@@ -57,7 +57,7 @@ def by_steps(frame: pd.DataFrame) -> Table:
     note = f"Cells: bits/dim / {name} ({extractors})." if frechet else "Cells: bits/dim."
     return Table(
         title=f"{_title(frame)}: bits/dim{f' / {name}' if frechet else ''} by steps",
-        columns=("method", "model", *([f"adaptive or ≥ {MANY_STEPS} steps"] if many else []), *heads),
+        columns=("method", "model", *([f"adaptive, ≥ {MANY_STEPS} steps or none"] if many else []), *heads),
         rows=tuple(rows),
         note=f"{_reference(frame)} {note} {seeds_note(shown)}".strip(),
     )
