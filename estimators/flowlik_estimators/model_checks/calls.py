@@ -53,10 +53,17 @@ def _says_one_time(one: Any) -> bool:
 class _Checked:
     def __init__(self, seen: Any, original: Any, stand_in: Any, counts: Counts, scalar_time: bool) -> None:
         self._model, self._scalar_time = seen, scalar_time
+        self._calls: list[_Call] = []
         for name in offered(seen):
             if hasattr(seen, name):
                 call = _Call(name, getattr(seen, name), original, stand_in, counts)
+                self._calls.append(call)
                 setattr(self, name, _in_parts(call) if scalar_time else call)
+
+    def begin(self) -> None:
+        """From now on look as closely as at the first call."""
+        for call in self._calls:
+            call.begin()
 
     def __getattr__(self, name: str) -> Any:
         if name == "_model":  # not yet there while unpickling or copying
@@ -76,6 +83,10 @@ class _Call:
         self.__name__ = name
         self.name, self.method, self.original, self.stand_in = name, method, original, stand_in
         self.counts = counts
+        self.begin()
+
+    def begin(self) -> None:
+        """Look as closely as at the first call."""
         self.first = True
         self.looked: set[str] = set()
         self.tries = 0
