@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from flowlik.measures.registry import own_columns
-from flowlik.records.columns import EXTRA, NESTED, SAME_CELL, TABLE, named
+from flowlik.records.columns import BY_NAME, EXTRA, NESTED, SAME_CELL, TABLE, Column, named
 from flowlik.records.reading import read_records
 from flowlik.report import labels
 from flowlik.report.labels import METHODS, SPLIT_ORDER, _label, _missing, as_dicts, brief, method_of
@@ -72,7 +72,7 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         frame[name] = pd.Series(
             [v if isinstance(v, dict) else {} for v in column], index=frame.index, dtype=object
         )
-    for name in named(own_columns()):
+    for name in named(_of_extra()):
         frame[name] = from_extra(frame, name)
     frame["estimator_label"] = frame["estimator_label"].where(
         frame["estimator_label"] != "", frame["estimator"]
@@ -87,7 +87,7 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         for seconds, extra in zip(frame["wall_s_median"], frame["extra"], strict=True)
     ]
     frame = _newest(frame)
-    mixed = [name for name in ("dtype", "device") if len(set(frame[name])) > 1]
+    mixed = [name for name in ("dtype", "device", "dequant_noise") if len(set(frame[name])) > 1]
     mixed += ["hardware"] if len(machines(frame)) > 1 else []
     mixed += ["extractor"] if _several_extractors(frame) else []
     rows = as_dicts(frame)
@@ -100,6 +100,11 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     )
     frame["brief"] = [brief(label) for label in frame["row"]]
     return _sorted(frame)
+
+
+def _of_extra() -> tuple[Column, ...]:
+    """Columns of `extra` that the table of accuracy and cost shows: the suite's, and those of registered measures."""
+    return (BY_NAME["bpd_iw"], *own_columns())
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -133,7 +138,7 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
     The column `n_seeds` counts the rows behind each, and those of `SPREAD` have their standard deviation over them
     beside, NaN for a single row, which stays as it is.
     """
-    own = own_columns()
+    own = _of_extra()
     numeric = [*NUMERIC, *named(own)]
     spread = [*SPREAD, *named(column for column in own if column.over_seeds)]
     frame = frame.assign(n_seeds=1.0, **{f"{name}_sd": math.nan for name in spread})

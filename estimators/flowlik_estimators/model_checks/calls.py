@@ -142,7 +142,7 @@ class _Call:
         return tuple(self._looked_at(part, inputs, cond, index) for index, part in enumerate(answer))
 
     def _looked_at(self, value: Tensor, inputs: list[Tensor], cond: Any, index: int | None) -> Tensor:
-        """The value, which raises where a derivative is taken through it that would silently be nought."""
+        """The value, which raises where a derivative is taken through it that would silently be zero."""
         what = self.name if index is None else f"{self.name} ({answers.PAIRS[self.name][index]})"
         needed = [one for one in inputs if one.requires_grad]
         look = _Look(self, inputs, cond, lambda found: found if index is None else found[index])
