@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import flowlik
 from flowlik.cli import app
 from flowlik.commands.units import parse_duration, parse_seeds
+from flowlik.tasks.stored_references import own_checkpoints
 
 TINY = """
 [defaults]
@@ -313,3 +314,21 @@ def test_an_option_without_effect_is_refused(words: tuple[str, ...], status: int
     assert result.exit_code == status
     assert len(result.stderr.strip().splitlines()) == 1
     assert words[-2] in result.output or words[-1] in result.output
+
+
+def test_training_is_judged_by_a_reference_beside_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`flowlik reference --checkpoints runs/train` puts it there; without it a card has no errors."""
+    looked_in: list[Path | None] = []
+
+    def trained(task: str, model: str, *, out: Path, **_: object) -> Path:
+        looked_in.append(own_checkpoints())
+        return out
+
+    monkeypatch.setattr("flowlik.training.train.train_model", trained)
+    monkeypatch.setenv("FLOWLIK_CHECKPOINTS", "")
+    assert call("train", "digits", "direct-f2d2", "--out", str(tmp_path)).exit_code == 0
+    (tmp_path / "references").mkdir()
+    assert call("train", "digits", "direct-f2d2", "--out", str(tmp_path)).exit_code == 0
+    assert looked_in == [None, tmp_path]

@@ -49,6 +49,7 @@ def train(
     shortcut-distill-f2d2, lsd-f2d2, and direct-f2d2-calibrated after direct-f2d2.
     """
     from flowlik.running.registry import is_follower
+    from flowlik.tasks.stored_references import FOLDER
     from flowlik.training.train import train_model
     from flowlik_models.training.trainer import TrainingError
 
@@ -65,6 +66,10 @@ def train(
             )
         if minutes is not None:
             raise ValueError(f"--minutes is for files with a task; {task} takes --steps")
+        if (
+            folder / FOLDER
+        ).is_dir():  # of a teacher trained here: the card tells how far its students are from it
+            use_checkpoints(folder)
         options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
         options["accumulate"] = accumulate
         try:

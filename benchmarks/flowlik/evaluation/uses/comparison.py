@@ -1,11 +1,12 @@
-"""Ranking models: does the estimator rank ten models as their exact likelihoods do?
+"""Ranking models: does the estimator rank ten or forty models as their exact likelihoods do?
 
-The ten are variants of the cell's model, apart by less than the bias of a few Euler steps on it, so an estimator whose
+They are variants of the cell's model, apart by less than the bias of a few Euler steps on it, so an estimator whose
 bias is not the same for all of them gets the order wrong. Two families:
 
 - `rescaled`: what the model generates, scaled about the data's mean by ten factors, as when a model is calibrated;
 - `displaced` (a mixture in closed form): means moved and axes widened, ten other fields;
-  `rounded` (a network): relative noise on every weight, as rounding leaves it, also ten other fields.
+  `rounded` (a network): relative noise on every weight, as rounding leaves it, other fields too: forty of them up to
+  `NARROW` dimensions, beyond ten.
 
 Exact is the closed form, or the converged likelihood of each network's own field.
 """
@@ -38,7 +39,7 @@ from flowlik_models.closed_forms.mixture import GaussianMixture
 from flowlik_models.interfaces import can
 from flowlik_models.numerics import random
 
-MODELS = 10
+MODELS, ROUNDED_MODELS = 10, 40
 ITEMS, ITEMS_WIDE = 256, 32
 NARROW = 8
 """Dimensions up to which the exact likelihood of a network is solved for adaptively, on more items."""
@@ -76,7 +77,7 @@ class Variant:
 
 
 def model_comparison(prepared: Prepared) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Agreement of estimated and exact mean likelihoods on the order of ten variants, per family.
+    """Agreement of estimated and exact mean likelihoods on the order of the variants, per family.
 
     Measures: `kendall` (tau) with a 95 % interval over the items (`kendall_lo`, `kendall_hi`), `spearman`, `regret`
     (exact bits/dim lost by taking the model that the estimator puts first), `spread` and `least_gap` of the exact
@@ -143,7 +144,7 @@ def ranked(estimated: Array, exact: Array) -> dict[str, float]:
 
 
 def families(model: Any) -> dict[str, list[Variant]]:
-    """Ten models near this one, twice.
+    """Models near this one, in two families.
 
     Raises:
         UnavailableError: neither a mixture in closed form nor a network, or one without moments.
@@ -152,7 +153,9 @@ def families(model: Any) -> dict[str, list[Variant]]:
     if isinstance(model, GaussianMixture):
         others = {"displaced": [Variant(_displaced(model, k, float(s))) for k, s in enumerate(levels)]}
     elif isinstance(model, nn.Module) and any(True for _ in model.parameters()):
-        others = {"rounded": [Variant(_rounded(model, k, float(s))) for k, s in enumerate(levels)]}
+        copies = ROUNDED_MODELS if math.prod(model.event_shape) <= NARROW else MODELS
+        noises = np.linspace(0.0, 1.0, copies)
+        others = {"rounded": [Variant(_rounded(model, k, float(s))) for k, s in enumerate(noises)]}
     else:
         raise UnavailableError("comparison needs a mixture in closed form or a network; name one with -m")
     if not can(model, "moments"):

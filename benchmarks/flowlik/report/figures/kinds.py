@@ -177,9 +177,10 @@ KINDS: Final[dict[str, Kind]] = {
     "comparison": Kind(
         model_comparison,
         "Ranking models by their likelihood",
-        "Rank correlation (Kendall's tau) between estimated and exact mean likelihoods of ten models that differ by "
-        "less than the bias of a few Euler steps: 1 is the exact order, 0 a random one. Bars: 95 % bootstrap intervals "
-        "over the test points. A bias that is the same for all models does no harm here, one that differs does.",
+        "Rank correlation (Kendall's tau) between estimated and exact mean likelihoods of variants of a model that "
+        "differ by less than the bias of a few Euler steps: 1 is the exact order, 0 a random one. Bars: 95 % "
+        "bootstrap intervals over the test points. A bias that is the same for all models does no harm here, one "
+        "that differs does.",
     ),
     "outliers": Kind(
         outlier_detection,

@@ -97,11 +97,12 @@ def _comparison(frame: pd.DataFrame) -> Table | None:
                 _cell(of.get(name), digits=2)
                 for name in ("spearman", "regret", "spread", "bias", "bias_spread")
             )
-            found.append((*_head(row)[:2], Cell(family), _head(row)[2], tau, *others))
+            variants = f"{of['models']:.0f} {family}" if "models" in of else family
+            found.append((*_head(row)[:2], Cell(variants), _head(row)[2], tau, *others))
     if not found:
         return None
     heads = (
-        *("method", "model", "ten models", "NFE", "Kendall's tau", "Spearman", "regret"),
+        *("method", "model", "variants", "NFE", "Kendall's tau", "Spearman", "regret"),
         *("spread of the exact values", "bias", "spread of the bias"),
     )
     note = "Means over the items; regret, spreads and bias in bits/dim. Brackets: 95 % bootstrap intervals over items."

@@ -31,7 +31,7 @@ Panel = tuple[str, pd.Series, pd.Series | None, pd.Series | None, float | None]
 
 
 def model_comparison(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
-    """Kendall's tau of estimated with exact likelihoods of ten models, a panel per family of models."""
+    """Kendall's tau of estimated with exact likelihoods of the variants of a model, a panel per family of them."""
     shown = frame[[bool(extra.get("comparison")) for extra in frame["extra"]]]
     panels: list[Panel] = []
     for family, title in FAMILIES.items():
@@ -40,7 +40,7 @@ def model_comparison(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
             spread = numbers.from_extra(shown, "comparison", family, "spread")
             words = f"{title}\n{numbers.number(spread.min(), 2)} to {numbers.number(spread.max(), 2)} bits/dim apart"
             panels.append((words, tau[0], tau[1], tau[2], 1.0))
-    return _drawn(shown, panels, "ten models in order", "Kendall's tau", titles=True)
+    return _drawn(shown, panels, "variants of a model in order", "Kendall's tau", titles=True)
 
 
 def outlier_detection(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
