@@ -12,6 +12,7 @@ from flowlik.records.columns import SCHEMA_VERSION
 from flowlik.records.writing import to_plain
 
 DTYPES = ("float32", "float64")
+MOST_TRUNCATION = 10.0
 ESTIMATOR_COLUMNS = ("steps", "solver", "rtol", "atol", "trace", "probes", "noise")
 
 
@@ -20,12 +21,12 @@ class Options:
     """What a suite sets besides task, model and estimator; every field may stand in its TOML file.
 
     `n_items` items in batches of `batch_size`, a number or auto (`flowlik.evaluation.batching.batch_size`); `compile`
-    the network (`flowlik.evaluation.compilation`); `draws` dequantisation draws of discrete data; `density` also
-    evaluates the task's 2-D grid; `samples` also draws that many and judges them, in the `features` named
-    here besides (`flowlik.evaluation.samples.extractors`; ValueError without samples); `likelihood` false leaves out
-    everything but the samples, whose cost is then the cell's (ValueError with `density`, `uses` or several `draws`);
-    `uses` names what the likelihood is tried at besides (`flowlik.uses`); `rounds` of timing on `timing_batch` items
-    (0: no timing).
+    the network (`flowlik.evaluation.compilation`); `draws` dequantisation draws of discrete data, with uniform noise
+    or, `truncated_normal` above 0, that of a normal cut at so many standard deviations; `density` also evaluates the
+    task's 2-D grid; `samples` also draws that many and judges them, in the `features` named here besides
+    (`flowlik.evaluation.samples.extractors`; ValueError without samples); `likelihood` false leaves out everything but
+    the samples, whose cost is then the cell's (ValueError with `density`, `uses` or several `draws`); `uses` names what
+    the likelihood is tried at besides (`flowlik.uses`); `rounds` of timing on `timing_batch` items (0: no timing).
     """
 
     split: str = "test"
@@ -36,6 +37,7 @@ class Options:
     repeat: int = 0
     compile: bool = False
     draws: int = 1
+    truncated_normal: float = 0.0
     density: bool = False
     samples: int = 0
     features: tuple[str, ...] = ()
@@ -48,15 +50,28 @@ class Options:
         """Refuse options without effect; raises ValueError in one line."""
         if self.features and self.samples < 1:
             raise ValueError("features has no effect without samples: it is they that are judged")
+        check_truncation(self.truncated_normal)
+        if self.truncated_normal and self.uses:
+            raise ValueError(
+                "truncated_normal has no effect on uses, whose noise is uniform: leave out one of them"
+            )
         if self.likelihood:
             return
         if self.samples < 1:
             raise ValueError("likelihood = false: expected samples, there is nothing else to judge")
-        for name, given in (("density", self.density), ("uses", self.uses), ("draws", self.draws > 1)):
-            if given:
+        for name in ("density", "uses", "draws", "truncated_normal"):
+            if getattr(self, name) != getattr(Options, name):
                 raise ValueError(
                     f"{name} has no effect with likelihood = false, which leaves the samples alone"
                 )
+
+
+def check_truncation(tau: float) -> None:
+    """Raise ValueError where this is no place to cut a normal at, nor 0, which is uniform noise."""
+    if not 0.0 <= tau <= MOST_TRUNCATION:
+        raise ValueError(
+            f"truncated_normal = {tau}: expected 0 (uniform noise) or standard deviations up to {MOST_TRUNCATION:g}"
+        )
 
 
 # What belongs to how a cell is timed or named, not to its answer.
@@ -112,6 +127,8 @@ def cell_id(cell: Cell, model_hash: str, data_hash: str, reference: str, extract
         del options["compile"]  # as it was before there was that option
     if not options["features"]:
         del options["features"]  # likewise
+    if not options["truncated_normal"]:
+        del options["truncated_normal"]
     parts = {
         "schema": SCHEMA_VERSION,
         "task": cell.task,

@@ -189,7 +189,7 @@ class Estimator:
     def bind(self, model: Any) -> Bound:
         """The same estimator for many calls on one model: what of the checks concerns the model is done once, here.
 
-        A model that changes afterwards is told, not answered for: `Bound.log_prob`.
+        A model that changes afterwards is told, or answered for as it is then: `Bound.log_prob`.
 
         Raises:
             ValueError: a model of which this is no estimator; the line says why.
@@ -423,7 +423,7 @@ class Bound:
         self._estimated = model = estimator.adapted(model)
         with stand_in.held(model, differentiable=False, differentiated=estimator.differentiates) as held:
             self._held = held
-        self._unchanged = Unchanged(self.model, held)
+        self._unchanged = Unchanged(self.model, held, model)
         self._counts = Counts()
         self._asked: Any = None
         self._lock = Lock()
@@ -438,9 +438,17 @@ class Bound:
     ) -> Estimate:
         """What `Estimator.log_prob` answers at x (batch, *event), bit for bit, in nats; threads take turns.
 
+        What the model looks up as it is called is answered for as it is then: hooks, writes through ``.data`` and
+        numpy, global variables, other functions and properties of its classes, torch's default type, autocast. What
+        is kept from call to call, which is all else, is compared, and told where it is another.
+
+        Not seen: a ``velocity``, say, that a property or a ``__getattr__`` makes anew out of global variables; and
+        that a network needs eval mode which first comes in by a set, a deque or a global variable that held none.
+
         Raises:
             ValueError: as there; and where the model has changed since it was bound: its weights, its mode, its
-                device, a part or an attribute of it.
+                device, a part or an attribute of it, a list or dict of these, their classes, what these say of the
+                methods that evaluate it, a function, its defaults or a variable that it encloses.
         """
         held = self._held
         with self._lock:
@@ -470,6 +478,7 @@ class Bound:
             return _asked(self._estimated, self._held, run)
         if self._asked is None:
             self._asked = _asked(self._estimated, self._held, run)
+        self._asked.begin()
         return self._asked
 
 

@@ -239,9 +239,7 @@ class _Look:
         if not bad:
             return None
         text = f"not finite in {bad} of {len(value)} rows at t = {t:g}"
-        return Finding(
-            "not finite", text, "a division by nought or an overflow in the network or its wrapper"
-        )
+        return Finding("not finite", text, "a division by zero or an overflow in the network or its wrapper")
 
     def _repeated(self) -> list[Finding]:
         gap = _apart(self.ask(self.y, HALFWAY), self.value)

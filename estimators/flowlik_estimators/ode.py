@@ -52,10 +52,10 @@ class ODE(ODEOptions):
     results of ``steps`` and twice as many by the solver's order.
 
     ``trace``: exact, hutchinson, or closed, the model's own divergence. Hutchinson takes ``probes`` (1; with the
-    quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal) in a ``basis`` (pixel, dct, pca) with a ``control``
-    (none, gaussian); see `flowlik_estimators.divergence.probes`. The choice auto is made by a pilot: 8 draws of the
-    model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a conditional model would
-    need conditions, so there the options must be named.
+    quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal, hutch++) in a ``basis`` (pixel, dct, pca) with a
+    ``control`` (none, gaussian); see `flowlik_estimators.divergence.probes`. The choice auto is made by a pilot: 8
+    draws of the model itself, the same for every call, 2 probes a candidate; its cost is counted. Draws of a
+    conditional model would need conditions, so there the options must be named.
 
     ``redraw`` draws the probes anew for every evaluation of a fixed-step solve instead of keeping them along the path:
     a step's errors average out, so that one probe is about as quiet as several fixed ones at the same cost.

@@ -59,7 +59,10 @@ class WhitenedODE(ODEOptions):
 
     def implied(self) -> dict[str, object]:
         """As in `ode`, with the Gaussian control where there are probes."""
-        return {**super().implied(), **({"control": "gaussian"} if self.trace == "hutchinson" else {})}
+        return {
+            **super().implied(),
+            **({"control": "gaussian"} if self.stochastic and not self.deflated else {}),
+        }
 
     def _check(self) -> None:
         super()._check()

@@ -75,6 +75,14 @@ def test_a_number_that_was_changed_does_not_come_again(tmp_path: Path) -> None:
     assert "nfe_mean 3.0 -> 2.0" in again.lines
 
 
+def test_a_mean_that_was_not_computed_from_its_items_does_not_come_again(tmp_path: Path) -> None:
+    row, _ = some_run(tmp_path)
+    altered(tmp_path, row, bpd=row["bpd"] + 0.1, bpd_error=row["bpd_error"] + 0.1)
+    again = reproduce(find(row["cell_id"], [tmp_path]))
+    assert again.verdict == "different"
+    assert any(line.startswith("bpd_error") for line in again.lines)
+
+
 def test_another_model_is_another_cell_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row, _ = some_run(tmp_path)
     monkeypatch.setattr(tasks, "model_hash", lambda task, model: "another")
@@ -171,6 +179,18 @@ def test_runs_that_mean_different_things_are_refused_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("off", "differ"), [(1e-6, False), (0.1, True)])
+def test_two_answers_of_one_cell_are_not_joined(tmp_path: Path, off: float, differ: bool) -> None:
+    for folder, bpd in (("a", 1.0), ("b", 1.0 + off)):
+        write_rows(tmp_path / folder, [record(cell_id="1", status="ok", bpd=bpd)])
+    runs = [tmp_path / "a", tmp_path / "b"]
+    if not differ:
+        assert merge_runs(runs, tmp_path / "out").common == 1
+        return
+    with pytest.raises(ValueError, match=r"results of cell 1 differ: 1 in .*, 1.1 in .*flowlik reproduce 1"):
+        merge_runs(runs, tmp_path / "out")
 
 
 def test_a_finished_record_beats_one_that_failed_wherever_it_stands(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_example_of_the_page_runs_and_is_short(tmp_path: Path) -> None:
     scored = flowlik_("score", "mine.py", "--limit", "12", "--accuracy", "0.05")
     assert scored.exit_code == 0, scored.output
     (line,) = scored.stdout.splitlines()
-    found = re.match(r"teacher on my-digits: ([\d.]+) bits/dim; standard error", line)
+    found = re.match(r"teacher on my-digits: ([\d.]+) bits/dim \(bound\); standard error", line)
     assert found is not None
     assert float(found[1]) == pytest.approx(records.loc["ode", "bpd"], abs=0.15)  # of other probes and draws
     assert sorted(file.name for file in Path("runs/score/my-digits").iterdir()) == [

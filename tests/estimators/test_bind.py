@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from flowlik_estimators import Estimator, get
 from flowlik_models.adapters.wrap import wrap
 from flowlik_models.synthetic import closed_form
 from flowlik_models.zoo import load_model
+
+HELD = nn.Linear(2, 2).eval()
 
 
 class Own(nn.Module):
@@ -33,21 +36,39 @@ class Own(nn.Module):
             nonlocal net
             net = nn.Linear(2, 2)
 
+        def scaled(x: Tensor, k: float = 1.0) -> Tensor:
+            return k * net(x)
+
         self.enclosed, self.swap = (lambda x: net(x)), swap
+        self.scaled, self.partial = scaled, functools.partial(torch.mul, other=torch.ones(()))
+        self.numbers, self.later, self.table = [1.0], [torch.sin], {"factors": {"one": 1.0}}
 
     offset: Tensor
 
+    def shifted(self, x: Tensor) -> Tensor:
+        return x
+
+    def held(self, x: Tensor, net: Callable[[Tensor], Tensor] = HELD) -> Tensor:
+        return net(x)
+
     def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         self.calls += 1
-        more = self.enclosed(self.named["other"](self.others[0](x)))
+        more = self.enclosed(self.named["other"](self.others[0](x))) + self.held(x) + self.scaled(x)
+        more = (
+            self.later[0](self.partial(self.shifted(more))) * self.numbers[0] * self.table["factors"]["one"]
+        )
         value: Tensor = self.strength * self.part(torch.cat([x, t[:, None]], 1)) + self.offset + more
         return torch.where(x.abs().amax(1, keepdim=True) > 50, torch.nan, value)
 
 
 @pytest.fixture
 def own() -> Own:
+    """Of a class of its own, which a test may change."""
     torch.manual_seed(0)
-    return Own().eval()
+    kind = type("Kind", (Own,), {name: vars(Own)[name] for name in ("velocity", "held")})
+    model = kind().eval()
+    assert isinstance(model, Own)
+    return model
 
 
 def assert_same(estimator: Estimator, model: Any, x: Tensor, **given: Any) -> None:
@@ -129,6 +150,15 @@ def test_a_guided_field_is_bound_as_it_is_estimated(guidance: float | None) -> N
         bound.log_prob(torch.zeros(1, 2), cond=torch.tensor([0]))
 
 
+def away(self: Any, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+    return -x
+
+
+class Away(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
 def _step(model: Own) -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model.velocity(torch.ones(1, 2), torch.ones(1)).sum().backward()
@@ -151,6 +181,22 @@ CHANGES: dict[str, tuple[Callable[[Own], object], str]] = {
     "training mode of a part": (lambda m: m.part[1].train(), "its mode"),
     "another device": (lambda m: m.to("meta"), "its device"),
     "another type": (lambda m: m.double(), "its type"),
+    "another velocity of its class": (lambda m: setattr(type(m), "velocity", away), "a class, a function"),
+    "another velocity of a base": (
+        lambda m: [delattr(type(m), "velocity"), setattr(type(m), "velocity", away)],
+        "a class, a function",
+    ),
+    "a divergence of its class": (lambda m: setattr(type(m), "divergence", away), "a class, a function"),
+    "one time a call": (lambda m: setattr(type(m), "scalar_time", True), "a class, a function"),
+    "another class": (lambda m: setattr(m, "__class__", type("Other", (Own,), {})), "a class, a function"),
+    "another class of a part": (lambda m: setattr(m.others[0], "__class__", Away), "a class, a function"),
+    "a method that holds a network": (lambda m: setattr(type(m), "held", torch.neg), "a class, a function"),
+    "its own velocity": (lambda m: setattr(m, "velocity", functools.partial(away, m)), "an attribute"),
+    "a function's default": (lambda m: setattr(m.scaled, "__defaults__", (2.0,)), "a class, a function"),
+    "an argument of a partial": (lambda m: m.partial.keywords.update(other=torch.zeros(())), "a part"),
+    "a number in a list": (lambda m: m.numbers.__setitem__(0, 2.0), "a part"),
+    "a number in a nested dict": (lambda m: m.table["factors"].update(one=2.0), "a part"),
+    "a first network in a list": (lambda m: m.later.__setitem__(0, nn.Dropout(0.5)), "a part"),
     "other memory": (
         lambda m: setattr(m.part[0].weight, "data", torch.ones(8, 3)),
         "its weights lie elsewhere",
@@ -170,6 +216,68 @@ def test_a_model_that_changed_is_told_and_bound_again_answers_anew(own: Own, cha
             bound.log_prob(x)
     if change not in ("another device", "another type"):
         assert torch.equal(estimator.bind(own).log_prob(x).log_prob, estimator.log_prob(own, x).log_prob)
+
+
+LOOKED_UP: dict[str, Callable[[Own], object]] = {
+    "a hook": lambda m: m.part.register_forward_hook(lambda module, args, out: 2 * out),
+    "a hook before": lambda m: m.others[0].register_forward_pre_hook(lambda module, args: (2 * args[0],)),
+    "a method of its class": lambda m: setattr(type(m), "shifted", lambda self, x: x + 1),
+    "a property of its class": lambda m: setattr(type(m), "offset", property(lambda self: torch.ones(2))),
+}
+
+
+@pytest.mark.parametrize("change", LOOKED_UP)
+def test_what_is_looked_up_as_the_model_is_called_is_answered_for(own: Own, change: str) -> None:
+    estimator, x = get("ode", solver="euler", steps=2), torch.ones(2, 2)
+    bound = estimator.bind(own)
+    before = bound.log_prob(x).log_prob
+    LOOKED_UP[change](own)
+    now = bound.log_prob(x).log_prob
+    assert not torch.equal(now, before)
+    assert torch.equal(now, estimator.log_prob(own, x).log_prob)
+
+
+@pytest.mark.parametrize("number_type", [torch.float64, torch.bfloat16])
+def test_torch_default_type_and_autocast_are_those_of_the_call(number_type: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = wrap(
+        nn.Linear(2, 2).eval(), event_shape=(2,), predicts="velocity", call=lambda net, z, u, c: net(z)
+    )
+    estimator, x = get("ode", solver="euler", steps=2), torch.ones(2, 2)
+    bound, default = estimator.bind(model), torch.get_default_dtype()
+    bound.log_prob(x)
+    try:
+        if number_type == torch.float64:
+            torch.set_default_dtype(number_type)
+        with torch.autocast("cpu", torch.bfloat16, enabled=number_type == torch.bfloat16):
+            assert torch.equal(bound.log_prob(x).log_prob, estimator.log_prob(model, x).log_prob)
+    finally:
+        torch.set_default_dtype(default)
+
+
+SLIP = {"now": "none"}
+
+
+class Slipping:
+    """A model that a global variable changes."""
+
+    event_shape = (2,)
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        if SLIP["now"] == "has no graph":
+            return torch.stack([-x[:, 0].detach(), -x[:, 1]], 1)
+        if SLIP["now"] == "in place":
+            x.data.sub_(0.1)
+        return -x
+
+
+@pytest.mark.parametrize("slip", ["has no graph", "in place"])
+def test_every_call_looks_as_closely_as_the_first(slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = get("ode", solver="euler", steps=2).bind(Slipping())
+    assert bound.log_prob(torch.ones(2, 2)).status == "ok"
+    monkeypatch.setitem(SLIP, "now", slip)
+    with pytest.raises(ValueError, match=slip):
+        bound.log_prob(torch.ones(2, 2))
 
 
 def test_a_network_of_the_suite_that_changed_is_told() -> None:
@@ -202,3 +310,10 @@ def test_a_network_in_a_global_variable_is_no_change_and_its_weights_through_dat
     assert NET.training
     assert torch.equal(bound.log_prob(x).log_prob, estimator.log_prob(model, x).log_prob)
     assert not torch.equal(bound.log_prob(x).log_prob, first)
+
+
+def test_another_network_in_a_global_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = get("ode", solver="euler", steps=2).bind(wrap(lambda z, u: u[:, None] * NET(z), event_shape=(2,)))
+    monkeypatch.setitem(globals(), "NET", nn.Dropout(0.5))
+    with pytest.raises(ValueError, match="a global network"):
+        bound.log_prob(torch.ones(3, 2))

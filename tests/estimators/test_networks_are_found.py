@@ -394,6 +394,28 @@ def test_guidance_on_some_of_the_times_alone_is_counted_where_it_is() -> None:
     assert (out.cost.forwards, out.cost.vjps) == (4 + 1, 4 + 1)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_guidance_behind_an_embedding_is_counted_whichever_call_comes_first(first: bool) -> None:
+    class Guided(nn.Module):
+        event_shape = (DIM,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.label = nn.Linear(DIM, DIM).double(), nn.Embedding(2, DIM + 1).double()
+            self.net = nn.Sequential(mlp(32), nn.Linear(DIM, DIM).double())
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            h = torch.cat((self.embed(x), t[:, None]), 1)
+            free: Tensor = self.net(h)
+            return free if cond is None else 2.0 * self.net(h + self.label(cond)) - free
+
+    model, ode, x = Guided().eval(), get("ode", solver="euler", steps=4), points(BATCH, DIM)
+    label = torch.zeros(BATCH, dtype=torch.int64)
+    for guided in (first, not first):
+        cost = ode.log_prob(model, x, cond=label if guided else None).cost
+        assert cost.forwards == (8 if guided else 4)
+
+
 def test_members_of_an_ensemble_in_a_vmap_over_parameters_are_counted() -> None:
     nets = [Net(8) for _ in range(4)]
     parameters, buffers = stack_module_state(nets)

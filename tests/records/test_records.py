@@ -126,3 +126,27 @@ def test_a_damaged_array_file_is_named(tmp_path: Path) -> None:
     np.savez(file, what=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match=r"a\.npz"):
         read_arrays(file)
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ({"bpd_mae": -0.1}, "bpd_mae below 0"),
+        ({"spearman": 1.2}, "spearman above 1"),
+        ({"invalid_share": 2.0}, "invalid_share above 1"),
+        ({"bpd_mae": 0.1, "bpd_mae_lo": 0.2, "bpd_mae_hi": 0.1}, "bpd_mae_lo above bpd_mae_hi"),
+        ({"bpd": 2.0, "bpd_ref": 1.5, "bpd_error": 0.1}, "bpd_error is not bpd - bpd_ref"),
+        ({"bpd_mae": 0.1, "bpd_error": -0.2}, r"bpd_mae below \|bpd_error\|"),
+        ({"bpd_rmse": 0.1, "bpd_mae": 0.2}, "bpd_rmse below bpd_mae"),
+        ({"nfe_mean": 4.0, "nfe_max": 2.0}, "nfe_max below nfe_mean"),
+        ({"nfe_mean": 4, "vjp_mean": 4, "jvp_mean": 0, "work": 4}, "work is not"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_left_out_by_name(
+    tmp_path: Path, says: dict[str, float], why: str
+) -> None:
+    for one in (row("sound", bpd=2.0), row("edited", **says), row("failed", "error", **says)):
+        append_line(tmp_path / "records.jsonl", one)
+    with pytest.warns(UserWarning, match=rf"1 records contradict themselves \({why}.*first edited"):
+        frame = flowlik.read_records(tmp_path)
+    assert frame["cell_id"].tolist() == ["sound", "failed"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import torch
 
 from flowlik.records.paths import results_dir
 from flowlik.records.writing import write_arrays
-from flowlik.references import exact, fixed_rk4, make
+from flowlik.references import card, exact, fixed_rk4, make
 from flowlik.tasks import stored_references
 from flowlik.tasks.digits import DigitsTask
 from flowlik.tasks.registry import get_task
@@ -46,10 +49,10 @@ def test_nodes_run_from_the_data_end_to_noise_and_are_dense_near_the_data() -> N
 
 def test_a_closed_form_needs_a_summary_only(tmp_path: Path) -> None:
     path = make.make_reference("gmm-2d", tmp_path)
-    card = json.loads(path.read_text())
-    assert card["bpd_mean"] == pytest.approx(1.541, abs=0.02)
-    assert all(check["passed"] for check in card["checks"])
-    assert len(card["checks"]) == 3
+    written = json.loads(path.read_text())
+    assert written["bpd_mean"] == pytest.approx(1.541, abs=0.02)
+    assert all(check["passed"] for check in written["checks"])
+    assert len(written["checks"]) == 3
 
 
 @pytest.fixture
@@ -67,14 +70,14 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import hashlib
 
     digest = hashlib.sha256((folder / "digits.npz").read_bytes()).hexdigest()
-    card = {
+    written = {
         "model_hash": "now",
         "t_end": 1.0,
         "ref_id": "teacher-rk4",
         "arrays_sha256": digest,
         "splits": splits,
     }
-    (folder / "digits.json").write_text(json.dumps(card))
+    (folder / "digits.json").write_text(json.dumps(written))
     monkeypatch.setattr(stored_references, "results_dir", lambda: tmp_path)
     monkeypatch.setattr(stored_references, "model_hash", lambda task, model: "now")
     stored_references.read_stored.cache_clear()
@@ -125,6 +128,55 @@ def test_a_reference_of_another_end_time_is_not_used(stored: Path) -> None:
     task = get_task("digits")
     with pytest.raises(UnavailableError, match="t = 1"):
         task.reference("test", task.items("test", 4), 0.99)
+
+
+def edited(folder: Path, **changes: Any) -> None:
+    """The card of `stored` with other entries, those of a split by ``test``."""
+    known = json.loads((folder / "digits.json").read_text())
+    known["splits"]["test"] |= changes.pop("test", {})
+    (folder / "digits.json").write_text(json.dumps(known | changes))
+    stored_references.read_stored.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"checks": [{"name": "halving", "passed": False}]},
+            UnavailableError,
+            r"failed its checks \(halving\)",
+        ),
+        ({"t_end": math.nan}, UnavailableError, "t = nan"),
+        ({"test": {"n": 5}}, ValueError, "one value each of 5 points"),
+        ({"test": {"error_bpd": math.nan}}, ValueError, "an error of 0 or more"),
+        ({"test": {"error_bpd": -0.1}}, ValueError, "an error of 0 or more"),
+        ({"test": {"cond_hash": "0123"}}, UnavailableError, "of other conditions of test"),
+    ],
+)
+def test_a_card_that_was_edited_or_failed_its_checks_is_no_reference(
+    stored: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    task = get_task("digits")
+    edited(stored, checks=[{"name": "halving", "passed": True}], test={"n": 4})
+    assert task.reference("test", task.items("test", 4), 1.0).error == 0.001
+    edited(stored, **changes)
+    with pytest.raises(error, match=message):
+        task.reference("test", task.items("test", 4), 1.0)
+
+
+def test_a_reference_of_other_labels_is_not_used(stored: Path) -> None:
+    task = replace(get_task("digits"), labelled=True)  # type: ignore[type-var]
+    items = task.items("test", 4)
+    with pytest.raises(UnavailableError, match="other conditions"):
+        task.reference("test", items, 1.0)
+    assert items.cond is not None
+    edited(stored, test={"cond_hash": tensor_hash(items.cond)})
+    assert task.reference("test", items, 1.0).log_prob[0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_items_without_a_value_fail_the_card() -> None:
+    assert card.check_finite("test", np.arange(3.0))["passed"]
+    assert not card.check_finite("test", np.array([0.0, np.nan]))["passed"]
 
 
 def test_points_other_than_stored_are_noticed(stored: Path) -> None:

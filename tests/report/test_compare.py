@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake_run import record, write_fake_run, write_rows
 
+from flowlik.records.reading import read_rows
 from flowlik.report.compare import COLUMNS, compare_methods, compare_runs, summary
+from flowlik.report.frame import averaged, load
 
 
 def _run(folder: Path, offset: float, *, n: int = 400, noise_seed: int = 1, **known: object) -> Path:
@@ -18,7 +21,7 @@ def _run(folder: Path, offset: float, *, n: int = 400, noise_seed: int = 1, **kn
     ref = rng.standard_normal(n)
     noise = 0.01 * np.random.default_rng(noise_seed).standard_normal(n)
     log_prob = ref - (offset + noise) * 2 * math.log(2)
-    write_rows(folder, [record(cell_id="c", bpd=1.0, bpd_mae=abs(offset), **known)])
+    write_rows(folder, [record(cell_id="c", bpd=1.0, bpd_mae=np.abs(offset + noise).mean(), **known)])
     (folder / "items").mkdir(exist_ok=True)
     np.savez(folder / "items" / "c.npz", log_prob=log_prob, ref=ref, valid=np.ones(n, dtype=bool))
     return folder
@@ -147,3 +150,45 @@ def test_dequantisation_draws_are_compared_draw_by_draw(tmp_path: Path) -> None:
 def test_a_folder_without_records_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="records"):
         compare_runs(tmp_path / "none", tmp_path / "none")
+
+
+@pytest.mark.parametrize("says", [{"bpd_mae": 0.2}, {"bpd": 2.0, "bpd_ref": 1.0, "bpd_error": 1.0}])
+def test_a_record_that_says_other_errors_than_its_items_claims_nothing(
+    tmp_path: Path, says: dict[str, float]
+) -> None:
+    base, new = _run(tmp_path / "a", 0.1), _run(tmp_path / "b", 0.1)
+    rows = [row | {"bpd_mae": 1.0} | says for row in read_rows(new)]
+    write_rows(new, rows)
+    row = compare_runs(base, new).iloc[0]
+    assert "items that are not those of the record c" in row["note"]
+    assert not row["significant"]
+    assert row["n_paired"] == 0
+
+
+OTHER: dict[str, Any] = {
+    "model_hash": "retrained",
+    "data_hash": "other rows",
+    "ref_id": "another",
+    "eps": 0.1,
+    "dequant_draws": 4,
+    "estimator_version": 2,
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_only_seeds_of_one_thing_are_averaged(tmp_path: Path, name: str) -> None:
+    known = {"model_hash": "m", "data_hash": "d", "ref_id": "r", "eps": 0.0, "dequant_draws": 1}
+    known |= {"estimator_version": 1, "bpd": 1.0, "bpd_mae": 0.1}
+    rows = [record(**known, cell_id=f"c{k}", seed=k, created_utc=f"2026-01-0{k + 2}") for k in range(2)]
+    write_rows(tmp_path, rows)
+    assert averaged(load(tmp_path))["n_seeds"].tolist() == [2.0]
+    other = {"seed": 2, "bpd_mae": 0.7} | {name: OTHER[name]}
+    write_rows(tmp_path, [*rows, record(**known | other, cell_id="old", created_utc="2026-01-01")])
+    with pytest.warns(UserWarning, match=r"1 records are no further seeds .*, first old"):
+        frame = averaged(load(tmp_path))
+    assert frame[["n_seeds", "bpd_mae"]].values.tolist() == [[2.0, pytest.approx(0.1)]]
+    write_rows(tmp_path, [*rows, record(**known | other, cell_id="new", created_utc="2026-01-09")])
+    with pytest.warns(UserWarning, match=r"(1|2) records are no further seeds .*, first c0"):
+        frame = averaged(load(tmp_path))
+    assert frame["bpd_mae"].iloc[0] == pytest.approx(0.4 if name == "seed" else 0.7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flowlik.report import numbers
 from flowlik.report.figures import kinds, style
 from flowlik.report.figures.kinds import KINDS, Kind, all_kinds, draw_all
 from flowlik.report.figures.likelihood.accuracy import pareto_front
+from flowlik.report.figures.likelihood.bound_gap import gap_between_bound_and_ode
 from flowlik.report.figures.likelihood.scaling import slope
 from flowlik.report.figures.samples.density_and_samples import tiled
 from flowlik.report.labels import distance_name
@@ -363,6 +365,40 @@ def test_probes_are_drawn_where_three_choices_have_error_bars(tmp_path: Path) ->
     assert not [p for p in draw_all(tmp_path) if "probes" in p.name]
     write_rows(tmp_path, [*two, probe(2, control="gaussian")])
     assert {p.name for p in draw_all(tmp_path)} >= {"gmm-2d--probes.png", "gmm-2d--probes.pdf"}
+
+
+def test_the_gap_to_the_ode_is_drawn_item_by_item_where_it_is_known(tmp_path: Path) -> None:
+    rows = []
+    (tmp_path / "items").mkdir()
+    for draws in (8, 64):
+        row = record(
+            cell_id=f"c{draws}",
+            estimator="elbo",
+            estimator_label=f"elbo[draws={draws}]",
+            family="bound",
+            steps=None,
+        )
+        rows.append(row | {"dim": 64, "nfe_mean": draws, "bpd": 2.0, "split": "test", "model": "teacher"})
+        log_prob = np.linspace(-90.0, -60.0, 20)
+        arrays = {
+            "ref": log_prob,
+            "log_prob": log_prob - 1.0,
+            "valid": np.ones(20, bool),
+            "stderr": np.ones(20),
+        }
+        np.savez(tmp_path / "items" / f"c{draws}.npz", **arrays)
+    write_rows(tmp_path, rows)
+    assert not [path for path in draw_all(tmp_path) if "ode-gap" in path.name]
+    gaps = {"ode_gap": 1 / (64 * math.log(2)), "ode_gap_se": 0.001, "ode_gap_sd": 0.0}
+    write_rows(tmp_path, [row | {"extra": gaps} for row in rows])
+    task = rows[0]["task"]
+    assert f"{task}--ode-gap.png" in {path.name for path in draw_all(tmp_path)}
+    figure = gap_between_bound_and_ode(frames.load(tmp_path), tmp_path)
+    assert figure is not None
+    assert len(figure.axes) == 2
+    points = figure.axes[1].lines[0].get_xydata()
+    assert np.asarray(points)[:, 1] == pytest.approx(gaps["ode_gap"])
+    assert np.asarray(points)[:, 0] == pytest.approx(log_prob)
 
 
 def test_scaling_needs_sweeps_of_dimension_and_batch(tmp_path: Path) -> None:

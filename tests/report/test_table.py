@@ -50,6 +50,19 @@ def _known(tmp_path: Path) -> pd.DataFrame:
     return _records(tmp_path, rows)
 
 
+def test_discrete_data_have_a_bound_and_what_several_draws_say_together(tmp_path: Path) -> None:
+    row = record(cell_id="a", bpd=2.834) | {"dequant_draws": 64, "bpd_mae": 0.01, "bpd_ref": 2.83}
+    row["extra"] = {"bpd_iw": 2.7892, "bpd_iw_error": 0.0021}
+    continuous = record(cell_id="b", bpd=1.0, split="teacher-samples") | {"bpd_mae": 0.01, "bpd_ref": 1.0}
+    found = [t for t in run.tables(_records(tmp_path, [row, continuous])) if "accuracy and cost" in t.title]
+    (discrete, other) = sorted(found, key=lambda table: "bound" not in table.note)
+    assert "Bits/dim of discrete data are a bound" in discrete.note
+    at = discrete.columns.index("bits/dim, importance-weighted, K draws")
+    assert discrete.rows[0][at].text == "2.789 ± 0.002, K = 64"
+    assert "bound" not in other.note
+    assert not any("importance-weighted" in head for head in other.columns)
+
+
 def test_rows_are_methods_and_columns_are_falling_steps(tmp_path: Path) -> None:
     by_steps = run.tables(_known(tmp_path))[0]
     assert by_steps.columns == ("method", "model", "8 steps", "4 steps", "2 steps", "1 step")

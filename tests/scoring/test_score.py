@@ -130,8 +130,16 @@ def test_several_weights_come_nearer_to_the_mass_of_the_cells() -> None:
     edges = np.array([2 * k / 8 - 1 for k in range(9)])
     mass = np.diff(norm(0.0, 0.2).cdf(edges))[levels[:, 0]]
     truth = float(-np.log2(mass).mean())
-    bound, tighter = (flowlik.score(model, levels, levels=8, weights=k, accuracy=1e-3) for k in (1, 64))
-    assert abs(tighter.bpd - truth) < 0.05 < bound.bpd - truth
+    for tau in (0.0, 1.0):
+        bound, tighter = (
+            flowlik.score(model, levels, levels=8, weights=k, accuracy=1e-3, truncated_normal=tau)
+            for k in (1, 64)
+        )
+        assert abs(tighter.bpd - truth) < 0.05 < bound.bpd - truth
+        assert "bits/dim (bound);" in str(bound)
+        assert "bits/dim (importance-weighted, 64 draws);" in str(tighter)
+    with pytest.raises(ValueError, match="only discrete data have dequantisation noise"):
+        flowlik.score(model, model.data(8), truncated_normal=1.0)
     with pytest.raises(ValueError, match="only discrete data"):
         flowlik.score(model, model.data(8), weights=2)
 

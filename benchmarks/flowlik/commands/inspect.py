@@ -158,6 +158,12 @@ def score(
     weights: Annotated[
         int, typer.Option(help="Dequantisations an item; above 1 importance-weighted.", min=1)
     ] = 1,
+    truncated_normal: Annotated[
+        float,
+        typer.Option(
+            help="Dequantisation by a normal, cut at so many standard deviations; 0: uniform.", min=0
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the probes and of the pilot.")] = 0,
     out: OutOption = None,
     device: DeviceOption = "auto",
@@ -177,7 +183,9 @@ def score(
         models = model or (found.given_models if task.endswith(".py") else [found.reference_model])
         folder = out or Path("runs/score") / found.id
         need_room(folder)
-        options = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)
+        options = Options(
+            accuracy=accuracy, budget=budget, weights=weights, truncated_normal=truncated_normal, seed=seed
+        )
         where = {"split": split, "limit": limit, "levels": levels, "device": chosen, "out": folder}
         try:
             found.check(models, chosen)

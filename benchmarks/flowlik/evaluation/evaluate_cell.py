@@ -41,7 +41,7 @@ from flowlik.measures.by_class import by_class
 from flowlik.measures.importance_weighted import importance_weighted
 from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
-from flowlik.tasks.task import Items, labels_of
+from flowlik.tasks.task import Items, Reference, labels_of
 from flowlik_models.numerics.float32 import full_float32
 
 CYCLE_ITEMS = 256
@@ -102,7 +102,7 @@ def _evaluate_control(prepared: Prepared, row: Row, arrays: Arrays) -> None:
     row |= {"eps": prepared.task.eps} | dict.fromkeys(COUNTED, 0.0)
     valid = np.isfinite(log_prob)
     _add_accuracy(prepared, row, log_prob, valid, None)
-    arrays |= _item_arrays(log_prob, reference.log_prob, valid, None) | _labels(items)
+    arrays |= _item_arrays(*_of_cells(items, log_prob, reference), valid, None) | _labels(items)
 
 
 def _evaluate_estimator(
@@ -127,7 +127,7 @@ def _evaluate_estimator(
     stderr = None if out.stderr is None else out.stderr.reshape(shape)
     degrees = out.extra["dof"].reshape(shape) if "dof" in out.extra else None
     _add_accuracy(prepared, row, log_prob, valid, stderr, degrees)
-    arrays |= _item_arrays(log_prob, reference.log_prob, valid, stderr) | _labels(items)
+    arrays |= _item_arrays(*_of_cells(items, log_prob, reference), valid, stderr) | _labels(items)
     for name, values in out.extra.items():
         arrays[f"extra_{name}"] = values
         known = values[np.isfinite(values)]
@@ -188,7 +188,7 @@ def _add_accuracy(
     if stderr is not None and degrees is None:
         probes = prepared.cell.estimator.params().get("probes")
         degrees = np.full(stderr.shape, probes - 1.0 if isinstance(probes, int) else np.inf)
-    values: tuple[Array, Array, NDArray[np.bool_]] = (log_prob, reference.log_prob, valid)
+    values: tuple[Array, Array, NDArray[np.bool_]] = (*_of_cells(items, log_prob, reference), valid)
     measured = accuracy.summarise(
         *values,
         dim=task.dim,
@@ -199,13 +199,18 @@ def _add_accuracy(
     )
     row["extra"] |= measured.pop("extra", {})
     if levels is not None:
-        row["extra"] |= importance_weighted(log_prob, valid, dim=task.dim, levels=levels)
+        row["extra"] |= importance_weighted(values[0], valid, dim=task.dim, levels=levels)
     judged = accuracy.judged(*values, dim=task.dim, levels=levels, stderr=stderr)
     row["extra"] |= registry.computed(judged)
     if (labels := labels_of(items)) is not None and (classes := by_class(judged, labels)):
         row["extra"]["classes"] = classes
     row |= measured
     row |= {"ref_id": None if reference.note else reference.ref_id, "ref_se": reference.error}
+
+
+def _of_cells(items: Items, log_prob: Array, reference: Reference) -> tuple[Array, Array]:
+    """Both with the density of the dequantisation noise taken off, where that is not uniform."""
+    return log_prob - items.log_noise, reference.log_prob - items.log_noise
 
 
 def _first_draw(

@@ -14,7 +14,7 @@ from flowlik.evaluation.controls import why_not
 from flowlik.evaluation.models import load, load_compiled
 from flowlik.evaluation.samples.extractors import further_extractors, standard_extractor
 from flowlik.tasks.registry import get_task
-from flowlik.tasks.task import Items, Reference, Task, UnavailableError
+from flowlik.tasks.task import Items, Reference, Task, UnavailableError, with_normal_noise
 from flowlik_models.interfaces import Ability, can
 from flowlik_models.zoo import teacher_of
 
@@ -79,6 +79,8 @@ def _items(task: Task, cell: Cell) -> Items:
         raise ValueError(
             f"draws = {cell.options.draws} has no effect: task {task.id!r} gives {items.draws} of each item"
         )
+    if cell.options.truncated_normal and task.levels:
+        items = with_normal_noise(items, task.levels, cell.options.truncated_normal)
     x = items.x.to(getattr(torch, cell.options.dtype))
     return replace(items, x=x)
 
@@ -92,6 +94,8 @@ def _reference(task: Task, cell: Cell, items: Items, model: Any) -> Reference:
             raise UnavailableError(
                 f"the reference is the likelihood of {task.reference_model}, another network"
             )
+        if cell.options.truncated_normal and task.reference_model != "closed-form":
+            raise UnavailableError("the stored reference is that of uniform dequantisation noise")
         return task.reference(cell.options.split, items, end)
     except UnavailableError as error:
         nothing = np.full((items.draws, items.n), np.nan)

@@ -172,12 +172,17 @@ def _check_effect(table: dict[str, Any], options: Options) -> None:
         raise ValueError(f"timing_batch has no effect with {why}: nothing is timed")
 
 
+_OF_CONTROLS = ("n_items", "dtype", "draws", "truncated_normal")
+
+
 def check_draws(task: Task, split: str, options: Options) -> None:
-    """Raise ValueError where several dequantisation draws are asked for and the split's items are not dequantised."""
-    if options.draws > 1 and not task.dequantises(split):
-        raise ValueError(
-            f"draws = {options.draws} has no effect on task {task.id!r}, split {split!r}: it is not dequantised"
-        )
+    """Raise ValueError where something is said of dequantisation and the split's items are not dequantised."""
+    for name in ("draws", "truncated_normal"):
+        if getattr(options, name) != getattr(Options, name) and not task.dequantises(split):
+            raise ValueError(
+                f"{name} = {getattr(options, name)} has no effect on task {task.id!r}, split {split!r}: it is not "
+                "dequantised"
+            )
 
 
 def expand(
@@ -241,7 +246,7 @@ def _controls(task: Task, controls: Sequence[str], splits: Sequence[str], option
     for split in splits if controls else ():
         task.check_split(split)
         check_draws(task, split, options)
-        shared = {name: getattr(options, name) for name in ("n_items", "dtype", "draws")}
+        shared = {name: getattr(options, name) for name in _OF_CONTROLS}
         own = replace(Options(), split=split, **shared)
         cells += [_control(task.id, control, own) for control in controls]
     return cells
@@ -308,20 +313,16 @@ def load_suite(name: str, *, device: str = "cpu", overrides: dict[str, Any] | No
 
 def control_cells(cells: Iterable[Cell]) -> list[Cell]:
     """The control rows of each task and split of these cells, on as many items as the largest of them."""
-    rows: dict[tuple[str, str], Options] = {}
+    rows: dict[tuple[str, str, float], Options] = {}
     for cell in cells:
-        options, key = cell.options, (cell.task, cell.options.split)
+        options = cell.options
+        key = (cell.task, options.split, options.truncated_normal)
         if key not in rows or rows[key].n_items < options.n_items:
-            rows[key] = replace(
-                Options(),
-                split=options.split,
-                n_items=options.n_items,
-                dtype=options.dtype,
-                draws=options.draws,
-            )
+            shared = {name: getattr(options, name) for name in _OF_CONTROLS}
+            rows[key] = replace(Options(), split=options.split, **shared)
     return [
         _control(name, control, options)
-        for (name, _), options in rows.items()
+        for (name, *_), options in rows.items()
         for control in (CONTROLS if get_task(name).has_components else _PLAIN)
     ]
 

@@ -489,7 +489,14 @@ _ACCURACY = _group(
         low=0,
         measured="items",
     ),
-    Column("dequant_draws", "Dequantisations of each image."),
+    Column("dequant_draws", "Dequantisations of each item of discrete data, of which `bpd` is a bound."),
+    Column(
+        "dequant_noise",
+        "Their noise, where it is not uniform: `truncated normal` and the standard deviations at which a cell ends. "
+        "Its density is taken off the estimate and the reference.",
+        kind="text",
+        same_cell=True,
+    ),
 )
 
 _NEAR = (
@@ -621,7 +628,8 @@ EXTRA: tuple[Column, ...] = (
         "upper bound.",
         unit="bits/dim",
         label="importance-weighted bits/dim",
-        head="bits/dim, importance-weighted",
+        head="bits/dim, importance-weighted, K draws",
+        main=True,
         form="fixed",
         measured="items",
     ),

@@ -16,6 +16,9 @@ from flowlik.records.writing import read_arrays, to_line, utc_now
 from flowlik_models.files import alone_in, remove_leftovers, write_atomically
 
 MIXED = "merged runs"
+SAME_ANSWER = 1e-3
+"""Relative difference of bits/dim that rounding makes on another machine, adaptive solvers included."""
+
 _PLAIN_NAME = re.compile(r"[\w=|+-][\w.=|+-]*")
 
 
@@ -49,6 +52,8 @@ def merge_runs(folders: Sequence[Path], out: Path) -> Merged:
         for row in rows:
             total += 1
             held = chosen.get(row["cell_id"])
+            if held is not None:
+                _refuse_other_answer(*held, folder, row)
             if held is None or _rank(held[1]) < _rank(row):
                 chosen[row["cell_id"]] = (folder, row)
     with journal.storage(out), alone_in(out):
@@ -114,6 +119,19 @@ def _refuse_differences(runs: dict[Path, list[dict[str, Any]]]) -> None:
                         f"the {what} of {name} differ: {held} in {where}, {value} in {folder}; "
                         "merge runs of the same models and data"
                     )
+
+
+def _refuse_other_answer(there: Path, held: Mapping[str, Any], folder: Path, row: Mapping[str, Any]) -> None:
+    """ValueError where two records of one cell, which determines the answer, say another likelihood."""
+    before, now = (
+        (one["bpd"], one["bpd_mae"]) if one["status"] == "ok" else (None, None) for one in (held, row)
+    )
+    for old, new in zip(before, now, strict=True):
+        if old is not None and new is not None and not abs(new - old) <= SAME_ANSWER * (1.0 + abs(old)):
+            raise ValueError(
+                f"the results of cell {row['cell_id']} differ: {old:.6g} in {there}, {new:.6g} in {folder}, in "
+                f"bits/dim; one was edited or is damaged: flowlik reproduce {row['cell_id']} --in {folder}"
+            )
 
 
 def _meanings(row: dict[str, Any]) -> Iterable[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from flowlik.records import journal
 from flowlik.records.columns import COLUMNS, NESTED, SAME_CELL, SCHEMA_VERSION, TABLE, Kind, named
+from flowlik.records.contradictions import without_contradictions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,8 +87,9 @@ def read_records(path: str | Path) -> pd.DataFrame:
 
     Returns:
         One row per cell, in the order in which they were written; `params` and `extra` hold dicts, numbers that are
-        not known are NaN, texts that are not known None. The last row of a cell that was tried twice counts. What
-        measures of one's own (`flowlik.measures`) say stands in `extra`, installed here or not.
+        not known are NaN, texts that are not known None. The last row of a cell that was tried twice counts; rows
+        that contradict themselves, as after an edit, are left out with a warning. What measures of one's own
+        (`flowlik.measures`) say stands in `extra`, installed here or not.
 
     Raises:
         FileNotFoundError: there are no records at `path`.
@@ -110,7 +112,8 @@ def read_records(path: str | Path) -> pd.DataFrame:
     columns = {name: np.concatenate(found[1:] or found) for name, found in parts.items()}
     frame = pd.DataFrame({name: pd.Series(column, dtype=column.dtype) for name, column in columns.items()})
     kept = _latest(list(frame["cell_id"]), list(frame["status"]), frame.iloc.__getitem__)
-    return frame if len(kept) == len(frame) else frame.iloc[kept].reset_index(drop=True)
+    frame = frame if len(kept) == len(frame) else frame.iloc[kept].reset_index(drop=True)
+    return without_contradictions(frame)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flowlik.measures.arrays import Array
 from flowlik.records.environment import commit, versions
 from flowlik.records.writing import read_arrays, to_plain, utc_now, write_arrays
-from flowlik.tasks.task import Task
+from flowlik.tasks.task import Task, tensor_hash
 from flowlik_estimators import get
 from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.guards import device_of
@@ -29,6 +31,13 @@ SAMPLES_BATCH = 250  # an adaptive solver has one step size a batch, so it is pa
 def check(name: str, value: float, limit: float) -> dict[str, Any]:
     """A check of a card: passed where the value is at most the limit."""
     return {"name": name, "value": value, "limit": limit, "passed": bool(value <= limit)}
+
+
+def check_finite(split: str, values: Array) -> dict[str, Any]:
+    """A check of a card: every item has a value; the mean over the others would be of easier ones."""
+    return check(
+        f"{split}: share of items without a finite value", 1.0 - float(np.isfinite(values).mean()), 0.0
+    )
 
 
 def write_card(file: Path, card: dict[str, Any]) -> Path:
@@ -52,10 +61,11 @@ def teacher_samples(task: Task, model: Any, n: int, parts: Path, progress: Say) 
     estimator = get("ode", solver="dopri5", rtol=1e-6, atol=1e-6)
     found = []
     for ids in torch.split(torch.arange(n), SAMPLES_BATCH):
-        file = parts / f"samples-{int(ids[0])}-{len(ids)}.npz"
+        cond = task.sample_conditions("teacher-samples", ids)
+        given = "" if cond is None else f"-{tensor_hash(cond)}"
+        file = parts / f"samples-{int(ids[0])}-{len(ids)}{given}.npz"
         if not file.exists():
             generator = torch.Generator().manual_seed(SAMPLES_SEED)
-            cond = task.sample_conditions("teacher-samples", ids)
             cond = None if cond is None else cond.to(device_of(stand_in.found(model)))
             out = estimator.sample(model, len(ids), cond=cond, generator=generator, items=ids, log_prob=False)
             if not bool(out.valid.all()):

@@ -54,6 +54,11 @@ def first(cond: Tensor | None, n: int, device: torch.device | str, start: int = 
     return None if cond is None else cond[start : start + n].to(device)
 
 
+def named(x: Tensor, cond: Tensor | None) -> dict[str, str]:
+    """What a card says of the points of a split and of their conditions, by which they are known again."""
+    return {"x_hash": tensor_hash(x)} | ({} if cond is None else {"cond_hash": tensor_hash(cond)})
+
+
 def part_hash(x: Tensor, cond: Tensor | None) -> str:
     """Names a part of the points in the file that holds its values."""
     return tensor_hash(x) if cond is None else digest(tensor_hash(x), tensor_hash(cond))

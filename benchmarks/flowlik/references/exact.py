@@ -22,12 +22,20 @@ from flowlik.references.card import (
     SCHEMA,
     Say,
     check,
+    check_finite,
     teacher_samples,
     write_card,
 )
-from flowlik.references.conditions import check_standard_source, conditioned, first, part_hash, points_of
+from flowlik.references.conditions import (
+    check_standard_source,
+    conditioned,
+    first,
+    named,
+    part_hash,
+    points_of,
+)
 from flowlik.references.fixed_rk4 import NEAR_DATA, converged_log_prob
-from flowlik.tasks.task import Task, tensor_hash
+from flowlik.tasks.task import Task
 from flowlik_estimators import get
 from flowlik_models.files import kept_until_done
 from flowlik_models.numerics.reparametrised_time import NEAR_NOISE
@@ -56,7 +64,7 @@ def _converge(task: Task, folder: Path, device: str, n: int, progress: Say) -> P
             halved = _in_chunks(model, x[:HALVED_ITEMS], cond, HALVED, *options)
             adaptive = _adaptive(model, x[:ADAPTIVE_ITEMS], first(cond, ADAPTIVE_ITEMS, device), device)
             arrays[f"{split}_log_prob"] = values
-            summary, checks = _judged(task, split, x, values, halved, adaptive)
+            summary, checks = _judged(task, split, named(x, cond), values, halved, adaptive)
             card["splits"][split] = summary
             card["checks"] += checks
             progress(f"{split}: {summary['bpd_mean']:.4f} bits/dim, error {summary['error_bpd']:.2g}")
@@ -84,7 +92,7 @@ def _how(task: Task, model_hash: str, end: float) -> dict[str, Any]:
 
 
 def _judged(
-    task: Task, split: str, x: Tensor, values: Array, halved: Array, adaptive: Array
+    task: Task, split: str, known: dict[str, str], values: Array, halved: Array, adaptive: Array
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a card says of a split, and its checks: against half the steps and against an adaptive solver."""
     scale = 1.0 / (task.dim * math.log(2.0))
@@ -92,15 +100,19 @@ def _judged(
     gap = float(np.abs(adaptive - values[: len(adaptive)]).mean()) * scale
     levels = None if split == "teacher-samples" else task.levels
     summary = {
-        "n": len(x),
-        "x_hash": tensor_hash(x),
+        "n": len(values),
+        **known,
         "bpd_mean": float(accuracy.bits_per_dim(values, task.dim, levels).mean()),
         "error_bpd": float(distance.mean()),
         "error_bpd_max": float(distance.max()),
     }
     halving = f"{split}: mean distance of {STEPS} to {HALVED} steps, bits/dim"
     solving = f"{split}: mean distance to dopri5 at 1e-5, bits/dim"
-    return summary, [check(halving, distance.mean(), HALVING_LIMIT), check(solving, gap, ADAPTIVE_LIMIT)]
+    return summary, [
+        check_finite(split, values),
+        check(halving, distance.mean(), HALVING_LIMIT),
+        check(solving, gap, ADAPTIVE_LIMIT),
+    ]
 
 
 def _adaptive(model: Any, x: Tensor, cond: Tensor | None, device: str) -> Array:

@@ -24,10 +24,17 @@ from flowlik.measures.arrays import Array
 from flowlik.records.writing import read_arrays, write_arrays
 from flowlik.references import card as cards
 from flowlik.references.card import SAMPLES_SEED, Say
-from flowlik.references.conditions import check_standard_source, conditioned, first, part_hash, points_of
+from flowlik.references.conditions import (
+    check_standard_source,
+    conditioned,
+    first,
+    named,
+    part_hash,
+    points_of,
+)
 from flowlik.references.fixed_rk4 import NEAR_DATA, log_prob_columns
 from flowlik.references.pooled_probes import Plan, Pooled, pilot, pooled_log_prob
-from flowlik.tasks.task import Task, seed_of, tensor_hash
+from flowlik.tasks.task import Task, seed_of
 from flowlik_estimators import get
 from flowlik_estimators.divergence.products import hutchinson
 from flowlik_models.files import kept_until_done
@@ -184,7 +191,7 @@ def _judged(
     levels = None if split == "teacher-samples" else task.levels
     summary = {
         "n": len(x),
-        "x_hash": tensor_hash(x),
+        **named(x, cond),
         "bpd_mean": float(accuracy.bits_per_dim(found.log_prob, task.dim, levels).mean()),
         "error_bpd": math.hypot(rule, float(np.sqrt(np.square(stderr).mean()))),
         "rule_error_bpd": rule,
@@ -197,6 +204,7 @@ def _judged(
     solving = f"{split}: mean distance to dopri5 at 1e-5 with {same}, bits/dim"
     largest = f"{split}: largest standard error of an item, bits/dim"
     return summary, [
+        cards.check_finite(split, found.log_prob),
         cards.check(largest, float(stderr.max()), teacher.target_stderr),
         cards.check(halving, rule, cards.HALVING_LIMIT),
         cards.check(solving, gap, cards.ADAPTIVE_LIMIT),

@@ -50,6 +50,8 @@ COLUMNS: Final[tuple[str, ...]] = (
 )
 
 ROUNDING: Final = 1e-9
+SAME_ERROR: Final = 1e-6
+"""Relative difference between a record's errors and the means of its items that rounding makes."""
 SAME_REFERENCE: Final = 1e-6
 """Nats by which references of the same items may differ (float32 rounding of a stored array aside)."""
 
@@ -235,10 +237,14 @@ def _compare(
     bits = 1.0 / (before["dim"] * math.log(2.0)) if before["dim"] > 0 else math.nan
     estimates_a, refs_a = items.estimate_and_reference(items.items(base, before["cell_id"]))
     estimates_b, refs_b = items.estimate_and_reference(items.items(new, after["cell_id"]))
+    errors_a, errors_b = _over_draws(estimates_a - refs_a), _over_draws(estimates_b - refs_b)
     estimates_a, estimates_b, refs_a, refs_b = _common(estimates_a, estimates_b, refs_a, refs_b)
     reason = _why_unpaired(before, after, estimates_a, estimates_b, refs_a, refs_b)
     if reason:
         return row | {"note": reason}
+    for known, folder, errors in ((before, base, errors_a), (after, new, errors_b)):
+        if _contradicts(known, bits * errors):
+            return row | {"note": f"items that are not those of the record {known['cell_id']} in {folder}"}
     row |= _differences("bpd_diff", -bits * (_over_draws(estimates_b) - _over_draws(estimates_a)))
     error_a, error_b = _over_draws(estimates_a - refs_a), _over_draws(estimates_b - refs_b)
     row |= _differences("mae_diff", bits * (np.abs(error_b) - np.abs(error_a)))
@@ -282,6 +288,15 @@ def _why_unpaired(
     if known.any() and not np.allclose(refs_a[known], refs_b[known], rtol=1e-9, atol=SAME_REFERENCE):
         return "other references"
     return ""
+
+
+def _contradicts(row: dict[str, Any], errors: NDArray[np.float64]) -> bool:
+    """Whether a record says other errors than its items, (n,) in bits/dim of log p, have."""
+    known = errors[np.isfinite(errors)]
+    if known.size == 0:
+        return False
+    means = {"bpd_mae": np.abs(known).mean(), "bpd_error": -known.mean()}
+    return any(abs(row[name] - mean) > SAME_ERROR * (1.0 + abs(mean)) for name, mean in means.items())
 
 
 def _over_draws(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ computes a measure and nothing imports matplotlib.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from flowlik.measures.registry import own_columns
-from flowlik.records.columns import EXTRA, NESTED, SAME_CELL, TABLE, named
+from flowlik.records.columns import BY_NAME, EXTRA, NESTED, SAME_CELL, TABLE, Column, named
 from flowlik.records.reading import read_records
 from flowlik.report import labels
 from flowlik.report.labels import METHODS, SPLIT_ORDER, _label, _missing, as_dicts, brief, method_of
@@ -32,6 +33,9 @@ CELL: Final[tuple[str, ...]] = (
 """What makes two rows the same cell but for seed and repeat; times of different hardware are never averaged, nor what
 different feature networks or numbers of samples say."""
 
+JUDGED: Final = ("model_hash", "data_hash", "ref_id", "eps", "dequant_draws", "estimator_version", "compiled")
+"""What a number is of: seeds of one cell agree in it."""
+
 SPREAD: Final = named(column for column in TABLE if column.over_seeds)
 """Columns whose standard deviation over seeds `averaged` keeps beside their mean, as `<name>_sd`."""
 
@@ -47,7 +51,8 @@ def load(run_dir: Path) -> pd.DataFrame:
 
 def prepare(records: pd.DataFrame) -> pd.DataFrame:
     """Records with every column present, numbers as float64, those of registered measures out of `extra`, the latest
-    row of each cell, and columns of labels.
+    row of each cell, and columns of labels. Results of one cell that are of another model or other data than the newest
+    are left out with a warning: they are no seeds of it.
 
     `method` is a key of METHODS or the estimator's name, `series` a legend label (all but the swept parameters), `row`
     a table label (all parameters), `brief` the same without how an exact trace was taken. Sorted by task, split,
@@ -67,7 +72,7 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         frame[name] = pd.Series(
             [v if isinstance(v, dict) else {} for v in column], index=frame.index, dtype=object
         )
-    for name in named(own_columns()):
+    for name in named(_of_extra()):
         frame[name] = from_extra(frame, name)
     frame["estimator_label"] = frame["estimator_label"].where(
         frame["estimator_label"] != "", frame["estimator"]
@@ -81,7 +86,8 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
         "" if math.isnan(seconds) else str(extra.get("hardware") or "")
         for seconds, extra in zip(frame["wall_s_median"], frame["extra"], strict=True)
     ]
-    mixed = [name for name in ("dtype", "device") if len(set(frame[name])) > 1]
+    frame = _newest(frame)
+    mixed = [name for name in ("dtype", "device", "dequant_noise") if len(set(frame[name])) > 1]
     mixed += ["hardware"] if len(machines(frame)) > 1 else []
     mixed += ["extractor"] if _several_extractors(frame) else []
     rows = as_dicts(frame)
@@ -96,6 +102,32 @@ def prepare(records: pd.DataFrame) -> pd.DataFrame:
     return _sorted(frame)
 
 
+def _of_extra() -> tuple[Column, ...]:
+    """Columns of `extra` that the table of accuracy and cost shows: the suite's, and those of registered measures."""
+    return (BY_NAME["bpd_iw"], *own_columns())
+
+
+def _newest(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame without results that are no further seed of their cell, with a warning: those of another model, other
+    data or another reference than the newest, and of its seed once more."""
+    cell = list(CELL)
+    rows = frame[frame["status"] == "ok"]
+    rows = rows[rows.duplicated(cell, keep=False)].sort_values("created_utc", kind="stable")
+    left_out, why = rows.index[:0], ""
+    texts = rows.astype(str).fillna("")
+    for name in JUDGED if len(rows) else ():
+        other = rows.index[texts[name] != texts.groupby(cell)[name].transform("last")]
+        left_out, why = left_out.union(other), why or (f"another {name} than" if len(other) else "")
+    left_out = left_out.union(rows.index[rows.duplicated([*cell, "seed", "repeat"], keep="last")])
+    if len(left_out):
+        warnings.warn(
+            f"{len(left_out)} records are no further seeds ({why or 'the same as'} in the newest of the cell) and "
+            f"were left out, first {frame.loc[left_out[0], 'cell_id']}: keep such runs in folders of their own",
+            stacklevel=3,
+        )
+    return frame.drop(index=left_out)
+
+
 def _several_extractors(frame: pd.DataFrame) -> bool:
     return any(len(set(part["extractor"]) - {""}) > 1 for _, part in frame.groupby("task"))
 
@@ -106,7 +138,7 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
     The column `n_seeds` counts the rows behind each, and those of `SPREAD` have their standard deviation over them
     beside, NaN for a single row, which stays as it is.
     """
-    own = own_columns()
+    own = _of_extra()
     numeric = [*NUMERIC, *named(own)]
     spread = [*SPREAD, *named(column for column in own if column.over_seeds)]
     frame = frame.assign(n_seeds=1.0, **{f"{name}_sd": math.nan for name in spread})

@@ -33,7 +33,8 @@ class Score:
     ``pilot_work``: evaluations and products of the pilot, over all items. ``estimator``: its spelling on the command
     line, ``why`` it was chosen. ``reached``: whether the stated error is within the accuracy asked for; ``shortfall``
     says what would reach it. ``findings`` of the examination, which change no number. ``flagged``: items whose
-    importance-weighted value rests on fewer than two draws.
+    importance-weighted value rests on fewer than two draws. ``draws``: dequantisations of an item of discrete data,
+    of which a single one gives a bound; None of continuous data.
     """
 
     name: str
@@ -52,11 +53,18 @@ class Score:
     findings: list[str] = field(default_factory=list)
     flagged: int = 0
     missing: int = 0
+    draws: int | None = None
+
+    @property
+    def _kind(self) -> str:
+        if self.draws is None:
+            return ""
+        return " (bound)" if self.draws == 1 else f" (importance-weighted, {self.draws} draws)"
 
     def __str__(self) -> str:
         bias = "" if not abs(self.error.bias) >= 5e-5 else f", bias {self.error.bias:+.4f}"
         notes = [
-            f"{self.name}: {self.bpd:.4f} bits/dim",
+            f"{self.name}: {self.bpd:.4f} bits/dim{self._kind}",
             f"standard error {self.se:.4f} (data, {len(self.per_item)} items)",
             f"error {self.error.stated:.4f} (estimator{bias})",
             f"{self.nfe:.3g} evaluations and {self.work - self.nfe:.3g} products an item",

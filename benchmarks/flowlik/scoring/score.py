@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import flowlik
+from flowlik.cells import check_truncation
 from flowlik.evaluation.models import load
 from flowlik.measures.accuracy import bits_per_dim
 from flowlik.measures.arrays import Array
@@ -28,7 +29,7 @@ from flowlik.scoring.rounds import Rounds, Table
 from flowlik.tasks.arrays import ArrayTask
 from flowlik.tasks.own.reading import as_array
 from flowlik.tasks.points import whole
-from flowlik.tasks.task import Task
+from flowlik.tasks.task import Items, Task, with_normal_noise
 from flowlik_estimators import examine
 from flowlik_estimators.model_checks import stand_in
 from flowlik_estimators.model_checks.guards import device_of
@@ -51,6 +52,7 @@ class Options:
     accuracy: float | None = None
     budget: float | None = None
     weights: int = 1
+    truncated_normal: float = 0.0
     seed: int = 0
 
     def wish(self, *, discrete: bool) -> Wish:
@@ -70,6 +72,12 @@ class Options:
                 f"weights={self.weights}: only discrete data have several dequantisations: give whole numbers and "
                 "their levels"
             )
+        check_truncation(self.truncated_normal)
+        if self.truncated_normal and not discrete:
+            raise ValueError(
+                f"truncated_normal={self.truncated_normal}: only discrete data have dequantisation noise: give whole "
+                "numbers and their levels"
+            )
         default = ACCURACY if self.budget is None else None
         accuracy = default if self.accuracy is None else self.accuracy
         return Wish(accuracy=accuracy, budget=self.budget, noiseless=self.weights > 1)
@@ -84,6 +92,7 @@ def score(
     accuracy: float | None = None,
     budget: float | None = None,
     weights: int = 1,
+    truncated_normal: float = 0.0,
     seed: int = 0,
     out: Path | str | None = None,
     progress: Say = lambda _: None,
@@ -100,6 +109,8 @@ def score(
         accuracy: bits/dim that the stated error, half its 95 % width, is to stay within; 0.01 without a budget.
         budget: evaluations and derivative products an item at most.
         weights: dequantisations an item; above 1 importance-weighted, by an exact trace (docs/math.md section 13).
+        truncated_normal: 0 for uniform dequantisation noise; else that of a normal, cut at so many standard deviations
+            where the cell ends (docs/math.md section 13).
         seed: of the probes and of the pilot's items.
         out: a file for the values (.npz), with which a later call of the same kind goes on; beside it the answer.
         progress: called with lines of text.
@@ -115,14 +126,16 @@ def score(
     >>> abs(result.bpd - truth) <= result.error.stated <= 0.01
     True
     """
-    asked = Options(accuracy=accuracy, budget=budget, weights=weights, seed=seed)
+    asked = Options(
+        accuracy=accuracy, budget=budget, weights=weights, truncated_normal=truncated_normal, seed=seed
+    )
     own = None if levels is None or _has_noise(x, levels) else levels
     wish = asked.wish(discrete=own is not None)
     labels = None if cond is None else {"train": cond, "test": cond}
     task = ArrayTask(id="score", train=x, test=x, levels=own, labels=labels, models={"model": lambda: model})
     if can(model, "velocity") and getattr(model, "moments", None) is None and task.rows_in("test") > 1:
         model = attach(copy.copy(model), task.data_moments())
-    items = task.items("test", task.rows_in("test"), max(weights, 1))
+    items = _with_noise(task.items("test", task.rows_in("test"), max(weights, 1)), own, asked)
     found = stand_in.found(model)
     subject = Subject(
         name=type(model).__name__,
@@ -161,7 +174,7 @@ def score_task(
     if levels is not None and own is not None and levels != own:
         raise ValueError(f"levels={levels}: the task {task.id} says {own}; change it there")
     wish = options.wish(discrete=own is not None)
-    items = task.items(split, ALL if limit is None else limit, options.weights)
+    items = _with_noise(task.items(split, ALL if limit is None else limit, options.weights), own, options)
     if levels is not None and own is None and not _has_noise(whole(items.x[:CHECKED]), levels):
         raise ValueError(f"levels={levels}: say levels= in the task, whose data are whole numbers")
     loaded, weights = load(task.id, model, device, "float32")
@@ -179,6 +192,13 @@ def score_task(
     file = None if out is None else out / f"{model}.npz"
     kept = Kept(file, key, progress)
     return _scored(subject, options, wish, kept, progress, given=None if own else levels)
+
+
+def _with_noise(items: Items, levels: int | None, options: Options) -> Items:
+    """Items with the dequantisation noise that was asked for; ``levels`` of data that get theirs here."""
+    if levels is None or not options.truncated_normal:
+        return items
+    return with_normal_noise(items, levels, options.truncated_normal)
 
 
 def _scored(
@@ -253,7 +273,7 @@ def _findings(subject: Subject, levels: int | None) -> list[str]:
 def _result(rounds: Rounds, findings: list[str], weights: int, seconds: float) -> Score:
     subject, chosen, wish, table = rounds.subject, rounds.plan, rounds.wish, rounds.table
     n = subject.items.n
-    log_prob, flagged = _weighted(table.log_prob.reshape(weights, n))
+    log_prob, flagged = _weighted(table.log_prob.reshape(weights, n) - subject.items.log_noise)
     bits = bits_per_dim(log_prob, subject.dim, subject.levels)
     known = bits[np.isfinite(bits)]
     if len(known) == 0:
@@ -280,6 +300,7 @@ def _result(rounds: Rounds, findings: list[str], weights: int, seconds: float) -
         findings=findings,
         flagged=flagged,
         missing=n - len(known),
+        draws=None if subject.levels is None else weights,
     )
 
 

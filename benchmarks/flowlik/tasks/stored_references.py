@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,8 +71,14 @@ def read_stored(file: Path) -> Stored:
 
 
 def _of_present_model(task: Task) -> Stored:
-    """The stored reference; UnavailableError where it is another model's."""
+    """The stored reference; UnavailableError where it is another model's, or failed a check of its own."""
     found = stored(task.id, task.reference_folders, task.reference_command)
+    failed = [check["name"] for check in found.card.get("checks", []) if not check["passed"]]
+    if failed:
+        raise UnavailableError(
+            f"the reference of {task.id} failed its checks ({'; '.join(failed)}), so its error is not known; make it "
+            f"again with: {task.reference_command or _cure(task.id)}"
+        )
     present = task.own_model_hash(task.reference_model) or model_hash(task.id, task.reference_model)
     if found.card["model_hash"] != present:
         raise UnavailableError(
@@ -100,18 +107,29 @@ def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference
     """The stored values for these items, (draws, n) nats; NaN for items and draws that have none.
 
     Raises:
-        UnavailableError: none stored, or of another model or another end time. ValueError: other points than stored.
+        UnavailableError: none stored; of another model, other conditions or another end time; or one that failed its
+            checks.
+        ValueError: other points than stored, or a card that does not fit its arrays.
     """
     found = _of_present_model(task)
     card = found.card
-    if abs(t - card["t_end"]) > 1e-9:
+    if not abs(t - card["t_end"]) <= 1e-9:
         raise UnavailableError(f"the reference of {task.id} is of t = {card['t_end']}, not {t}")
     values = np.asarray(found.arrays[f"{split}_log_prob"], dtype=np.float64)
     part = card["splits"][split]
-    if tensor_hash(whole(task.items(split, len(values)).x)) != part["x_hash"]:
+    again = f"make it again with: {task.reference_command or _cure(task.id)}"
+    error = float(part["error_bpd"])
+    if values.ndim != 1 or part.get("n", len(values)) != len(values) or not 0.0 <= error < math.inf:
         raise ValueError(
-            f"{found.file}: expected the points of {split} with hash {part['x_hash']}; "
-            f"make it again with: {task.reference_command or _cure(task.id)}"
+            f"{found.file}: expected an error of 0 or more and one value each of {part.get('n')} points of {split}, "
+            f"got {error} and shape {values.shape}; {again}"
+        )
+    judged = task.items(split, len(values))
+    if tensor_hash(whole(judged.x)) != part["x_hash"]:
+        raise ValueError(f"{found.file}: expected the points of {split} with hash {part['x_hash']}; {again}")
+    if (None if judged.cond is None else tensor_hash(judged.cond)) != part.get("cond_hash"):
+        raise UnavailableError(
+            f"the reference of {task.id} is of other conditions of {split}, with hash {part.get('cond_hash')}; {again}"
         )
     log_prob = np.full((items.draws, items.n), np.nan)
     known = min(items.n, len(values))
@@ -119,6 +137,6 @@ def stored_log_prob(task: Task, split: str, items: Items, t: float) -> Reference
     return Reference(
         log_prob=log_prob,
         ref_id=card["ref_id"],
-        error=float(part["error_bpd"]),
+        error=error,
         digest=f"{card['arrays_sha256'][:12]}",
     )

@@ -11,17 +11,19 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlik.measures.arrays import Array
 from flowlik.tasks.grid import Grid
-from flowlik.tasks.points import Points
+from flowlik.tasks.points import Points, chunks
+from flowlik_models.images.pixels import normal_noise, normal_noise_log_density
 from flowlik_models.interfaces import Moments
 from flowlik_models.moments.moments import from_covariance
 from flowlik_models.names import unknown as unknown
@@ -29,6 +31,8 @@ from flowlik_models.numerics.streams import DRAW_STRIDE as DRAW_STRIDE
 from flowlik_models.zoo import CLOSED_FORM, TASK_MODELS, check_names, checkpoint_path, load_model, model_hash
 
 Evaluate = Callable[[Tensor], Array]
+
+NOISE_ROWS = 1024  # items whose noise is looked at at once
 
 
 class UnavailableError(Exception):
@@ -40,6 +44,8 @@ class Items:
     """Test points: `x` (draws * n, *event) draw after draw, `ids` (draws * n,) int64, `component` (n,) where known.
 
     `x` may be `Points`, which are made batch by batch. `cond` (draws * n, ...) is what each is conditioned on.
+    `log_noise` (draws, n) nats is the log-density of the dequantisation noise with respect to uniform noise, which is
+    to be taken off log p.
     """
 
     x: Tensor | Points
@@ -48,6 +54,32 @@ class Items:
     draws: int = 1
     component: NDArray[np.int64] | None = None
     cond: Tensor | None = None
+    log_noise: Array | float = 0.0
+
+
+def with_normal_noise(items: Items, levels: int, tau: float) -> Items:
+    """Items of ``levels`` levels with truncated-normal instead of uniform noise, made from it: a normal with standard
+    deviation 1/(2 tau) of the cell, cut at its ends."""
+
+    def split(z: Tensor) -> tuple[Tensor, Tensor]:
+        at = (z.double() + 1) * levels / 2
+        k = at.floor().clamp(0, levels - 1)
+        return k, (at - k).clamp(0, 1)
+
+    def made(z: Tensor) -> Tensor:
+        k, noise = split(z)
+        return (2 * (k + normal_noise(noise, tau)) / levels - 1).to(z.dtype)
+
+    given = items.x
+    x: Tensor | Points
+    if isinstance(given, Points):
+        rows = given.rows
+        x = replace(given, rows=lambda a, b: made(rows(a, b)))
+    else:
+        x = made(given)
+    parts = (normal_noise_log_density(split(z)[1], tau).flatten(1).sum(1) for z in chunks(x, NOISE_ROWS))
+    log_noise = torch.cat(list(parts)).reshape(items.draws, items.n)
+    return replace(items, x=x, log_noise=log_noise.numpy())
 
 
 def labels_of(items: Items) -> NDArray[np.int64] | None:

@@ -136,6 +136,8 @@ class Evaluations:
         if tallies:
             own.settle(False)
             return answer, tallies
+        if _largest(scope.calls):  # another condition, or another time, may have it called twice
+            return answer, [own]
         return answer, self._alone(owner, name, own, seen=bool(scope.calls) or names == [])
 
     def _alone(self, owner: Any, name: str, own: Tally, *, seen: bool) -> list[Tally] | None:
@@ -248,11 +250,18 @@ def _is_layer_of_another(call: _Call) -> bool:
 
 def _most_of_the_weights(calls: list[_Call]) -> list[_Call]:
     """The calls of a part with half of all parameters, if it was called several times and never on what it gave."""
-    sizes = {id(call.part): sum(p.numel() for p in call.part.parameters()) for call in calls}
-    largest = max(sizes, key=lambda key: sizes[key])
-    chosen = [call for call in calls if id(call.part) == largest]
-    repeated = len(chosen) > 1 and not is_layer(chosen[0].part) and not any(call.itself for call in chosen)
-    return chosen if repeated and 2 * sizes[largest] >= sum(sizes.values()) else []
+    chosen = _largest(calls)
+    return chosen if len(chosen) > 1 and not any(call.itself for call in chosen) else []
+
+
+def _largest(calls: list[_Call]) -> list[_Call]:
+    """The calls of the part that has half of all parameters and is no layer, if there is one."""
+    parts = {id(call.part): call.part for call in calls if isinstance(call.part, nn.Module)}
+    sizes = {key: sum(p.numel() for p in part.parameters()) for key, part in parts.items()}
+    largest = max(sizes, key=lambda key: sizes[key], default=None)
+    if largest is None or is_layer(parts[largest]) or 2 * sizes[largest] < sum(sizes.values()):
+        return []
+    return [call for call in calls if call.part is parts[largest]]
 
 
 _LOCAL = threading.local()

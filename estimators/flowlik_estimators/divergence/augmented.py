@@ -12,7 +12,7 @@ from flowlik_estimators.call import Run
 from flowlik_estimators.divergence import skewness
 from flowlik_estimators.divergence.law import Law, ProbeOptions
 from flowlik_estimators.divergence.pilot import Pilot
-from flowlik_estimators.divergence.products import exact, hutchinson_with_products
+from flowlik_estimators.divergence.products import exact, hutch_plus_plus, hutchinson_with_products
 from flowlik_estimators.integration.torchdiffeq_solve import Evaluate, Solve
 from flowlik_models.interfaces import velocity_and_divergence
 from flowlik_models.numerics.streams import PROBE_STREAM, STAGE_STREAM
@@ -45,6 +45,8 @@ def with_probes(
     assert basis != "auto"
     coefficient = 0.0 if options.control == "none" else coefficient
     law = Law(options, model, run, basis)
+    if options.noise == "hutch++":
+        return _deflated(law, options.probes // 3, model, run), None
     if redraw:
         return _redrawn(law, options, coefficient, model, run), None
     probes = law.draw(run, options.probes, PROBE_STREAM)
@@ -63,6 +65,14 @@ def with_probes(
         return value, columns, skewness.forms(left, flat, free=free)
 
     return evaluate, skewness.overlaps(flat, free=free) if crossed else None
+
+
+def _deflated(law: Law, count: int, model: Any, run: Run) -> Evaluate:
+    """Velocity and ``count`` divergence columns by three times as many products."""
+    probes = law.draw(run, 2 * count, PROBE_STREAM)
+    return lambda x, t: hutch_plus_plus(
+        lambda y: run.velocity(model, y, t), x, probes, differentiable=run.differentiable
+    )
 
 
 def _redrawn(law: Law, options: ProbeOptions, coefficient: float, model: Any, run: Run) -> Evaluate:

@@ -63,6 +63,16 @@ class ODEOptions(Traced):
         return self.trace == "hutchinson"
 
     @property
+    def deflated(self) -> bool:
+        """Whether a third of the products look for the head of the Jacobian."""
+        return self.noise == "hutch++"
+
+    @property
+    def columns(self) -> int:
+        """Number of divergence columns."""
+        return super().columns // 3 if self.deflated else super().columns
+
+    @property
     def solve(self) -> Solve:
         """The solver with its tolerances, or with its steps."""
         return Solve(
@@ -125,7 +135,7 @@ class ODEOptions(Traced):
             else {"grid": SOLVERS[self.solver].grid}
         )
         if self.stochastic:
-            own |= {"basis": "pixel", "control": "none"}
+            own |= {"basis": "pixel", "control": "none"} | ({"probes": 3} if self.deflated else {})
         if self.divergence == "quadrature":
             own |= {"probes": 2, "allocation": "neyman"} if self.stochastic else {}
             own |= {"tol": 0.05 if self.stochastic else 3e-3} if self.nodes is None else {}
@@ -145,6 +155,8 @@ class ODEOptions(Traced):
             self._no_effect(f"with trace={self.trace}", "basis", "control", "allocation")
         if self.noise == "gaussian" and self.basis not in (None, "pixel"):
             raise ValueError(f"{self.name}: basis has no effect with noise=gaussian, whose law has no axes")
+        if self.deflated:
+            self._check_deflated()
         if SOLVERS[self.solver].equal_steps and "auto" in (self.basis, self.control):
             raise ValueError(
                 f"{self.name}: the multistep solver {self.solver} needs a named basis and control: the nodes of a "
@@ -162,6 +174,18 @@ class ODEOptions(Traced):
             raise ValueError(f"{self.name}: the fixed-step solver {self.solver} needs nodes")
         if SOLVERS[self.solver].equal_steps:
             raise ValueError(f"{self.name}: the multistep solver {self.solver} needs divergence=augmented")
+
+    def _check_deflated(self) -> None:
+        controlled = self.control not in (None, "none")
+        if self.divergence != "augmented" or self.redraw or controlled or self.basis == "auto":
+            raise ValueError(
+                f"{self.name}: noise=hutch++ needs divergence=augmented, control=none, a named basis and no redraw"
+            )
+        if self.probes is not None and self.probes % 3:
+            raise ValueError(
+                f"{self.name}: probes must be a multiple of 3 with noise=hutch++, got {self.probes}: a third finds the "
+                "head, a third goes along it, a third is for the rest"
+            )
 
     def _check_solver(self) -> None:
         for option in ("rtol", "atol", "tol"):

@@ -7,6 +7,7 @@ the best basis is the one in which the Jacobian is nearest to diagonal.
 - ``pixel``: B = I. ``dct``: two-dimensional orthonormal cosine transform x opponent colours, images of 1 or 3
   channels. ``pca``: the data's eigenvectors. Where there are fewer of them than dimensions, signs in their span
   plus other pixel signs projected on the complement: ``E[e e^T] = P + (I - P) = I`` still.
+- ``hutch++``: signs, the products of a third of which find the head of J (`products.hutch_plus_plus`).
 - ``orthogonal`` coordinates: columns of sqrt(d) D H, D random signs of the item, H a fixed orthogonal matrix
   (Hadamard for the even part of d, cosines for the odd), in an order drawn for the item. d of them give the
   trace exactly. Given D the k columns are a simple random sample without replacement from d values whose mean is the
@@ -35,7 +36,7 @@ from flowlik_models.numerics.cosine_transform import cosines
 from flowlik_models.numerics.device_arrays import device_array, variances
 from flowlik_models.numerics.streams import ORDER_STREAM
 
-Noise = Literal["rademacher", "gaussian", "orthogonal"]
+Noise = Literal["rademacher", "gaussian", "orthogonal", "hutch++"]
 Basis = Literal["pixel", "dct", "pca"]
 
 
@@ -105,7 +106,7 @@ def coordinates(
     """
     if noise == "orthogonal":
         return _orthogonal(key, items, count, size, stream=stream, dtype=dtype, device=device)
-    draw = {"rademacher": random.rademacher, "gaussian": random.gaussian}[noise]
+    draw = random.gaussian if noise == "gaussian" else random.rademacher
     return draw(key, items, (count, size), stream=stream, dtype=dtype, device=device)
 
 
@@ -161,6 +162,8 @@ def refusal(
     d = math.prod(shape)
     if noise == "orthogonal" and probes is not None and probes > d:
         return f"noise=orthogonal has at most d = {d} probes, not {probes}"
+    if noise == "hutch++" and probes is not None and probes > 3 * d:
+        return f"noise=hutch++ has at most 3 d = {3 * d} products, not {probes}"
     if basis == "dct" and not is_image(shape):
         return f"basis=dct needs images (1 or 3, height, width), not events of shape {shape}"
     moments = getattr(model, "moments", None)

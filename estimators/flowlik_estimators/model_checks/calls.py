@@ -53,10 +53,17 @@ def _says_one_time(one: Any) -> bool:
 class _Checked:
     def __init__(self, seen: Any, original: Any, stand_in: Any, counts: Counts, scalar_time: bool) -> None:
         self._model, self._scalar_time = seen, scalar_time
+        self._calls: list[_Call] = []
         for name in offered(seen):
             if hasattr(seen, name):
                 call = _Call(name, getattr(seen, name), original, stand_in, counts)
+                self._calls.append(call)
                 setattr(self, name, _in_parts(call) if scalar_time else call)
+
+    def begin(self) -> None:
+        """From now on look as closely as at the first call."""
+        for call in self._calls:
+            call.begin()
 
     def __getattr__(self, name: str) -> Any:
         if name == "_model":  # not yet there while unpickling or copying
@@ -76,6 +83,10 @@ class _Call:
         self.__name__ = name
         self.name, self.method, self.original, self.stand_in = name, method, original, stand_in
         self.counts = counts
+        self.begin()
+
+    def begin(self) -> None:
+        """Look as closely as at the first call."""
         self.first = True
         self.looked: set[str] = set()
         self.tries = 0
@@ -131,7 +142,7 @@ class _Call:
         return tuple(self._looked_at(part, inputs, cond, index) for index, part in enumerate(answer))
 
     def _looked_at(self, value: Tensor, inputs: list[Tensor], cond: Any, index: int | None) -> Tensor:
-        """The value, which raises where a derivative is taken through it that would silently be nought."""
+        """The value, which raises where a derivative is taken through it that would silently be zero."""
         what = self.name if index is None else f"{self.name} ({answers.PAIRS[self.name][index]})"
         needed = [one for one in inputs if one.requires_grad]
         look = _Look(self, inputs, cond, lambda found: found if index is None else found[index])

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import is_
 from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -43,7 +44,9 @@ _FOREIGN = frozenset({"torch", "numpy", "scipy", "pandas", "sklearn"})
 class StandIn:
     """``model``, the stand-in; and of the model itself its ``modules``, their ``tensors``, and the ``objects`` copied.
 
-    ``shared``: the modules that are called as they are; ``containers``: lists, dicts and cells that were copied.
+    ``shared``: the modules that are called as they are; ``containers`` and ``functions``: the lists, dicts, cells and
+    functions that were looked into; ``methods``: class and name of those that were bound to a copy; ``globals``: where
+    a global variable holds a module.
     """
 
     model: Any = None
@@ -52,6 +55,9 @@ class StandIn:
     objects: list[Any] = field(default_factory=list)
     shared: list[nn.Module] = field(default_factory=list)
     containers: list[Any] = field(default_factory=list)
+    functions: list[FunctionType] = field(default_factory=list)
+    methods: list[tuple[type, str]] = field(default_factory=list)
+    globals: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     copies: list[tuple[Any, Any, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -158,6 +164,7 @@ class _Copier:
         self.made = StandIn()
         self.opened = set[int]() if opened is None else opened
         self.done: dict[int, Any] = {}
+        self.holding: dict[type, list[tuple[str, FunctionType]]] = {}
         self.alive: list[Any] = []
         self.tied = False
         """Whether a module that is not copied has a hook which leads to what is."""
@@ -184,7 +191,7 @@ class _Copier:
                 return copy(self, value, depth + 1)
         if _may_be_copied(value):
             return self._object(value, depth + 1)
-        for name in _slots(type(value)):
+        for name in slots(type(value)):
             self._share_within(getattr(value, name, None))
         return value
 
@@ -236,14 +243,17 @@ class _Copier:
 
     def _methods(self, value: Any, copy: Any, depth: int) -> dict[str, MethodType]:
         """Methods of the class that hold on to a module, bound to the copy."""
-        methods = {}
-        for name, function in _holding(type(value)):
+        methods, kind = {}, type(value)
+        if kind not in self.holding:
+            self.holding[kind] = _holding(kind)
+        for name, function in self.holding[kind]:
             found = self.of(function, depth + 1)
             if name.startswith("__"):  # looked up in the class
                 self._share_within(function)
             elif found is not function:
                 methods[name] = MethodType(found, copy)
-        for base in type(value).__mro__:
+                self.made.methods.append((kind, name))
+        for base in kind.__mro__:
             for held in vars(base).values():
                 if isinstance(held, nn.Module):
                     self._share(held.modules())
@@ -272,9 +282,12 @@ class _Copier:
         if compiled is not None:
             self._share_within(compiled)
             return function
-        names = (function.__globals__.get(name) for name in function.__code__.co_names)
-        for module in (value for value in names if isinstance(value, nn.Module)):
-            self._share(module.modules())
+        for name in function.__code__.co_names:
+            if isinstance(module := function.__globals__.get(name), nn.Module):
+                self.made.globals.append((function.__globals__, name))
+                self._share(module.modules())
+        self.made.functions.append(function)
+        self.made.containers.append(vars(function))
         cells = tuple(self._cell(cell, depth) for cell in function.__closure__ or ())
         defaults = self.of(function.__defaults__, depth)
         keywords = self.of(function.__kwdefaults__, depth)
@@ -287,15 +300,13 @@ class _Copier:
         return copy
 
     def _cell(self, cell: CellType, depth: int) -> CellType:
+        self.made.containers.append(cell)
         try:
             content = cell.cell_contents
         except ValueError:  # not yet filled
             return cell
         copy = self.of(content, depth)
-        if copy is content:
-            return cell
-        self.made.containers.append(cell)
-        return CellType(copy)
+        return cell if copy is content else CellType(copy)
 
     def _method(self, method: MethodType, depth: int) -> MethodType:
         function, owner = self.of(method.__func__, depth), self.of(method.__self__, depth)
@@ -305,6 +316,7 @@ class _Copier:
 
     def _partial(self, call: partial[Any], depth: int) -> partial[Any]:
         parts = (call.func, call.args, call.keywords)
+        self.made.containers.append(call.keywords)
         function, args, keywords = (self.of(part, depth) for part in parts)
         if function is call.func and args is call.args and keywords is call.keywords:
             return call
@@ -313,22 +325,23 @@ class _Copier:
     def _dict(self, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         if type(value) not in (dict, OrderedDict) or len(value) > LONGEST:
             return value
+        self.made.containers.append(value)
         items = dict(value)  # another thread may write to it
         copied = {name: self.of(held, depth) for name, held in items.items()}
         if all(copied[name] is held for name, held in items.items()):
             return value
-        self.made.containers.append(value)
         return type(value)(copied)
 
     def _sequence(self, value: Any, depth: int) -> Any:
         named = hasattr(value, "_fields")
         if not (named or type(value) in (list, tuple)) or len(value) > LONGEST:
             return value
+        if type(value) is list:
+            self.made.containers.append(value)
         items = list(value)  # another thread may write to it
         copied = [self.of(held, depth) for held in items]
         if all(new is old for new, old in zip(copied, items, strict=True)):
             return value
-        self.made.containers.append(value)
         return type(value)(*copied) if named else type(value)(copied)
 
 
@@ -346,7 +359,7 @@ def _may_be_copied(value: Any) -> bool:
     kind = type(value)
     if kind is SimpleNamespace:
         return True
-    if not hasattr(value, "__dict__") or not _is_own(kind) or _slots(kind):
+    if not hasattr(value, "__dict__") or not _is_own(kind) or slots(kind):
         return False
     return not any("__new__" in vars(base) for base in kind.__mro__ if base is not object)
 
@@ -356,8 +369,8 @@ def _is_own(kind: type) -> bool:
     return root == "__main__" or (root not in _FOREIGN and root not in sys.stdlib_module_names)
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    """Names of the slots of somebody's own class."""
+def slots(kind: type) -> tuple[str, ...]:
+    """Names of the slots of somebody's own class, () elsewhere."""
     if not _is_own(kind):
         return ()
     found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
@@ -365,17 +378,31 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-_HOLDING: weakref.WeakKeyDictionary[type, list[tuple[str, FunctionType]]] = weakref.WeakKeyDictionary()
+_HOLDING: weakref.WeakKeyDictionary[type, tuple[list[Any], list[tuple[str, FunctionType]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _holding(kind: type) -> list[tuple[str, FunctionType]]:
     """The functions of somebody's own class that may hold on to a module: by a closure, a default or a global."""
-    if kind not in _HOLDING:
-        bases = [base for base in reversed(kind.__mro__) if _is_own(base)]
-        found = {name: value for base in bases for name, value in vars(base).items()}
-        functions = [(name, f) for name, f in found.items() if isinstance(f, FunctionType)]
-        _HOLDING[kind] = [(name, f) for name, f in functions if _may_hold(f)]
-    return _HOLDING[kind]
+    bases = [base for base in reversed(kind.__mro__) if _is_own(base)]
+    functions = {n: f for base in bases for n, f in vars(base).items() if isinstance(f, FunctionType)}
+    now = written_in(functions.values())
+    before, found = _HOLDING.get(kind, ([], []))
+    if not same(before, now):  # the class has other functions than when it was last looked at
+        found = [(name, f) for name, f in functions.items() if _may_hold(f)]
+        _HOLDING[kind] = now, found
+    return found
+
+
+def written_in(functions: Iterable[FunctionType]) -> list[Any]:
+    """The functions, and what may be written into them."""
+    return [part for f in functions for part in (f, f.__code__, f.__defaults__, f.__kwdefaults__)]
+
+
+def same(before: list[Any], now: list[Any]) -> bool:
+    """Whether both hold the same objects in the same order."""
+    return len(before) == len(now) and all(map(is_, before, now))
 
 
 def _may_hold(function: FunctionType) -> bool:

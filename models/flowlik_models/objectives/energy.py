@@ -15,7 +15,9 @@ SLOPE = 0.1
 """Weight of the gradient's error beside that of the value."""
 
 
-def energy_errors(network: Any, x: Tensor, log_prob: Tensor, score: Tensor) -> Tensor:
+def energy_errors(
+    network: Any, x: Tensor, log_prob: Tensor, score: Tensor, *, relative: float | None = None
+) -> Tensor:
     """Squared errors a dimension of every sample, (batch,), with graph to the network's parameters.
 
     Args:
@@ -23,6 +25,8 @@ def energy_errors(network: Any, x: Tensor, log_prob: Tensor, score: Tensor) -> T
         x: points (batch, *event).
         log_prob: their log-densities (batch,), nats.
         score: gradients of these, (batch, *event).
+        relative: log-densities a dimension, and gradients in standard deviations of the data, that are larger than this
+            are fitted to relative accuracy: each square is divided by ``1 + (target/relative)^2``.
 
     Raises:
         ValueError: targets of other shapes than these.
@@ -36,8 +40,17 @@ def energy_errors(network: Any, x: Tensor, log_prob: Tensor, score: Tensor) -> T
         x = x.detach().requires_grad_()
         value = network.log_density(x)
         (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-    off = (slope - score).flatten(1) @ network.eigenvectors * network.eigenvalues.sqrt()
-    return ((value - log_prob).square() + SLOPE * off.square().sum(1)) / off.shape[1]  # type: ignore[no-any-return]
+    dim = x[0].numel()
+    off, size = (
+        (each.flatten(1) @ network.eigenvectors * network.eigenvalues.sqrt()).square().sum(1) / dim
+        for each in (slope - score, score)
+    )
+    errors: Tensor = (value - log_prob).square() / dim
+    if relative is not None:
+        errors = errors / (1 + (log_prob / (dim * relative)).square())
+        off = off / (1 + size / relative**2)
+    total: Tensor = errors + SLOPE * off
+    return total
 
 
 def exact_targets(truth: Any, x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,9 @@ def energy_recipes() -> dict[str, dict[str, Recipe]]:
     """Recipes of scalar networks by task and model."""
     return {
         "gmm-2d": {"energy": _energy("gmm-2d", network=_PLANE)},
+        # beside the thin axis log p falls by thousands of nats
+        "thin-2d": {"energy": _energy("thin-2d", network=_PLANE, relative=5.0, stored="float16")},
+        "checkerboard-2d": {"energy": _energy("checkerboard-2d", network=_PLANE, stored="float16")},
         "gmm-64d": {
             "energy": _energy("gmm-64d", network=_SPACE, batch=256, steps=70_000, weight_c=(0.01, 1.0))
         },

@@ -78,6 +78,7 @@ def _ring() -> dict[str, Recipe]:
         PLANE.with_options(batch=768, steps=12_000),
         direct={**_DIRECT, "steps": 24_000, "one_step": 0.25, "to_noise": 0.65},
     )
+    models["meanflow-round-trip"] = models["meanflow"].with_options(round_trip=1.0)
     return models | _clustered(models, 11) | _released(models)
 
 

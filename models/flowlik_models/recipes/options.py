@@ -99,15 +99,18 @@ class Weights:
     ``weight_c``: constants of the adaptive weights of velocity and divergence; None weighs all alike.
     ``divergence_scale``: the divergence is fitted in units of this (None: of the number of dimensions). ``relative``:
     targets larger than this are fitted to relative instead of absolute accuracy; needed where the field is singular
-    off the data.
+    off the data. ``round_trip``: weight of the loss that asks a map to come back (`objectives.round_trip`); 0 without.
     """
 
     weight_c: tuple[float | None, float | None] = (1.0, 1.0)
     divergence_scale: float | None = None
     relative: float | None = None
+    round_trip: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if not self.round_trip >= 0:
+            raise ValueError(f"round_trip is a weight of at least 0, got {self.round_trip}")
         for name in ("divergence_scale", "relative"):
             if getattr(self, name) is not None:
                 _positive(self, name)

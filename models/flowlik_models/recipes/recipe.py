@@ -90,6 +90,7 @@ class Recipe:
         _check_teacher(self)
         _check_trajectories(self)
         _check_energy(self)
+        _check_round_trip(self)
         _check_likelihood(self)
         _check_compilation(self)
         _check_classes(self)
@@ -206,6 +207,14 @@ def _check_trajectories(recipe: Recipe) -> None:
 def _check_energy(recipe: Recipe) -> None:
     if recipe.objective == "energy" and (recipe.teacher != CLOSED_FORM_TEACHER or recipe.divergence):
         raise ValueError("energy regresses the log-density of a closed form and has no divergence head")
+
+
+def _check_round_trip(recipe: Recipe) -> None:
+    conditions = ("meanflow", "shortcut", "lsd", "esd", "direct")
+    if recipe.weights.round_trip and recipe.objective not in conditions:
+        raise ValueError(
+            f"round_trip has no effect with objective {recipe.objective}, it is of flow maps: {', '.join(conditions)}"
+        )
 
 
 def _check_likelihood(recipe: Recipe) -> None:

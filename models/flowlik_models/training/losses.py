@@ -26,6 +26,7 @@ from flowlik_models.objectives.conditions.condition import Evaluate
 from flowlik_models.objectives.energy import energy_errors, exact_targets
 from flowlik_models.objectives.imitation import imitation_loss
 from flowlik_models.objectives.realuid import matching_loss, realuid_loss
+from flowlik_models.objectives.round_trip import round_trip_errors
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe, smallest_step
 from flowlik_models.training.batches import ClosedFormSource, Source, draw_conditional, trajectory_starts
 from flowlik_models.training.process_group import WHOLE, Part
@@ -99,7 +100,10 @@ def _map_loss(
         relative=recipe.weights.relative,
     )
     weights = dict(zip(("velocity", "divergence"), recipe.weights.weight_c, strict=True))
-    return torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+    loss = torch.stack([adaptive(error, weights[name]).mean() for name, error in errors.items()]).sum()
+    if recipe.weights.round_trip:
+        loss = loss + recipe.weights.round_trip * round_trip_errors(network, batch).mean()
+    return loss
 
 
 def _calibration_loss(
@@ -131,7 +135,8 @@ def _energy_loss(
     x = starts if part.count == 1 else starts[part.rows(len(starts))]
     targets = exact_targets(source.truth, x, 1 - source.truth.eps)
     rows = (values.to(device) for values in (x, *targets))
-    return adaptive(energy_errors(network, *rows), recipe.weights.weight_c[0]).mean()
+    errors = energy_errors(network, *rows, relative=recipe.weights.relative)
+    return adaptive(errors, recipe.weights.weight_c[0]).mean()
 
 
 def _likelihood_loss(

@@ -78,7 +78,10 @@ class StoppedError(Exception):
 def _recipe_key(recipe: Recipe, seed: int) -> str:
     # how a step is shared out changes nothing but rounding, so that a run may go on on another machine
     recipe = recipe.with_options(accumulate=1, compile=False)
-    text = json.dumps([recipe.flat(), seed], sort_keys=True, default=str)
+    flat = recipe.flat()
+    if not flat["round_trip"]:
+        del flat["round_trip"]  # as it was before there was that option
+    text = json.dumps([flat, seed], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

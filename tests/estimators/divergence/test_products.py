@@ -10,14 +10,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_flows import points, spd, stable_matrix
 
 from flowlik_estimators import get
 from flowlik_estimators.call import PROBE_STREAM
-from flowlik_estimators.divergence.products import exact, hutchinson, jacobian_rows, with_graph
+from flowlik_estimators.divergence.products import (
+    exact,
+    hutch_plus_plus,
+    hutchinson,
+    jacobian_rows,
+    with_graph,
+)
 from flowlik_models.closed_forms.gaussian import Gaussian
+from flowlik_models.moments.moments import attach, from_covariance
 from flowlik_models.numerics import random
 
 
@@ -128,7 +136,7 @@ def test_several_probes_give_their_mean_and_standard_error() -> None:
     model = Gaussian(torch.zeros(4), spd(4))
     x = points(6, 4)
     out = get("ode", solver="rk4", steps=8, trace="hutchinson", probes=8).log_prob(model, x)
-    exactly = get("ode", solver="rk4", steps=8, trace="exact").log_prob(model, x)
+    exactly = get("ode", solver="rk4", steps=4, trace="exact").log_prob(model, x)
     assert out.stderr is not None
     assert bool((out.stderr > 0).all())
     assert bool(((out.log_prob - exactly.log_prob).abs() < 6 * out.stderr).all())
@@ -166,3 +174,64 @@ def test_products_of_a_u_net_are_one_pass_backward_and_not_one_after_the_other()
     jacobian = torch.func.vmap(torch.func.jacrev(lambda one: net(one[None])[0]))(x)
     trace = jacobian.reshape(2, 16, 16).diagonal(dim1=1, dim2=2).sum(1)
     torch.testing.assert_close(divergence[:, 0], trace)
+
+
+def test_hutch_plus_plus_is_unbiased_and_exact_where_its_head_is_all() -> None:
+    matrix = stable_matrix(6, seed=3) + torch.triu(torch.ones(6, 6, dtype=torch.float64))  # not symmetric
+    low = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = points(4000, 6, dtype=torch.float64)
+    for a, count, sure in ((matrix, 2, False), (low @ low.T, 2, True), (matrix, 6, True)):
+        probes = random.gaussian(0, torch.arange(4000), (2 * count, 6), stream=0, dtype=torch.float64)
+        value, columns = hutch_plus_plus(lambda y, a=a: y @ a.T, x, probes)
+        assert columns.shape == (4000, count)
+        assert not value.requires_grad
+        off = columns.mean(1) - a.trace()
+        if sure:
+            assert float(off.abs().max()) < 1e-9
+        else:
+            assert abs(float(off.mean())) < 3 * float(off.std()) / 4000**0.5
+            assert float(off.std()) > 0.1
+
+
+def test_hutch_plus_plus_along_a_path_counts_its_products_and_its_bar_covers() -> None:
+    options = {"solver": "rk4", "steps": 2, "trace": "hutchinson", "noise": "hutch++"}
+    model = Gaussian(torch.zeros(20), spd(20))
+    x = model.sample(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = attach(
+        Gaussian(torch.zeros(20), spd(20)), from_covariance(torch.zeros(20), torch.eye(20), "another")
+    )
+    for family, field in (("ode", model), ("whitened-ode", other)):
+        exact_trace = get(family, solver="rk4", steps=2).log_prob(field, x).log_prob
+        out = get(family, **options, probes=12).log_prob(field, x)
+        assert out.cost.vjps == 12 * out.cost.forwards
+        assert out.stderr is not None
+        off = out.log_prob - exact_trace
+        assert abs(float(off.mean())) < 3 * float(off.std()) / 400**0.5
+        bar = float(student.ppf(0.975, 3)) * out.stderr
+        assert float((off.abs() <= bar).double().mean()) == pytest.approx(0.95, abs=0.03)
+        assert float(out.extra["dof"][0]) == 3.0
+    small = Gaussian(torch.zeros(3), spd(3))
+    y = small.sample(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact_trace = get("ode", solver="rk4", steps=2).log_prob(small, y).log_prob
+    whole = get("ode", **options, probes=9).log_prob(small, y).log_prob
+    torch.testing.assert_close(whole, exact_trace, rtol=0, atol=1e-8)
+    assert get("ode", trace="hutchinson", noise="hutch++").probes == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"probes": 4}, "multiple of 3"),
+        ({"redraw": True, "solver": "rk4", "steps": 4}, "noise=hutch\\+\\+ needs"),
+        ({"divergence": "quadrature"}, "noise=hutch\\+\\+ needs"),
+        ({"control": "gaussian"}, "noise=hutch\\+\\+ needs"),
+        ({"basis": "auto"}, "noise=hutch\\+\\+ needs"),
+    ],
+)
+def test_hutch_plus_plus_with_what_it_has_no_meaning_for_is_refused(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        get("ode", trace="hutchinson", noise="hutch++", **options)
+    many = get("ode", trace="hutchinson", noise="hutch++", probes=21)
+    assert "at most 3 d = 18" in (many.supports(Gaussian(torch.zeros(6), spd(6))) or "")

@@ -323,3 +323,27 @@ def test_what_a_hook_reads_off_is_of_this_call_and_not_of_an_earlier_one(way: st
     truth = -0.5 * z.square().sum(1) - math.log(2 * math.pi) - model.weight.trace()
     torch.testing.assert_close(out.log_prob, truth.detach())
     assert model.training
+
+
+def test_another_function_of_a_class_is_seen_by_the_next_call() -> None:
+    net = nn.Linear(2, 2).double()
+
+    class Field:
+        event_shape = (2,)
+
+        def field(self, x: Tensor) -> Tensor:
+            return net(x)
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
+            return self.field(x)
+
+    def other(self: Any, x: Tensor) -> Tensor:
+        return 2.0 * net(x)
+
+    class Other(Field):
+        field = other
+
+    x = points(4, 2)
+    ODE.log_prob(Field(), x)
+    Field.field = other  # type: ignore[method-assign]
+    assert torch.equal(ODE.log_prob(Field(), x).log_prob, ODE.log_prob(Other(), x).log_prob)

@@ -55,6 +55,31 @@ def test_errors_of_a_constant_offset_and_of_a_wrong_slope_are_what_they_are() ->
         energy_errors(network, x, log_prob[:, None], score)
 
 
+def test_targets_that_are_large_are_fitted_to_relative_accuracy() -> None:
+    """The same mistake counts for as much less as the target is larger than the bound."""
+    network = Steep()
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    log_prob, score = torch.full((64,), -4000.0), torch.zeros(64, 2)
+    plain = energy_errors(network, x, log_prob, score)
+    torch.testing.assert_close(plain, torch.full((64,), 40.0**2 / 2))
+    found = energy_errors(network, x, log_prob, score, relative=5.0)
+    torch.testing.assert_close(found, plain / (1 + 400.0**2))
+    steep = torch.tensor([3000.0, 4000.0]).expand(64, 2)
+    slope = energy_errors(network, x, log_prob + 40.0, steep, relative=5.0)
+    size = (steep**2 * network.eigenvalues).mean(1)
+    torch.testing.assert_close(slope, SLOPE * size / (1 + size / 25.0))
+
+
+class Steep:
+    """A log-density of -3960 everywhere, of data with variances 1 and 4."""
+
+    eigenvalues = torch.tensor([1.0, 4.0])
+    eigenvectors = torch.eye(2)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return -3960.0 + 0.0 * x.sum(1)
+
+
 @pytest.mark.parametrize("task", ["gmm-2d", "gmm-64d", "thin-2d"])
 def test_targets_are_the_exact_density_and_its_gradient(task: str) -> None:
     truth = closed_form(task).double()

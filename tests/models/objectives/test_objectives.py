@@ -12,6 +12,7 @@ from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.images import CATALOG
 from flowlik_models.objectives import CONDITIONS, Context, evaluation, residuals
 from flowlik_models.objectives.batch import Batch
+from flowlik_models.objectives.round_trip import round_trip_errors
 from flowlik_models.recipes.recipe import Recipe
 from flowlik_models.recipes.table import RECIPES
 from flowlik_models.training.batches import draw_times
@@ -194,3 +195,29 @@ def test_every_task_without_image_files_has_the_whole_family() -> None:
             {"direct-f2d2", "teacher"} if task == "digits-flow" else family
         )  # which judges a teacher and its map
         assert own <= set(models) or task in CATALOG, task
+
+
+class Folded:
+    """Every step maps x to its modulus, so that half of the plane does not come back."""
+
+    def average_velocity(self, x: Tensor, t: Tensor, s: Tensor, *, cond: Tensor | None = None) -> Tensor:
+        assert cond is None
+        return (x.abs() - x) / (s - t)[:, None]
+
+
+def test_a_map_that_is_a_flow_comes_back_and_one_that_folds_does_not() -> None:
+    rows = batch()
+    assert float(round_trip_errors(TRUTH, rows).max()) < 1e-20
+    moved = rows.rows(rows.moving())
+    off = round_trip_errors(Folded(), moved)
+    assert off.shape == moved.t.shape
+    expected = (moved.x.abs() - moved.x).square().mean(1)
+    torch.testing.assert_close(off, expected)
+
+
+def test_the_round_trip_is_of_flow_maps_and_its_weight_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="round_trip has no effect with objective energy"):
+        RECIPES["gmm-2d"]["energy"].with_options(round_trip=1.0)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="round_trip is a weight of at least 0"):
+            Recipe(objective="meanflow").with_options(round_trip=wrong)

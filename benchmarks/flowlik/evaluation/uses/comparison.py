@@ -150,10 +150,11 @@ def families(model: Any) -> dict[str, list[Variant]]:
         UnavailableError: neither a mixture in closed form nor a network, or one without moments.
     """
     levels = np.linspace(0.0, 1.0, MODELS)
+    dims = math.prod(getattr(model, "event_shape", ()))
     if isinstance(model, GaussianMixture):
         others = {"displaced": [Variant(_displaced(model, k, float(s))) for k, s in enumerate(levels)]}
     elif isinstance(model, nn.Module) and any(True for _ in model.parameters()):
-        copies = ROUNDED_MODELS if math.prod(model.event_shape) <= NARROW else MODELS
+        copies = ROUNDED_MODELS if dims <= NARROW else MODELS
         noises = np.linspace(0.0, 1.0, copies)
         others = {"rounded": [Variant(_rounded(model, k, float(s))) for k, s in enumerate(noises)]}
     else:

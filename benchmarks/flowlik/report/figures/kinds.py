@@ -22,6 +22,7 @@ from flowlik.report import frame as frames
 from flowlik.report import labels
 from flowlik.report.figures import drawn
 from flowlik.report.figures.likelihood.accuracy import bpd_against_nfe, error_against_cost
+from flowlik.report.figures.likelihood.bound_gap import gap_between_bound_and_ode
 from flowlik.report.figures.likelihood.few_steps import (
     error_of_few_steps,
     real_data_ablation,
@@ -127,6 +128,14 @@ KINDS: Final[dict[str, Kind]] = {
         "The estimators' own mean standard error against the derivative products they spend, pilots included. Grey "
         "lines fall like one over the square root of the products: a choice on a lower line is quieter at equal cost. "
         "Whether the bars can be trusted stands in the tables, as coverage.",
+    ),
+    "ode-gap": Kind(
+        gap_between_bound_and_ode,
+        "Bound of the diffusion and likelihood of the ODE",
+        "One point is one item: how many bits/dim the bound that diffusion papers report is above the likelihood of "
+        "the same network's ODE, with two standard errors of its draws. Of the true field the points lie on zero. Of a "
+        "trained one the two are different numbers, and what is left beyond the bars is their gap.",
+        by_split=True,
     ),
     "joint-maps": Kind(
         joint_maps,

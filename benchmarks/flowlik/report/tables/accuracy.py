@@ -90,7 +90,12 @@ def in_detail(frame: pd.DataFrame, names: Sequence[str] = ()) -> Table:
         title=f"{_title(frame)}: accuracy and cost",
         columns=("method", "model", *(column.head for column in columns)),
         rows=lines,
-        note=f"{_reference(frame)} Brackets: 95 % bootstrap intervals. {seeds_note(frame)}".strip(),
+        note=" ".join(
+            filter(
+                None,
+                (_reference(frame), _bound(frame), "Brackets: 95 % bootstrap intervals.", seeds_note(frame)),
+            )
+        ),
         more=tuple(k for k, column in enumerate(columns, start=2) if not (column.main or names)),
         ids=tuple(row["cell_id"] for row in rows),
     )
@@ -98,7 +103,7 @@ def in_detail(frame: pd.DataFrame, names: Sequence[str] = ()) -> Table:
 
 def shown() -> tuple[Column, ...]:
     """The columns of the table of accuracy and cost, in its order; those of registered measures too."""
-    columns = (*TABLE, *DERIVED, *own_columns())
+    columns = (*TABLE, *DERIVED, BY_NAME["bpd_iw"], *own_columns())
     placed = [(column.place, column) for column in columns if column.head and column.place is not None]
     return tuple(column for _, column in sorted(placed, key=lambda pair: pair[0]))
 
@@ -121,7 +126,7 @@ def _bpd_and_frechet(row: dict[str, Any] | None, frechet: bool) -> Cell:
 
 def _detail(column: Column) -> Callable[[dict[str, Any]], Cell]:
     """How a column's values are written."""
-    special = {"bpd_mae": _error, "mass": mass_cell, "flags": _flags}.get(column.name)
+    special = {"bpd_mae": _error, "mass": mass_cell, "flags": _flags, "bpd_iw": _weighted}.get(column.name)
     if special is not None:
         return special
     if column.form == "count":
@@ -209,6 +214,21 @@ def _value(value: float) -> float | None:
 
 def _title(frame: pd.DataFrame) -> str:
     return f"{frame['task'].iloc[0]}, {labels.split_title(frame['split'].iloc[0])}"
+
+
+def _weighted(row: dict[str, Any]) -> Cell:
+    """What several draws say together, and how many they are."""
+    value = row["bpd_iw"]
+    if not math.isfinite(value):
+        return _plain(BY_NAME["bpd_iw"], row)
+    error = numbers.number(row["extra"].get("bpd_iw_error", math.nan), 1)
+    return Cell(f"{numbers.fixed(value, 3)} ± {error}, K = {row['dequant_draws']:.0f}", value)
+
+
+def _bound(frame: pd.DataFrame) -> str:
+    """What bits/dim of discrete data are."""
+    known = frame[frame["dequant_draws"].notna() & (frame["split"] != "teacher-samples")]
+    return "Bits/dim of discrete data are a bound, from dequantisation noise." if len(known) else ""
 
 
 def _reference(frame: pd.DataFrame) -> str:
