@@ -6,6 +6,7 @@ line says what, and what would be right). Live progress on a terminal, plain lin
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -81,6 +82,8 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(INTERRUPTED)
         raise
+    finally:
+        gc.freeze()  # the process ends, and the system takes back what looking through it would free
 
 
 if __name__ == "__main__":

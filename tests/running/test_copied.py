@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from flowlik.running.workers.copied import Copy, nothing_was_computed
+from flowlik.running.workers.copied import Copy, loading, nothing_was_computed
 
 
 def test_a_copy_says_how_it_ended() -> None:
@@ -49,3 +50,19 @@ def test_an_error_of_a_copy_is_told_and_ends_it(capfd: pytest.CaptureFixture[str
 def test_where_torch_is_loaded_a_process_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", sys)
     assert not nothing_was_computed()
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    with loading():
+        assert not gc.isenabled()
+        loaded: list[object] = []
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+    assert not any(each is loaded for each in gc.get_objects())
+
+
+def test_garbage_is_collected_again_where_nothing_could_be_loaded() -> None:
+    with pytest.raises(ImportError), loading():
+        raise ImportError
+    assert gc.isenabled()

@@ -28,7 +28,9 @@ from flowlik_estimators import get
 from flowlik_models import checkpoints
 from flowlik_models.checkpoints import CheckpointError, read_checkpoint
 from flowlik_models.closed_forms.catalogue import closed_form
-from flowlik_models.distillation import OBJECTIVES, Teacher, recipe_of, solved_pool
+from flowlik_models.distillation.pool import solved_pool
+from flowlik_models.distillation.recipes import OBJECTIVES, recipe_of
+from flowlik_models.distillation.teacher import Teacher
 from flowlik_models.interfaces import can
 from flowlik_models.training import trainer
 
@@ -198,7 +200,7 @@ def test_what_was_interrupted_goes_on_and_what_is_finished_is_read(
     with pytest.raises(KeyboardInterrupt):
         trained(steps=8, out=tmp_path / "cut")
     monkeypatch.setattr(trainer._Training, "update", update)
-    monkeypatch.setattr("flowlik_models.distillation.teacher._block", lambda *_: solved.append(1))
+    monkeypatch.setattr("flowlik_models.distillation.pool._block", lambda *_: solved.append(1))
     resumed = trained(steps=8, out=tmp_path / "cut")
     assert not solved
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))

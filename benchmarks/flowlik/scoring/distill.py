@@ -27,17 +27,11 @@ from flowlik.tasks.own.students import NAMES, load_student, with_card
 from flowlik.tasks.points import whole
 from flowlik_estimators import examine
 from flowlik_models.checkpoints import CheckpointError, fill, read_checkpoint
-from flowlik_models.distillation import (
-    Pool,
-    Rows,
-    Teacher,
-    TeacherSource,
-    moments_of,
-    recipe_of,
-    sized,
-    solved_pool,
-    student_of,
-)
+from flowlik_models.distillation.pool import Pool, solved_pool
+from flowlik_models.distillation.recipes import recipe_of
+from flowlik_models.distillation.source import Rows, TeacherSource
+from flowlik_models.distillation.students import moments_of, sized, student_of
+from flowlik_models.distillation.teacher import Teacher
 from flowlik_models.files import write_atomically
 from flowlik_models.images.pixels import continuous
 from flowlik_models.interfaces import can

@@ -12,7 +12,8 @@ from torch import Tensor
 from flowlik.measures.accuracy import bits_per_dim, spearman
 from flowlik.measures.arrays import Array
 from flowlik_estimators import Estimator, get
-from flowlik_models.distillation import Pool, Teacher
+from flowlik_models.distillation.pool import Pool
+from flowlik_models.distillation.teacher import Teacher
 
 STEPS = (1, 2, 4, 8)
 EXACT_DIMS, PROBES = 128, 16

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowlik_models.distillation.teacher import Pool, Teacher
+from flowlik_models.distillation.pool import Pool
+from flowlik_models.distillation.teacher import Teacher
 from flowlik_models.images.pixels import continuous
 from flowlik_models.objectives.batch import Batch, TeacherField
 from flowlik_models.recipes.options import Points

@@ -6,6 +6,7 @@ of torch and of OpenMP, and a GPU's context, would be missing in the copy: from 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 _LOOK = 0.01  # seconds between two looks at a process that is to end
@@ -22,6 +24,22 @@ _LOOK = 0.01  # seconds between two looks at a process that is to end
 def nothing_was_computed() -> bool:
     """Whether this process can be copied: torch is not loaded, so that nothing has used it."""
     return hasattr(os, "fork") and "torch" not in sys.modules and threading.active_count() == 1
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Load libraries without looking for garbage among what they leave for good, neither now nor at the end.
+
+    The hundreds of thousands of objects of torch hold none, and each look takes as long as loading a library of ours.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Copy:

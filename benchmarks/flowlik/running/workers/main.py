@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from flowlik.running.workers import answers
+from flowlik.running.workers.copied import loading
 from flowlik.running.workers.guard import go_on_under_guard
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def main(descriptor: int) -> None:
     with _until_nobody_listens():
         setup, token = connection.recv()
     _limit_memory(setup.memory)
-    from flowlik.running.workers.worker import Worker
+    with loading():
+        from flowlik.running.workers.worker import Worker
 
     worker = Worker(setup)
     answer: tuple[bool, Any] = True, worker.environment

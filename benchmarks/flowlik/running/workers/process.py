@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flowlik.running.executor import Setup
 from flowlik.running.retries import PreparedCell, WorkerGoneError, WorkerStartError
 from flowlik.running.workers.answers import TOKEN, Answers, ForeignBytesError
-from flowlik.running.workers.copied import Copy, nothing_was_computed
+from flowlik.running.workers.copied import Copy, loading, nothing_was_computed
 from flowlik.running.workers.descendants import end_all, memory
 from flowlik.running.workers.module_path import module_path
 
@@ -58,8 +58,9 @@ class WorkerProcess:
 
     def _copied(self, pipe: int, variables: dict[str, str]) -> Copy:
         """A worker that has what this process loads now, for both."""
-        import flowlik.running.workers.worker  # noqa: F401
-        from flowlik.running.workers.main import main
+        with loading():
+            import flowlik.running.workers.worker  # noqa: F401
+            from flowlik.running.workers.main import main
 
         def serve() -> None:
             self._connection.close()  # the parent's end: the worker is to notice when that is gone

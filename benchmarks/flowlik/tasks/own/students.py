@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from flowlik_models.checkpoints import CheckpointError, check_origin, fill, read_checkpoint
-from flowlik_models.distillation import OBJECTIVES, Teacher, recipe_of, student_of
+from flowlik_models.distillation.recipes import OBJECTIVES, recipe_of
+from flowlik_models.distillation.students import student_of
+from flowlik_models.distillation.teacher import Teacher
 from flowlik_models.zoo import CHECKPOINTS_VARIABLE
 
 NAMES = {each: f"{each}-f2d2" for each in OBJECTIVES} | {"calibration": "direct-f2d2-calibrated"}
