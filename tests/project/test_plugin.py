@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,90 @@ BROKEN = {
     "bad-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: bad\nVersion: 1\n",
     "bad-1.dist-info/entry_points.txt": "[flowlik.tasks]\nbad-task = bad:TASK\n",
 }
+PLAIN = {
+    "plain.py": """
+        from dataclasses import dataclass
+        from functools import cached_property
+        import torch
+        from flowlik.tasks import ClosedFormTask, digest
+        from flowlik_estimators import Estimate, Estimator
+        from flowlik_models.gaussian import Gaussian
+
+        @dataclass(frozen=True, kw_only=True)
+        class Off(Estimator):
+            family = "ode"
+            more = 0.0
+            by: float = 0.0
+
+            def supports(self, model):
+                return None if hasattr(model, "log_prob") else "needs log_prob"
+
+            def _log_prob(self, model, x, run):
+                model.velocity(x, run.at(0.5))
+                return Estimate(log_prob=model.log_prob(x, run.data_end) + self.by + self.more)
+
+        class More(Off):
+            more = 1.0
+
+        class Most(Off):
+            more = 2.0
+
+        @dataclass(frozen=True, kw_only=True)
+        class Round(ClosedFormTask):
+            id: str = "round-2d"
+            event_shape: tuple[int, ...] = (2,)
+            description: str = "N(0, I) in the plane"
+
+            @cached_property
+            def truth(self):
+                return Gaussian(torch.zeros(2), torch.eye(2))
+
+            def data_hash(self, split):
+                return digest(self.id, self.version, split)
+
+        @dataclass(frozen=True, kw_only=True)
+        class Wide(Round):
+            id: str = "wide-2d"
+
+            @cached_property
+            def truth(self):
+                return Gaussian(torch.zeros(2), 4.0 * torch.eye(2))
+    """,
+    "plain-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: plain\nVersion: 1\n",
+    "plain-1.dist-info/entry_points.txt": """
+        [flowlik.estimators]
+        off = plain:Off
+        off-more = plain:More
+        off-most = plain:Most
+        [flowlik.tasks]
+        round-2d = plain:Round
+        wide-2d = plain:Wide
+    """,
+}
+ALL = """
+import json, sys
+from pathlib import Path
+from typer.testing import CliRunner
+from flowlik.cli import app
+
+def call(*arguments):
+    done = CliRunner().invoke(app, arguments)
+    said.append((" ".join(arguments[:2]), done.exit_code, done.output))
+
+if __name__ == "__main__":
+    said, out, executor = [], sys.argv[1], ["--executor", sys.argv[2]]
+    tasks = ["-t", "round-2d", "-t", "wide-2d"]
+    names = ["-e", "off", "-e", "off-more", "-e", "off-most"]
+    call("list", "estimators")
+    call("list", "tasks")
+    call("run", *names, *tasks, "--limit", "40", "--no-report", "--out", out, *executor)
+    call("run", *names, *tasks, "--limit", "40", "--no-report", "--out", out, *executor, "--resume")
+    cells = [json.loads(line) for line in (Path(out) / "records.jsonl").read_text().splitlines()]
+    for name in ("off", "off-more", "off-most"):
+        call("reproduce", next(c["cell_id"] for c in cells if c["estimator"] == name), "--in", out)
+    call("compare", out, "-e", "off", "-e", "off-most")
+    json.dump(said, sys.stdout)
+"""
 
 
 def python(code: str, *arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -103,6 +190,47 @@ def test_an_installed_package_adds_one_of_each_kind(installed: Path, tmp_path: P
     assert frame.loc["f2d2[steps=1]", "model"] == "axis-map"
     assert frame.loc["f2d2[steps=1]", "model_hash"] != frame.loc["midpoint-rule[steps=32]", "model_hash"]
     assert "control-gaussian" in frame.index
+
+
+def written(files: dict[str, str], folder: Path) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(textwrap.dedent(text))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "executor",
+    [
+        "serial",
+        pytest.param(
+            "ray",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("ray") is None,
+                reason="Ray is not installed: pip install 'flowlik[ray]'",
+            ),
+        ),
+    ],
+)
+def test_undecorated_plug_ins_keep_their_names_through_every_command(executor: str, tmp_path: Path) -> None:
+    """Three estimators of equal fields and two tasks, known by entry points alone, beside a package that is broken."""
+    site = written(BROKEN, written(PLAIN, tmp_path / "site"))
+    done = python(ALL, str(tmp_path / "out"), executor, path=site)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert [code for _, code, _ in said] == [0] * len(said), said
+    estimators, tasks, _, _, *again, compared = (output for *_, output in said)
+    assert all(f"{name} " in estimators for name in ("off", "off-more", "off-most"))
+    assert all(f"{name} " in tasks for name in ("round-2d", "wide-2d"))
+    frame = flowlik.read_records(tmp_path / "out")
+    assert len(frame) == len(frame["cell_id"].unique())  # --resume ran nothing again
+    own = frame[~frame["estimator"].str.startswith("control")]
+    found = {(row.task, row.estimator): row.bpd_error for row in own.itertuples()}
+    nats = {"off": 0.0, "off-more": 1.0, "off-most": 2.0}
+    right = {(task, name): -nats[name] / 2 / math.log(2) for task in ("round-2d", "wide-2d") for name in nats}
+    assert found == pytest.approx(right, abs=1e-6)
+    assert all("bit for bit" in output for output in again), again
+    assert "off-most" in compared
 
 
 def test_a_broken_package_is_one_line_and_the_rest_works(tmp_path: Path) -> None:

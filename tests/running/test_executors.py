@@ -111,7 +111,7 @@ def test_the_worker_process_gives_the_records_of_this_process(serial_run: Path, 
 
 def test_harness_overhead_per_cell_serial(tmp_path: Path) -> None:
     executor = make_executor("serial", Setup(cores=1))
-    overhead("serial", executor, tmp_path, "20 ms")
+    overhead("serial", executor, tmp_path, "10 ms")
 
 
 # --- Ray ----------------------------------------------------------------------------------------------------

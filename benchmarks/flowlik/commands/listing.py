@@ -68,7 +68,8 @@ def registries() -> dict[str, dict[str, Any]]:
 def _first_line(kind: type) -> str:
     hints = get_type_hints(kind)
     parameters = ", ".join(_spelled(field, hints[field.name]) for field in fields(kind))
-    return f"{(kind.__doc__ or '').strip().splitlines()[0]} Parameters: {parameters}"
+    words = (kind.__doc__ or "").strip().partition("\n")[0]  # a plug-in may come without
+    return f"{words} Parameters: {parameters}".lstrip()
 
 
 def one_alone(kind: str, name: str) -> dict[str, str]:
@@ -106,7 +107,7 @@ def options_of(name: str) -> dict[str, str]:
         raise ValueError(unknown("estimator", name, kinds))
     kind = kinds[name]
     hints = get_type_hints(kind)
-    about = {name: (kind.__doc__ or "").strip().splitlines()[0]}
+    about = {name: (kind.__doc__ or "").strip().partition("\n")[0]}
     return about | {
         f"  {field.name}": _values_and_default(field, hints[field.name]) for field in fields(kind)
     }

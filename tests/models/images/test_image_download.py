@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import io
 import multiprocessing
+import random
 import re
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import image_files
 import pytest
 from file_systems import killed_while_writing, without_locks
+from sizes import figure, size
 from typer.testing import CliRunner
 
 from flowlik.cli import app
@@ -189,6 +192,30 @@ def test_two_at_once_fetch_once_and_both_are_right(cifar: DataSet, server: Serve
     assert len(open_images(cifar, "train", tmp_path)) == 50
     there = sorted(path.name for path in (tmp_path / "cifar-10-batches-py").iterdir())
     assert there == sorted(cifar.downloads[0].members)
+
+
+def test_killed_at_random_moments_the_next_fetch_has_every_file(
+    cifar: DataSet, server: Server, tmp_path: Path
+) -> None:
+    cifar, moments, cut_short = one_address(cifar, server), random.Random(0), 0
+    fetching = multiprocessing.get_context("fork")
+    begun = time.monotonic()
+    downloads.fetch(cifar, tmp_path / "whole")
+    duration = time.monotonic() - begun
+    there = sorted(path.name for path in (tmp_path / "whole" / "cifar-10-batches-py").iterdir())
+    for number in range(size(3, 100)):
+        process = fetching.Process(target=downloads.fetch, args=(cifar, tmp_path / str(number)))
+        process.start()
+        process.join(moments.uniform(0.0, 2 * duration))
+        process.kill()
+        process.join()
+        cut_short += process.exitcode != 0
+        downloads.fetch(cifar, tmp_path / str(number))
+        assert len(open_images(cifar, "train", tmp_path / str(number))) == 50
+        left = sorted(path.name for path in (tmp_path / str(number) / "cifar-10-batches-py").iterdir())
+        assert left == there
+    told = f"{size(3, 100)} ({cut_short} before their end): every file there, nothing else"
+    figure("data get killed and called again", told, "100")
 
 
 def test_what_a_killed_fetch_left_is_removed_and_without_locks_the_cure_is_said(
