@@ -208,7 +208,7 @@ def test_a_folder_that_goes_during_a_run_ends_it(
 
 
 def test_rows_of_another_schema_are_left_out_by_one_line(tmp_path: Path) -> None:
-    rows = [record(cell_id=f"{number:016x}", bpd=1.0) for number in range(600)]
+    rows = [record(cell_id=f"{number:016x}", seed=number, bpd=1.0) for number in range(600)]
     rows += [record(cell_id="f" * 16, bpd=99.5, schema_version=version) for version in (2, 0, "1", [])]
     write_rows(tmp_path, rows)
     (tmp_path / "run.json").write_text(json.dumps({"suite": "quick"}))

@@ -68,7 +68,7 @@ def cell(task: str, label: str, model: str, nfe: float, error: float, **known: A
         "bpd_mae": error,
         "bpd_mae_lo": 0.85 * error,
         "bpd_mae_hi": 1.15 * error,
-        "spearman": 1 - error,
+        "spearman": max(1 - error, -1.0),
         "solver": "dopri5" if name == "ode" else None,
         "trace": "exact" if name == "ode" else None,
         "rtol": 1e-5 if name == "ode" else None,
@@ -95,8 +95,8 @@ def samples(task: str, distance: float, nfe: float = 1.0, noise: float = 0.3) ->
     extra: dict[str, Any] = {"sample_nfe": nfe, "precision_se": 0.01, "recall_se": 0.012}
     columns: dict[str, Any] = {
         "n_samples": 2048,
-        "precision": 0.9 - distance / 100,
-        "recall": 0.8 - distance / 50,
+        "precision": max(0.9 - distance / 100, 0.0),
+        "recall": max(0.8 - distance / 50, 0.0),
     }
     if task == "digits":
         extra |= {"frechet_lo": distance - 1.96 * noise, "frechet_hi": distance + 1.96 * noise}

@@ -187,6 +187,24 @@ def training() -> list[dict[str, Any]]:
     return [record(cell_id=s, split=s, bpd=2.4, extra={"training": curve}) for s in ("test", "train")]
 
 
+def bounds_run(folder: Path) -> None:
+    """Bounds by many draws beside their ODE, with their items."""
+    gaps = {"ode_gap": 0.02, "ode_gap_se": 0.001, "ode_gap_sd": 0.0}
+    rows, log_prob = [], np.linspace(-90.0, -60.0, 20)
+    (folder / "items").mkdir(parents=True)
+    for draws in (8, 16, 32, 64):
+        label, known = f"elbo[draws={draws}]", {"dim": 64, "nfe_mean": draws, "bpd": 2.0, "family": "bound"}
+        rows.append(record(cell_id=label, estimator="elbo", estimator_label=label, extra=gaps, **known))
+        values = {
+            "ref": log_prob,
+            "log_prob": log_prob - 1.0,
+            "stderr": np.ones(20),
+            "valid": np.ones(20, bool),
+        }
+        np.savez(folder / "items" / f"{label}.npz", **values)
+    write_rows(folder, rows)
+
+
 ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     f.__name__: f for f in (rules, peers, probes, joint_maps, scaling, extractors, training)
 }
@@ -200,6 +218,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
         write_rows(folder / name, [*rows(), *controls("gmm-2d")])
     write_fake_run(folder / "fake", tasks=("gmm-2d", "digits"), n=20, splits=("test", "train"))
     few_steps_run(folder / "few-steps")
+    bounds_run(folder / "bounds")
     guided_run(folder / "guided")
     for use in USES:
         used_run(folder / f"use-{use}", use)

@@ -62,7 +62,7 @@ def test_every_number_leads_to_its_record(runs: list[Path], tmp_path: Path) -> N
 
 
 def test_a_record_of_several_runs_is_that_of_the_run_it_was_taken_from(tmp_path: Path) -> None:
-    for name, day, bpd in (("older", "2026-01-01", 1.25), ("newer", "2026-02-01", 1.75)):
+    for name, day, bpd in (("older", "2026-01-01", 1.7505), ("newer", "2026-02-01", 1.75)):
         row = record(cell_id="shared", task="gmm-2d", bpd=bpd, created_utc=f"{day}T00:00:00Z")
         write_rows(tmp_path / name, [row])
     site.write_site([tmp_path / "older", tmp_path / "newer"], tmp_path / "site")
