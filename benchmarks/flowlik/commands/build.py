@@ -66,9 +66,8 @@ def train(
             )
         if minutes is not None:
             raise ValueError(f"--minutes is for files with a task; {task} takes --steps")
-        if (
-            folder / FOLDER
-        ).is_dir():  # of a teacher trained here: the card tells how far its students are from it
+        # of a teacher trained here: the card tells how far its students are from it
+        if (folder / FOLDER).is_dir():
             use_checkpoints(folder)
         options: dict[str, Any] = {"seed": seed, "steps": steps, "resume": resume, "ship": ship}
         options["accumulate"] = accumulate

@@ -80,16 +80,16 @@ def cross(
     say: Callable[[str], None],
 ) -> list[Cell]:
     """As `suites.expand`, but of several tasks each gets the models that it has; a model is of one at least."""
-    if models and len(tasks) > 1:
-        check_models(models, tasks)
+    if not models or len(tasks) == 1:
+        return suites.expand(tasks, models, specs, options, seeds=seeds, device=device)
+    check_models(models, tasks)
     cells = []
     for name in tasks:
-        had = models and [model for model in models if fnmatch.filter(get_task(name).models, model)]
-        if models and len(tasks) > 1 and not had:
-            say(f"{name} has no model {' or '.join(models)} and is left out")
-        else:
-            had = had if len(tasks) > 1 else models
+        had = [model for model in models if fnmatch.filter(get_task(name).models, model)]
+        if had:
             cells += suites.expand([name], had, specs, options, seeds=seeds, device=device)
+        else:
+            say(f"{name} has no model {' or '.join(models)} and is left out")
     return cells
 
 

@@ -130,7 +130,8 @@ def _refuse_other_answer(there: Path, held: Mapping[str, Any], folder: Path, row
         if old is not None and new is not None and not abs(new - old) <= SAME_ANSWER * (1.0 + abs(old)):
             raise ValueError(
                 f"the results of cell {row['cell_id']} differ: {old:.6g} in {there}, {new:.6g} in {folder}, in "
-                f"bits/dim; one was edited or is damaged: flowlik reproduce {row['cell_id']} --in {folder}"
+                f"bits/dim; one was edited, is damaged or of other code: "
+                f"flowlik reproduce {row['cell_id']} --in {folder}"
             )
 
 
