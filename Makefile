@@ -1,7 +1,7 @@
 # make bench   the benchmark, from nothing to figures, tables and report.html
 # make test    lint, types, tests, the check of the asv suites and of the pages, in environments of their own
 # make docs    the pages of docs/ as a site in site/
-# make site    the results of RUNS as pages in results-site/, docs/submit-a-run.md
+# make site    the results of RUNS as pages in results-site/, with those of `make asv` if any, docs/submit-a-run.md
 # make verify  the full numbers about runs: a hundred kills, a thousand bad inputs, Ray, overheads; half an hour alone
 # make asv     speed, memory, evaluations and accuracy of the current commit into results/asv, pages into results/asv-html
 #
@@ -33,7 +33,7 @@ docs: $(TOX)/.installed
 	@echo "open site/index.html, or for the search: $(PYTHON) -m http.server -d site"
 
 site: $(VENV)/.flowlik-installed
-	$(VENV)/bin/flowlik gallery $(RUNS) --out results-site $(ARGS)
+	$(VENV)/bin/flowlik gallery $(RUNS) --out results-site $(if $(wildcard results/asv-html/index.json),--timings results/asv-html) $(ARGS)
 
 verify: $(TOX)/.installed
 	@. .ci/torch.sh && FLOWLIK_SITE_PACKAGES=$$(torch_shared "$(PYTHON)") && export FLOWLIK_SITE_PACKAGES && \

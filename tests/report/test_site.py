@@ -114,9 +114,30 @@ def test_runs_of_another_schema_are_one_line(runs: list[Path], tmp_path: Path) -
     assert not (tmp_path / "site").exists()
 
 
+def test_the_history_of_timings_lies_beside_the_records(runs: list[Path], tmp_path: Path) -> None:
+    asv, out = tmp_path / "asv-html", tmp_path / "site"
+    asv.mkdir()
+    status, said = call(*runs, "--out", out, "--timings", asv)
+    assert (status, said.count("\n"), out.exists()) == (2, 1, False)
+    assert "holds no pages of asv" in said
+    for name in ("index.html", "index.json"):
+        (asv / name).write_text(name)
+    assert call(*runs, "--out", out, "--timings", asv)[0] == 0
+    assert (out / "timings" / "index.json").read_text() == "index.json"
+    for page in out.glob("*.html"):
+        assert 'href="timings/index.html"' in page.read_text()
+    assert call(*runs, "--out", out)[0] == 0
+    assert not (out / "timings").exists()
+    assert "timings/" not in (out / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--check", "1"], "name its folder by --out"), (["--out", "somewhere"], "name their folders")],
+    [
+        (["--check", "1"], "name its folder by --out"),
+        (["--timings", "somewhere"], "name its folder by --out"),
+        (["--out", "somewhere"], "name their folders"),
+    ],
 )
 def test_options_without_effect_are_refused(words: list[str], message: str) -> None:
     status, said = call(*words)

@@ -196,6 +196,9 @@ def gallery(
             "--check", help="Of the site: run so many records of each run again, and show which.", min=1
         ),
     ] = None,
+    timings: Annotated[
+        Path | None, typer.Option(help="Of the site: asv's pages, shown beside it: results/asv-html.")
+    ] = None,
     checkpoints: CheckpointsOption = None,
 ) -> None:
     """Copy published figures from runs into the source tree and write docs/gallery.md; without a run the page.
@@ -207,9 +210,10 @@ def gallery(
             _need_records(folder)
         if out is not None:
             use_checkpoints(checkpoints)
-            return _site(runs or [], out, check or 0)
-        if check is not None:
-            raise ValueError("--check is for a results site: name its folder by --out")
+            return _site(runs or [], out, check or 0, timings)
+        if check is not None or timings:
+            option = "--timings" if timings else "--check"
+            raise ValueError(f"{option} is for a results site: name its folder by --out")
         from flowlik.records.journal import storage
         from flowlik.report.gallery import PAGE, need_tree, publish
 
@@ -221,14 +225,16 @@ def gallery(
     typer.echo(str(PAGE))
 
 
-def _site(runs: list[Path], out: Path, check: int) -> None:
+def _site(runs: list[Path], out: Path, check: int, timings: Path | None) -> None:
     """Write the site, after running some records of each run again; exit status 1 where one does not come again."""
     if not runs:
         raise ValueError("--out writes a site of runs: name their folders")
     from flowlik.checks.reproduce import checked
-    from flowlik.report.page.site import INDEX, need_own_folder, write_site
+    from flowlik.report.page.site import INDEX, need_own_folder, need_timings, write_site
 
     need_own_folder(out)
+    if timings:
+        need_timings(timings)
     verdicts: dict[str, str] = {}
     failed = False
     for run in runs if check else ():
@@ -238,7 +244,7 @@ def _site(runs: list[Path], out: Path, check: int) -> None:
             verdicts |= {found.cell_id: found.verdict} if found.succeeded else {}
     if failed:
         raise fail("a record does not come again, so no site was written", 1)
-    merged = write_site(runs, out, verdicts)
+    merged = write_site(runs, out, verdicts, timings)
     typer.echo(f"{merged.cells} records: {out / INDEX}")
 
 

@@ -1,8 +1,9 @@
 """A results site: runs of several people as static pages, methods x tasks, every number linked to its record.
 
 `index.html` has the best record of each method on each task, `<task>.html` every record with what made it and the
-command that makes it again, `run/` the merged run itself with its report. Nothing is fetched from elsewhere, every
-text that stems from a record is escaped, and what the site lacks it leaves out.
+command that makes it again, `run/` the merged run itself with its report, `timings/` asv's pages over the commits
+where they are given. Nothing is fetched from elsewhere, every text that stems from a record is escaped, and what the
+site lacks it leaves out.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from flowlik_models.files import alone_in, write_atomically
 
 INDEX: Final = "index.html"
 RUN: Final = "run"
+TIMINGS: Final = "timings"
 MARK: Final = "flowlik results site"
 """What the first page says of itself: a folder without it is not written over."""
 
@@ -54,28 +56,38 @@ class Entry:
     checked: str
 
 
-def write_site(runs: Sequence[Path], out: Path, verdicts: Mapping[str, str] | None = None) -> Merged:
+def write_site(
+    runs: Sequence[Path],
+    out: Path,
+    verdicts: Mapping[str, str] | None = None,
+    timings: Path | None = None,
+) -> Merged:
     """Write the site of these runs into the folder `out`; what was merged.
 
     `verdicts` says by cell id what came of running a record again. The folder is new, empty, or an earlier site.
+    `timings`, the folder that `asv publish` wrote, is copied beside the records.
 
     Raises:
         FileNotFoundError: a folder holds no records.
-        ValueError: the runs differ in a model, in data or in the records' schema, no record can be shown, or `out` is
-            an installed package or holds something else.
+        ValueError: the runs differ in a model, in data or in the records' schema, no record can be shown, `timings`
+            holds no pages of asv, or `out` is an installed package or holds something else.
         StorageError: the disk is full.
     """
     need_own_folder(out)
+    if timings:
+        need_timings(timings)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / RUN
         merged = merge_runs(runs, folder)
         sources = {cell_id: run.resolve().name for cell_id, run in merged.taken_from.items()}
-        pages = _pages(folder, sources, verdicts or {})
+        pages = _pages(folder, sources, verdicts or {}, timings=bool(timings))
         write_report(folder)
         with journal.storage(out), alone_in(out):
-            for old in (*out.glob("*.html"), out / RUN):
+            for old in (*out.glob("*.html"), out / RUN, out / TIMINGS):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             shutil.copytree(folder, out / RUN)
+            if timings:
+                shutil.copytree(timings, out / TIMINGS)
             for name, text in pages.items():
                 write_atomically(out / name, text.encode(errors="backslashreplace"))
     return merged
@@ -95,7 +107,15 @@ def need_own_folder(out: Path) -> None:
         raise ValueError(f"{out}: holds something that is no results site; give an empty --out")
 
 
-def _pages(folder: Path, sources: Mapping[str, str], verdicts: Mapping[str, str]) -> dict[str, str]:
+def need_timings(folder: Path) -> None:
+    """Raise ValueError where the folder does not hold the pages that `asv publish` writes."""
+    if not all((folder / name).is_file() for name in ("index.html", "index.json")):
+        raise ValueError(f"{folder}: holds no pages of asv; `make asv` writes them into results/asv-html")
+
+
+def _pages(
+    folder: Path, sources: Mapping[str, str], verdicts: Mapping[str, str], *, timings: bool
+) -> dict[str, str]:
     """The pages by file name; ``sources`` names the run that each record was taken from."""
     records = frames.load(folder)
     usable = frames.usable(records)
@@ -107,7 +127,12 @@ def _pages(folder: Path, sources: Mapping[str, str], verdicts: Mapping[str, str]
     for row in as_dicts(usable):
         entries[row["task"]].append(_entry(row, environments, sources, verdicts))
     template = page_template("site.html.j2")
-    shared = {"mark": MARK, "tasks": [(task, _file(task)) for task in tasks], "report": f"{RUN}/report.html"}
+    shared = {
+        "mark": MARK,
+        "tasks": [(task, _file(task)) for task in tasks],
+        "report": f"{RUN}/report.html",
+        "timings": f"{TIMINGS}/index.html" if timings else "",
+    }
     pages = {
         _file(task): template.render(**shared, title=task, entries=found, rows=None)
         for task, found in entries.items()
