@@ -9,12 +9,12 @@ from typing import Any
 
 from flowlik_models.networks.policy import PolicyHead
 from flowlik_models.objectives.imitation import Imitation
+from flowlik_models.recipes.maps import calibrated
 from flowlik_models.recipes.options import Execution, Optimiser, Points, Times
 from flowlik_models.recipes.policies import policies_of
 from flowlik_models.recipes.recipe import DATA_TEACHER, Recipe
 
 _GREY_NOISE = 2 / 256 / 12**0.5  # standard deviation of the dequantisation noise of 256 levels
-_CALIBRATION_STEPS = 400
 
 _FASHION = Recipe(
     objective="flow-matching",
@@ -142,13 +142,5 @@ def _image_maps(
         "meanflow": base,
         "meanflow-f2d2": both,
         "direct-f2d2": read_off,
-        "direct-f2d2-calibrated": read_off.with_options(
-            objective="calibration",
-            start_from="direct-f2d2",
-            direct=0.0,
-            steps=_CALIBRATION_STEPS,
-            learning_rate=1e-3,
-            ema=0.99,
-            precision="float32",  # of the latents whose norm the head makes up for
-        ),
+        "direct-f2d2-calibrated": calibrated(read_off),
     }

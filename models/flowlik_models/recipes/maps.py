@@ -129,21 +129,23 @@ def _digits() -> dict[str, Recipe]:
     maps = _maps(_DIGITS_MAP, joint)
     # the shipped one began with the teacher's weights, not with those of the map alone
     maps["meanflow-f2d2"] = maps["meanflow-f2d2"].with_options(start_from="teacher")
+    read_off = joint.with_options(
+        objective="direct",
+        divergence=True,
+        direct=0.9,
+        steps=9_000,
+        pool=12_288,
+        pool_data=0.5,
+        pool_probes=4,
+    )
     return {
         "teacher": DIGITS,
         # nearly Gaussian still: which probes are quiet depends on the stage of training
         "teacher-early": DIGITS.with_options(steps=200),
         "teacher-classes": DIGITS.with_options(network={**DIGITS.network, "classes": 10}),
         **maps,
-        "direct-f2d2": joint.with_options(
-            objective="direct",
-            divergence=True,
-            direct=0.9,
-            steps=9_000,
-            pool=12_288,
-            pool_data=0.5,
-            pool_probes=4,
-        ),
+        "direct-f2d2": read_off,
+        "direct-f2d2-calibrated": calibrated(read_off),
     }
 
 
@@ -154,6 +156,19 @@ def _digits_flow() -> dict[str, Recipe]:
         "teacher": models["teacher"].with_options(shift=0.0),
         "direct-f2d2": models["direct-f2d2"].with_options(shift=0.0, steps=2_000, pool=2_560),
     }
+
+
+def calibrated(read_off: Recipe) -> Recipe:
+    """A joint map read off trajectories, its divergence head trained again by the likelihoods of their ends."""
+    return read_off.with_options(
+        objective="calibration",
+        start_from="direct-f2d2",
+        direct=0.0,
+        steps=400,
+        learning_rate=1e-3,
+        ema=0.99,
+        precision="float32",  # of the latents whose norm the head makes up for
+    )
 
 
 def _base(model: str, recipe: Recipe) -> Recipe:
