@@ -74,7 +74,7 @@ def draw_times(n: int, end: float, recipe: Recipe, generator: torch.Generator) -
     if "one-direction" in recipe.faults:
         t, s = torch.minimum(t, s), torch.maximum(t, s)
     diagonal = 1.0 if recipe.objective == "direct" else recipe.times.diagonal
-    return t, torch.where(kind > 1 - diagonal, t, s)
+    return t, torch.where(kind >= 1 - diagonal, t, s)  # rand may be 0: a diagonal of 1 is all rows
 
 
 def _dyadic_times(n: int, end: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

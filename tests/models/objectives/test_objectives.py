@@ -15,6 +15,7 @@ from flowlik_models.objectives.batch import Batch
 from flowlik_models.objectives.round_trip import round_trip_errors
 from flowlik_models.recipes.recipe import Recipe
 from flowlik_models.recipes.table import RECIPES
+from flowlik_models.training import batches
 from flowlik_models.training.batches import draw_times
 
 TRUTH = closed_form("gaussian-2d")
@@ -132,6 +133,22 @@ def test_one_direction_draws_times_towards_the_data_only() -> None:
     assert 0.4 < float((t < s).float().mean()) < 0.6
     t, s = draw_times(1000, 1.0, one, generator)
     assert bool((t < s).all())
+
+
+@pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
+def test_all_rows_of_direct_regression_are_on_the_diagonal(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the uniform draw is: one of 2^24 is 0."""
+    monkeypatch.setattr(batches, "_uniform", lambda n, generator: torch.full((n,), value))
+    generator = torch.Generator().manual_seed(0)
+    recipe = Recipe(objective="meanflow").with_options(
+        objective="direct", divergence=True, direct=0.9, pool=8
+    )
+    t, s = draw_times(8, 1.0, recipe, generator)
+    assert torch.equal(t, s)
+    t, s = draw_times(8, 1.0, Recipe(objective="meanflow").with_options(diagonal=0.0, ends=0.0), generator)
+    assert bool((t != s).any())
 
 
 def test_dyadic_steps_start_at_multiples_of_their_length() -> None:
