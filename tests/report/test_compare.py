@@ -81,6 +81,21 @@ def test_the_items_that_both_have_are_paired_although_one_run_took_fewer(tmp_pat
         assert row["mae_diff"] == pytest.approx(sign * 0.05, abs=0.003)
 
 
+def test_a_difference_names_the_items_whose_errors_are_known(tmp_path: Path) -> None:
+    runs = (_run(tmp_path / "a", 0.1), _run(tmp_path / "b", 0.15, noise_seed=2))
+    for run_dir in runs:
+        stored = dict(np.load(run_dir / "items" / "c.npz"))
+        stored["ref"][60:] = np.nan  # a solved reference of the first items alone
+        np.savez(run_dir / "items" / "c.npz", **stored)
+        (known,) = read_rows(run_dir)
+        errors = np.abs(stored["log_prob"] - stored["ref"])[:60] / 2 / math.log(2)
+        write_rows(run_dir, [known | {"bpd_mae": errors.mean(), "bpd_error": errors.mean()}])
+    row = compare_runs(*runs).iloc[0]
+    assert row["note"] == ""
+    assert row["n_paired"] == 60
+    assert row["mae_diff"] == pytest.approx(0.05, abs=0.003)
+
+
 def test_two_methods_of_one_run_are_compared_item_by_item(tmp_path: Path) -> None:
     ref = np.random.default_rng(0).standard_normal(200)
     (tmp_path / "items").mkdir()

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from fake_run import record, write_fake_run, write_rows
 from matplotlib.figure import Figure
+from PIL import Image
 
 from flowlik.records.reading import read_rows
 from flowlik.report import frame as frames
@@ -466,3 +467,20 @@ def test_axes_of_either_sign_have_plain_numbers() -> None:
     figure.canvas.draw()
     assert {"−10", "0", "10"} <= {label.get_text() for label in ax.get_yticklabels()}
     assert not any("$" in label.get_text() for label in ax.get_yticklabels())
+
+
+def test_a_picture_in_256_colours_looks_the_same(tmp_path: Path) -> None:
+    figure = Figure(figsize=(4, 3))
+    axes = figure.subplots()
+    axes.imshow(np.linspace(-1, 1, 1_200).reshape(30, 40), cmap="viridis")
+    axes.plot(np.arange(30), np.arange(30), "r-")
+    figure.savefig(tmp_path / "whole.png", dpi=kinds.PNG_DPI)
+    kinds.save_png(figure, tmp_path / "reduced.png")
+    whole, reduced = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), float)
+        for name in ("whole", "reduced")
+    )
+    gap = np.abs(whole - reduced)
+    assert gap.mean() < 1
+    assert np.quantile(gap, 0.999) < 25
+    assert (tmp_path / "reduced.png").stat().st_size < 0.6 * (tmp_path / "whole.png").stat().st_size

@@ -130,7 +130,8 @@ def test_the_energy_is_the_sum_over_pairs_and_knows_no_place_angle_or_order(well
     for row, found in zip(place.tolist(), wells["energy"](x).tolist(), strict=True):
         away = [math.dist(row[i], row[j]) - 4.0 for i in range(4) for j in range(i)]
         assert found == pytest.approx(sum(-4.0 * d**2 + 0.9 * d**4 for d in away), rel=1e-6)
-    torch.testing.assert_close(wells["energy"](wells["turned"](x.float())), wells["energy"](x.float()))
+    turned = wells["energy"](wells["turned"](x.float()))  # a sum of float32 fourth powers that cancel
+    torch.testing.assert_close(turned, wells["energy"](x.float()), rtol=1e-4, atol=1e-3)
 
 
 def test_chains_that_have_not_mixed_are_told(wells: dict[str, Any]) -> None:

@@ -248,8 +248,9 @@ def _compare(
     row |= _differences("bpd_diff", -bits * (_over_draws(estimates_b) - _over_draws(estimates_a)))
     error_a, error_b = _over_draws(estimates_a - refs_a), _over_draws(estimates_b - refs_b)
     row |= _differences("mae_diff", bits * (np.abs(error_b) - np.abs(error_a)))
-    kind = _decided(row)
-    row["n_paired"] = int(np.isfinite(_over_draws(estimates_a) + _over_draws(estimates_b)).sum())
+    kind = _decided(row)  # of the items that its reference knows, or of all that both answered
+    pairs = error_a + error_b if kind == "mae" else _over_draws(estimates_a) + _over_draws(estimates_b)
+    row["n_paired"] = int(np.isfinite(pairs).sum())
     size = np.nanmax([before["bpd_mae"], after["bpd_mae"], ROUNDING]) if kind == "mae" else abs(before["bpd"])
     apart = row[f"{kind}_diff_lo"] > 0 or row[f"{kind}_diff_hi"] < 0
     row["significant"] = bool(apart and _differs(PAIRED[kind], row[f"{kind}_diff"], size))
