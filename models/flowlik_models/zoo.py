@@ -265,6 +265,21 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
     return [*sorted(kept, key=lambda one: one.step), last]
 
 
+def training_cost(task: str, model: str) -> dict[str, float]:
+    """What a model's card tells of its size and of what making it took; empty where there is no card.
+
+    `parameters`: trained numbers; `train_cpu_seconds`: processor time of the training and of the trajectories that it
+    learned from, without its teacher's or that of a map it started from.
+    """
+    file = checkpoint_path(task, model)
+    card = read_checkpoint(file)[1] if file.is_file() else {}
+    spent = [card.get(f"{part}_cpu_seconds") for part in ("train", "trajectories")]
+    told = {"parameters": card.get("parameters")}
+    if spent[0]:
+        told["train_cpu_seconds"] = sum(part or 0.0 for part in spent)
+    return {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
+
+
 def model_hash(task: str, model: str, *, path: Path | None = None) -> str:
     """Twelve hexadecimal digits of the checkpoint's bytes, or of a closed form's constants."""
     check_names(task, model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from flowlik.cells import Cell, Options
 from flowlik.evaluation.models import load
@@ -18,10 +20,10 @@ from flowlik.report.tables.run import use_tables
 from flowlik.running.run import run_cell
 from flowlik.tasks.registry import get_task
 from flowlik_estimators import get
-from flowlik_models.checkpoints import CheckpointError
+from flowlik_models.checkpoints import CheckpointError, save_tensors
 from flowlik_models.recipes.table import RECIPES
 from flowlik_models.training.trainer import train
-from flowlik_models.zoo import CHECKPOINTS_VARIABLE, load_model, snapshots
+from flowlik_models.zoo import CHECKPOINTS_VARIABLE, load_model, snapshots, training_cost
 
 STEPS = 160
 SOLVER = get("ode", solver="rk4", steps=12, grid="logsnr", trace="exact")
@@ -58,6 +60,22 @@ def test_snapshots_come_in_the_order_of_training_and_end_with_the_model(folder: 
     assert 0 < kept[0].cpu_seconds < kept[1].cpu_seconds < kept[2].cpu_seconds
     assert kept[-1].path == folder / "gmm-2d" / "teacher.safetensors"
     assert snapshots("gmm-2d", "pi-flow-dropout") == []  # no checkpoint at all
+
+
+def test_a_record_tells_the_size_of_its_model_and_what_training_it_took(folder: Path) -> None:
+    card = json.loads((folder / "gmm-2d" / "teacher.json").read_text())
+    row, _ = run_cell(cell().with_options(n_items=20, uses=()))
+    assert row["extra"]["parameters"] == sum(p.numel() for p in load_model("gmm-2d", "teacher").parameters())
+    assert row["extra"]["train_cpu_seconds"] == pytest.approx(
+        card["train_cpu_seconds"] + (card.get("trajectories_cpu_seconds") or 0.0)
+    )
+    untold = {"parameters": 5, "recipe": {}}  # a card of an earlier version, which tells no time
+    (folder / "gmm-2d" / "energy.json").write_text(json.dumps(untold))
+    save_tensors(folder / "gmm-2d" / "energy.safetensors", {"a": torch.zeros(5)})
+    assert training_cost("gmm-2d", "energy") == {"parameters": 5.0}
+    assert training_cost("gmm-2d", "closed-form") == training_cost("gmm-2d", "pi-flow-dropout") == {}
+    for ending in (".json", ".safetensors"):
+        (folder / "gmm-2d" / f"energy{ending}").unlink()
 
 
 def test_each_point_is_the_cell_run_on_that_average_and_training_helps(folder: Path) -> None:

@@ -22,6 +22,7 @@ from flowlik.report.figures.kinds import KINDS, Kind, all_kinds, draw_all
 from flowlik.report.figures.likelihood.accuracy import pareto_front
 from flowlik.report.figures.likelihood.bound_gap import gap_between_bound_and_ode
 from flowlik.report.figures.likelihood.scaling import slope
+from flowlik.report.figures.likelihood.training_cost import error_against_training
 from flowlik.report.figures.samples.density_and_samples import tiled
 from flowlik.report.labels import distance_name
 from flowlik.report.page.write import write_report
@@ -336,6 +337,29 @@ def test_joint_maps_are_drawn_where_three_are_compared(tmp_path: Path) -> None:
         drawn = [path.name for path in draw_all(tmp_path) if "joint-maps" in path.name]
         names = [f"gmm-2d--joint-maps.{suffix}" for suffix in ("png", "pdf", "svg")]
         assert drawn == (names if count == 3 else [])
+
+
+def test_error_against_training_time_shows_every_model_whose_card_tells_it(tmp_path: Path) -> None:
+    def trained(model: str, seconds: float, steps: int, **known: object) -> dict[str, object]:
+        error = 0.1 / steps
+        ends = {"bpd_mae": error, "bpd_mae_lo": 0.9 * error, "bpd_mae_hi": 1.1 * error}
+        cost = {"train_cpu_seconds": seconds, "parameters": 126_000.0}
+        label = f"f2d2[steps={steps}]"
+        own = {"estimator_label": label, "model": model, "steps": steps, "nfe_mean": steps, "extra": cost}
+        return record(estimator="f2d2", **own, **ends | known)
+
+    rows = [trained(f"map-{k}", 60.0 * k, n) for k in range(3) for n in (1, 8)]  # the first tells no time
+    rows.append(trained("slow", 60.0, 16))
+    write_rows(tmp_path, rows)
+    assert error_against_training(frames.load(tmp_path), tmp_path) is None
+    write_rows(tmp_path, [*rows, trained("map-3", 180.0, 1)])
+    figure = error_against_training(frames.load(tmp_path), tmp_path)
+    assert figure is not None
+    told = [line.get_label() for line in figure.legends[0].get_lines()]
+    assert told == ["map-1 (126 k)", "map-2 (126 k)", "map-3 (126 k)"]
+    (ax,) = figure.axes
+    shown = {(float(x), round(float(y), 6)) for line in ax.get_lines() for x, y in line.get_xydata()}
+    assert {(1.0, 0.1), (1.0, 0.0125), (2.0, 0.1), (2.0, 0.0125), (3.0, 0.1)} == shown
 
 
 def test_probes_are_drawn_where_three_choices_have_error_bars(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from flowlik.records.columns import COUNTED
 from flowlik.tasks.points import Points
 from flowlik.tasks.task import Items, Reference, labels_of
 from flowlik_models.numerics.float32 import full_float32
+from flowlik_models.zoo import training_cost
 
 CYCLE_ITEMS = 256
 SHOWN_SAMPLES = 64
@@ -118,6 +119,8 @@ def _evaluate_estimator(
     elif out.batch_size < asked:
         row["extra"]["batch_size_used"] = out.batch_size
         halved = f"out of memory: the batch was halved from {asked} to {out.batch_size}"
+    if prepared.task.own_model_hash(cell.model) is None:
+        row["extra"] |= training_cost(cell.task, cell.model)
     if prepared.not_compiled:
         row["extra"]["not_compiled"] = prepared.not_compiled
     row["eps"] = 1.0 - float(cell.estimator.data_end(prepared.model))

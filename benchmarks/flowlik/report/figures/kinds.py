@@ -36,6 +36,7 @@ from flowlik.report.figures.likelihood.probes import noise_of_probes
 from flowlik.report.figures.likelihood.scaling import cost_scaling
 from flowlik.report.figures.likelihood.scatter import estimated_against_reference
 from flowlik.report.figures.likelihood.solvers import error_of_solvers
+from flowlik.report.figures.likelihood.training_cost import error_against_training
 from flowlik.report.figures.samples.density_and_samples import density_maps, sample_grids
 from flowlik.report.figures.samples.extractors import extractor_agreement
 from flowlik.report.figures.samples.frechet import frechet_against_steps
@@ -146,6 +147,14 @@ KINDS: Final[dict[str, Kind]] = {
         "middle: how far the order of the items is from the reference's (down is better); right: the mean absolute "
         "error item by item, with the controls. A map that is near zero on the left and high on the right has the "
         "right mean and the wrong samples. Bars: 95 % bootstrap intervals.",
+    ),
+    "training-cost": Kind(
+        error_against_training,
+        "Error against training time",
+        "One point is one trained model: the error of its likelihood by one evaluation (filled, with 95 % bootstrap "
+        "interval) and by the best of at most eight (open, where more than one help), against the processor time that "
+        "its card tells of its training and of the trajectories it learned from, without that of its teacher or of "
+        "the map it started from. Down and to the left is better. In brackets: its parameters.",
     ),
     "scatter": Kind(
         estimated_against_reference,

@@ -46,6 +46,13 @@ LEAST_OF_NFE: Final = 0.9
 LINE: Final = ["method", "series", "model"]
 """What rows of one line have in common."""
 
+MODEL_COLOURS: Final = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#882255"),
+    *("#A68A00", "#5E4FA2", "#44AA99", "#767676"),
+)
+EVERY_MARKER: Final = "os^DvPX*<>hd"
+"""Of models that are compared with one another, whatever the method."""
+
 INK: Final = "#222222"
 MUTED: Final = "#6b6b6b"
 ALTERNATE_MARKERS: Final = ("", "<", ">", "d", "H", "8")
@@ -256,6 +263,18 @@ def draw_series(
     yerr = None if bars is None else np.nan_to_num(np.abs(np.stack([b[order] for b in bars])))
     ax.errorbar(xs, ys, yerr=yerr, elinewidth=0.8, capthick=0.8, zorder=3, **series.style)
     return True
+
+
+def looks_of_models(models: Iterable[str], *, markersize: float) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each model, where models and not methods are told apart."""
+    return {
+        model: {
+            "color": MODEL_COLOURS[k % len(MODEL_COLOURS)],
+            "marker": EVERY_MARKER[k % len(EVERY_MARKER)],
+            "markersize": markersize,
+        }
+        for k, model in enumerate(models)
+    }
 
 
 def dodges(count: int) -> list[float]:

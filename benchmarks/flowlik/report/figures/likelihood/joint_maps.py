@@ -22,13 +22,6 @@ LABELS: Final = {name: axis_label(name) for name in ("bpd_error", "bpd_mae_all")
     "unranked": f"1 − {axis_label('spearman')}"
 }
 
-_PALETTE: Final = (
-    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#882255"),
-    *("#A68A00", "#5E4FA2", "#44AA99", "#767676"),
-)
-
-_MARKERS: Final = "os^DvPX*<>hd"
-
 
 def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     """Signed error, 1 - Spearman and mean |error| against steps, a line per joint map, a row per split."""
@@ -45,10 +38,7 @@ def joint_maps(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
     )  # the controls' names stand on the right
     figure = style.new_figure(style.PAGE, 0.5 + 2.2 * len(splits))
     axes = np.asarray(figure.subplots(len(splits), len(columns), squeeze=False))
-    looks: dict[str, dict[str, Any]] = {
-        model: {"color": _PALETTE[k % len(_PALETTE)], "marker": _MARKERS[k % len(_MARKERS)], "markersize": 4}
-        for k, model in enumerate(models)
-    }
+    looks = style.looks_of_models(models, markersize=4)
     for row, split in zip(axes, splits, strict=True):
         part = shown[shown["split"] == split]
         for ax, column in zip(row, columns, strict=True):
