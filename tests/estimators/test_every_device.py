@@ -102,7 +102,7 @@ def answers(estimator: Estimator, device: str) -> dict[str, Any]:
 
 def ready(name: str, options: dict[str, Any]) -> Estimator:
     estimator = get(name, **options)
-    if (why := estimator.unavailable()) is not None:
+    if (why := estimator.supports(model("cpu"))) is not None:
         pytest.skip(why)
     return estimator
 

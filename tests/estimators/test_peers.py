@@ -210,7 +210,7 @@ def test_condition_and_end_time_reach_the_model(name: str) -> None:
 @every_peer
 def test_max_nfe_ends_a_solve_with_its_cost(name: str) -> None:
     needs(name)
-    out = estimate(get(name, max_nfe=9), closed_form("gmm-2d"), points(4, 2))
+    out = estimate(get(name, max_nfe=9), closed_form("gmm-2d"), points(1, 2))
     assert out.status == "diverged"
     assert out.reason is not None
     assert "max_nfe = 9" in out.reason
@@ -221,7 +221,7 @@ def test_max_nfe_ends_a_solve_with_its_cost(name: str) -> None:
 def test_velocity_that_is_not_finite_is_a_status(name: str) -> None:
     needs(name)
     broken = Field(lambda x, t: x * torch.where(t > 0.5, 1.0, math.nan)[:, None])
-    out = estimate(get(name), broken, points(4, 2))
+    out = estimate(get(name), broken, points(1, 2))
     assert out.status == "diverged"
     assert out.reason
     assert not bool(out.valid.any())

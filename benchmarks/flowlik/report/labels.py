@@ -52,6 +52,7 @@ METHODS: Final[dict[str, Method]] = {
     ),
     "peer-zuko": Method("zuko", "#A68A00", ">", "the zuko package's own free-form Jacobian"),
     "peer-torchode": Method("torchode", "#5E4FA2", "d", "the torchode package on an augmented field"),
+    "peer-diffrax": Method("diffrax", "#D55E00", "H", "the diffrax package (JAX), compiled"),
     "control": Method("Control", "#767676", "_", "no estimator at all: what an error must beat"),
 }
 

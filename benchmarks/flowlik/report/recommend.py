@@ -28,7 +28,7 @@ COSTS: Final[Mapping[str, tuple[str, str]]] = {
 """What a budget counts: its column, and its words."""
 
 FIELD_ONLY: Final = frozenset(
-    {"ode", "whitened-ode", "elbo", "peer-flow-matching", "peer-torchode", "peer-zuko"}
+    {"ode", "whitened-ode", "elbo", "peer-diffrax", "peer-flow-matching", "peer-torchode", "peer-zuko"}
 )
 """Estimators that ask a model for nothing but a velocity field."""
 

@@ -1,11 +1,6 @@
-r"""The likelihood routes of three public libraries, each run by its own code on the suite's models: docs/peers.md.
+"""The likelihood routes of three public libraries in torch, each run by its own code on the suite's models.
 
-All of them solve ``d(x, l)/dt = (v, div v)`` from the data to the source as one augmented ODE (FFJORD, arXiv
-1810.01367) and answer ``log N(x_0; 0, I) + l``. What differs is the solver, what its error control looks at,
-and how the divergence is taken. None gives a standard error, and none of the answers can be differentiated.
-
-The libraries are optional: without one, `supports` says how to get it. Models are called in rows of length d,
-so event shapes of any rank work; evaluations are counted outside, as for every estimator.
+Their evaluations are counted outside, as for every estimator.
 """
 
 from __future__ import annotations
@@ -16,12 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from flowlik_estimators.base import Estimator
 from flowlik_estimators.call import Diverged, Estimate, Run
 from flowlik_estimators.integration.torchdiffeq_solve import (
     GAVE_UP,
@@ -30,8 +24,8 @@ from flowlik_estimators.integration.torchdiffeq_solve import (
     OneStep,
     torchdiffeq_name,
 )
+from flowlik_estimators.peers.peer import Peer
 from flowlik_estimators.registry import register
-from flowlik_models.interfaces import lacks
 
 _TORCHODE = {"dopri5": "Dopri5", "tsit5": "Tsit5", "heun": "Heun"}
 _LOOK_EVERY = 50
@@ -42,40 +36,12 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer(Estimator):
-    """What the three have in common: how the trace is taken, and a library that may be missing."""
+class TorchPeer(Peer):
+    """A library that calls the model itself."""
 
-    family = "peer"
-    module: ClassVar[str]
-    package: ClassVar[str]
-
-    trace: Literal["exact", "hutchinson"] = "exact"
-
-    def unavailable(self) -> str | None:
-        """None, or one line how to get the library."""
-        try:
-            import_module(self.module)
-        except Exception as error:  # a library that breaks on a newer torch is as good as absent
-            why = " ".join(str(error).split()) or type(error).__name__
-            return f"needs {self.package}: pip install 'flowlik[peers]' ({why})"
-        return None
-
-    def supports(self, model: object) -> str | None:
-        """Needs a velocity, and the library."""
-        return lacks(model, "velocity") or self.unavailable()
-
-    def _check(self) -> None:
-        self._at_least_one(*(option for option in ("steps", "max_nfe") if hasattr(self, option)))
-        for option in ("rtol", "atol"):
-            value = getattr(self, option)
-            if value is not None and value <= 0.0:
-                raise ValueError(f"{self.name}: {option} must be positive, got {value}")
-
-    def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
-        if run.differentiable:
-            raise ValueError(f"{self.name}: the answer cannot be differentiated")
+    def _solved(self, model: Any, x: Tensor, run: Run) -> Estimate:
         with _globals(run):
-            return self._answer(_field(model, run, getattr(self, "max_nfe", None)), x.flatten(1), run)
+            return self._answer(_field(model, run, getattr(self, "max_nfe", None)), x, run)
 
     def _answer(self, field: Field, x: Tensor, run: Run) -> Estimate:
         raise NotImplementedError
@@ -83,7 +49,7 @@ class Peer(Estimator):
 
 @register("peer-flow-matching")
 @dataclass(frozen=True, kw_only=True)
-class FlowMatching(Peer):
+class FlowMatching(TorchPeer):
     """`flow_matching.solver.ODESolver.compute_likelihood` (Meta, arXiv 2412.06264).
 
     ``solver`` adaptive with ``rtol``, ``atol`` (1e-5 each) and ``max_nfe`` (10,000), or fixed-step with
@@ -136,7 +102,7 @@ class FlowMatching(Peer):
 
 @register("peer-zuko")
 @dataclass(frozen=True, kw_only=True)
-class Zuko(Peer):
+class Zuko(TorchPeer):
     """`zuko.transforms.FreeFormJacobianTransform`, the transform of zuko's continuous flows.
 
     Its own Dormand-Prince pair, without reuse of the last stage, on the largest error of any coordinate of any
@@ -167,7 +133,7 @@ class Zuko(Peer):
 
 @register("peer-torchode")
 @dataclass(frozen=True, kw_only=True)
-class Torchode(Peer):
+class Torchode(TorchPeer):
     """torchode (arXiv 2210.12375), which gives each row its own steps; `extra` holds their number.
 
     The library solves ODEs and has no likelihood, so the augmented right-hand side is the one its users write:
