@@ -100,7 +100,7 @@ def _thin() -> dict[str, Recipe]:
     models = _vectors(
         PLANE.with_options(steps=4_000),
         PLANE.with_options(steps=8_000),
-        direct={**_DIRECT, "steps": 12_000},
+        direct={**_DIRECT, "steps": 36_000, "one_step": 0.25, "to_noise": 0.65},
     )
     return models | _clustered(models, 5)
 
