@@ -354,6 +354,7 @@ class Estimator:
         generator: torch.Generator | None,
         items: Tensor | None,
         differentiable: bool,
+        counts: Counts | None = None,
     ) -> Run:
         batch = x.shape[0]
         check_cond(cond, batch)
@@ -379,7 +380,7 @@ class Estimator:
             items=items,
             differentiable=differentiable,
             data_end=self.data_end(model),
-            counts=Counts(),
+            counts=Counts() if counts is None else counts,
             first_time=0.0 if ends is None else float(ends.noisy_end),
             law=source_of(model),
         )
@@ -462,11 +463,10 @@ class Bound:
                     one_dtype(held.tensors, x),
                 ):
                     x = own_copy(x, differentiable=False)
-                    run = self.estimator._run(
-                        self._estimated, x, cond, generator, items, differentiable=False
-                    )
                     self._counts.reset()
-                    run = replace(run, counts=self._counts)
+                    run = self.estimator._run(
+                        self._estimated, x, cond, generator, items, differentiable=False, counts=self._counts
+                    )
                     return self.estimator._estimated(self._estimated, held, x, run, self._ask)
             finally:
                 if held.copies or held.objects or held.shared:  # what the call wrote to them is the model's
@@ -561,14 +561,16 @@ def _rescaled(answer: Answer, scale: float, run: Run) -> Answer:
 def _finished(estimate: Estimate, run: Run, cost: Cost, whole: bool) -> Estimate:
     log_prob, stderr = estimate.log_prob.double(), estimate.stderr
     if not run.differentiable:
-        log_prob, stderr = log_prob.detach(), None if stderr is None else stderr.detach()
-    # one truth for all rows stays where it is: to take it to a device would make the host wait
-    usable = estimate.valid if estimate.valid.ndim == 0 else estimate.valid.to(run.device)
-    valid = torch.isfinite(log_prob) & usable
-    known = whole and estimate.valid.ndim == 0 and bool(estimate.valid)
-    status, reason = (
-        (estimate.status, estimate.reason) if known else _verdict(estimate.status, estimate.reason, valid)
-    )
+        log_prob = log_prob.detach() if log_prob.requires_grad else log_prob
+        stderr = None if stderr is None else stderr.detach()
+    status, reason = estimate.status, estimate.reason
+    if whole and estimate.valid.ndim == 0 and bool(estimate.valid):
+        valid = torch.ones(run.batch, dtype=torch.bool, device=run.device)
+    else:
+        # one truth for all rows stays where it is: to take it to a device would make the host wait
+        usable = estimate.valid if estimate.valid.ndim == 0 else estimate.valid.to(run.device)
+        valid = torch.isfinite(log_prob) & usable
+        status, reason = _verdict(status, reason, valid)
     return replace(
         estimate, log_prob=log_prob, stderr=stderr, cost=cost, valid=valid, status=status, reason=reason
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlik_models.numerics.standard_normal import StandardNormal
 
@@ -205,6 +205,18 @@ class HasSource(Protocol):
     source: Source
 
 
+def attribute(model: Any, name: str) -> Any:
+    """``getattr(model, name, None)``, without the time that a module takes to say that it has none."""
+    kind = type(model)
+    if getattr(kind, "__getattr__", None) is not nn.Module.__getattr__ or hasattr(kind, name):
+        return getattr(model, name, None)
+    state = model.__dict__
+    for held in (state, state["_modules"], state["_buffers"], state["_parameters"]):
+        if name in held:
+            return held[name]
+    return None
+
+
 def ends_of(model: Any) -> HasSource | None:
     """The model, where its ends or its source are others than N(0, I) at t = 0 and data at t = 1; else None.
 
@@ -215,7 +227,7 @@ def ends_of(model: Any) -> HasSource | None:
     >>> ends_of(closed_form("gmm-2d")) is None
     True
     """
-    noisy, clean = getattr(model, "noisy_end", None), getattr(model, "clean_end", None)
+    noisy, clean = attribute(model, "noisy_end"), attribute(model, "clean_end")
     if noisy is None and clean is None:
         return None
     source = getattr(model, "source", None)

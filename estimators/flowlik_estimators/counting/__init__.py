@@ -54,8 +54,9 @@ def offered(model: Any) -> Iterable[str]:
         return [name for name in METHODS if name in model.__dict__]
     if getattr(type(model), "__getattr__", None) is not nn.Module.__getattr__:
         return METHODS
-    held = (model.__dict__, *(model.__dict__[part] for part in ("_modules", "_parameters", "_buffers")))
-    return [name for name in METHODS if hasattr(type(model), name) or any(name in part for part in held)]
+    kind, own = type(model), model.__dict__
+    held = own.keys() | own["_modules"].keys() | own["_parameters"].keys() | own["_buffers"].keys()
+    return [name for name in METHODS if name in held or hasattr(kind, name)]
 
 
 def counted(model: Any, counts: Counts, *, original: Any = None) -> Any:

@@ -53,7 +53,8 @@ class Counts:
 
     def reset(self) -> None:
         """Begin anew."""
-        vars(self).update(vars(Counts()))
+        for name in vars(self):
+            setattr(self, name, 0)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -67,4 +68,4 @@ class Counts:
 
     def per_sample(self, batch: int) -> Cost:
         """The totals over the batch."""
-        return Cost(**{f.name: getattr(self, f.name) / batch for f in fields(self)})
+        return Cost(**{name: total / batch for name, total in vars(self).items()})

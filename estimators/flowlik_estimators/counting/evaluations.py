@@ -9,7 +9,7 @@ Whether something counts is known when the method returns; until then its rows a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -178,10 +178,13 @@ class Evaluations:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with their floating tensors (x, t, s; not ``cond``) behind a tap."""
         found: list[Tensor] = []
-        _mapped((args, {name: value for name, value in kwargs.items() if name != "cond"}), found.append)
+        _gather(args, found)
+        for name, value in kwargs.items():
+            if name != "cond":
+                _gather(value, found)
         if not found:
             found_any: list[Tensor] = []
-            _mapped((args, kwargs), found_any.append, floating=False)
+            _gather((args, kwargs), found_any, floating=False)
             if not found_any:
                 raise TypeError("a counted network is called with tensors x (and t, s)")
             tally.add("forwards", found_any[0].shape[0])
@@ -323,7 +326,7 @@ class _Trail:
     def begin(self, args: Any, kwargs: Any) -> None:
         """The first floating tensor is the point; the others, times and conditions, are not."""
         found: list[Tensor] = []
-        _mapped((args, kwargs), found.append)
+        _gather((args, kwargs), found)
         for tensor in found[1:]:
             self._marks[tensor] = NOTHING
         for tensor in found[:1]:
@@ -332,7 +335,7 @@ class _Trail:
     def of(self, values: Any) -> Mark:
         """What the tensors in ``values`` have behind them together."""
         found: list[Tensor] = []
-        _mapped(values, found.append, floating=False)
+        _gather(values, found, floating=False)
         marks = [mark for tensor in found if (mark := self._of(tensor)) is not None]
         return any(about for about, _ in marks), frozenset[Key]().union(*(layers for _, layers in marks))
 
@@ -346,7 +349,7 @@ class _Trail:
     def mark(self, values: Any, mark: Mark) -> None:
         """Note what the tensors in ``values`` have behind them."""
         found: list[Tensor] = []
-        _mapped(values, found.append, floating=False)
+        _gather(values, found, floating=False)
         for tensor in found:
             if not isinstance(tensor, nn.Parameter):
                 self._marks[tensor] = mark
@@ -370,14 +373,27 @@ def _is_followed() -> bool:
     return isinstance(_get_current_function_mode(), _Following)  # type: ignore[no-untyped-call]
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Any], *, floating: bool = True) -> Any:
-    """``value`` with the tensors in its tuples, lists and dicts changed."""
+def _gather(value: Any, found: list[Tensor], *, floating: bool = True) -> None:
+    """Add the tensors in tuples, lists and dicts to those that were found."""
     if isinstance(value, Tensor):
-        return change(value) if not floating or is_floating(value) else value
-    if isinstance(value, Mapping) and type(value) is dict:
-        return {name: _mapped(part, change, floating=floating) for name, part in value.items()}
+        if not floating or is_floating(value):
+            found.append(value)
+    elif type(value) is dict:
+        for part in value.values():
+            _gather(part, found, floating=floating)
+    elif type(value) in (tuple, list):
+        for part in value:
+            _gather(part, found, floating=floating)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """``value`` with the floating tensors in its tuples, lists and dicts changed."""
+    if isinstance(value, Tensor):
+        return change(value) if is_floating(value) else value
+    if type(value) is dict:
+        return {name: _mapped(part, change) for name, part in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_mapped(part, change, floating=floating) for part in value)
+        return type(value)(_mapped(part, change) for part in value)
     return value
 
 

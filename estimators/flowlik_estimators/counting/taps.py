@@ -153,7 +153,18 @@ def _is_batched(tensor: Tensor) -> bool:
 
 
 def _is_legacy_batched(tensor: Tensor) -> bool:
-    return ", Batched" in repr(torch._C._dispatch_keys(tensor))
+    keys = torch._C._dispatch_keys(tensor)
+    return _names_batched(keys.raw_repr(), keys)
+
+
+_BATCHED: dict[int, bool] = {}
+"""Of sets of dispatch keys, whether ``Batched`` is one: what a set holds only its printed form says."""
+
+
+def _names_batched(number: int, keys: Any) -> bool:
+    if number not in _BATCHED:
+        _BATCHED[number] = ", Batched" in repr(keys)
+    return _BATCHED[number]
 
 
 def _legacy_vmap_size(tensor: Tensor) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flowlik_estimators.call import Diverged, Estimate, Run, Samples
 from flowlik_estimators.counting import METHODS, POLICY_METHODS, Cost, Counts
+from flowlik_models.numerics.finite import all_finite
 
 A = TypeVar("A", Estimate, Samples)
 Attempt = Callable[[Run, Tensor | None, bool], A]
@@ -55,7 +56,7 @@ def answered(attempt: Attempt[A], run: Run) -> tuple[A, Cost, bool]:
         search.charge(run.counts, torch.arange(run.batch))
         answer = search.apart(failure)
     else:
-        search.charge(run.counts, torch.arange(run.batch))
+        search.charge(run.counts, None)
         answer = search.named(answer)
     return answer, search.cost(), search.whole
 
@@ -69,13 +70,14 @@ def watched(model: Any) -> Any:
 class _Search(Generic[A]):
     attempt: Attempt[A]
     run: Run
-    spent: list[tuple[Counts, Tensor]] = field(default_factory=list)
+    spent: list[tuple[Counts, Tensor | None]] = field(default_factory=list)
     failed: list[tuple[Tensor, Diverged]] = field(default_factory=list)
     done: list[tuple[Tensor, A]] = field(default_factory=list)
     tried: int = 0
     whole: bool = False
 
-    def charge(self, counts: Counts, rows: Tensor) -> None:
+    def charge(self, counts: Counts, rows: Tensor | None) -> None:
+        """Note what was spent on rows; None: on all."""
         self.spent.append((counts, rows))
 
     def cost(self) -> Cost:
@@ -84,6 +86,7 @@ class _Search(Generic[A]):
             return self.spent[0][0].per_sample(self.run.batch)
         totals = {f.name: torch.zeros(self.run.batch, dtype=torch.float64) for f in fields(Counts)}
         for counts, rows in self.spent:
+            rows = torch.arange(self.run.batch) if rows is None else rows
             for name, total in totals.items():
                 total[rows] += getattr(counts, name) / len(rows)
         return Cost(**{name: total.to(self.run.device) for name, total in totals.items()})
@@ -163,6 +166,10 @@ class _Search(Generic[A]):
         """An answer with NaN in some rows, with the reason where it is the model's own NaN."""
         values = answer.log_prob if isinstance(answer, Estimate) else answer.x.detach().flatten(1).sum(1)
         assert values is not None
+        plain = answer.status == "ok" and (isinstance(answer, Estimate) or answer.log_prob is None)
+        if plain and all_finite(values):
+            self.whole = True
+            return answer
         finite = torch.isfinite(values)
         if isinstance(answer, Samples) and answer.log_prob is not None:
             finite &= torch.isfinite(answer.log_prob)

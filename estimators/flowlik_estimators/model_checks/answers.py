@@ -51,7 +51,15 @@ def checked(method: str, answer: Any, x: Tensor) -> Any:
 
 def tensor(noun: str, value: Any, x: Tensor) -> Tensor:
     """A real floating-point tensor on x's device, of x's shape or, where it is one number a row, of its rows."""
-    shape = tuple(x.shape[:1] if noun in SCALARS else x.shape)
+    expected = x.shape[:1] if noun in SCALARS else x.shape
+    if (
+        isinstance(value, Tensor)
+        and value.shape == expected
+        and value.is_floating_point()
+        and value.device == x.device
+    ):
+        return value.clone() if value.is_inference() else value
+    shape = tuple(expected)
     what = f"the {noun}" if noun.startswith("policy's") else f"the model's {noun}"
     if not isinstance(value, Tensor):
         raise ValueError(f"{what} answered {described(value)}, expected a tensor of shape {shape}")
@@ -61,9 +69,7 @@ def tensor(noun: str, value: Any, x: Tensor) -> Tensor:
         )
     if tuple(value.shape) != shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)}, expected {shape}")
-    if value.device != x.device:
-        raise ValueError(f"{what} is on {value.device}, expected it on {x.device} as x is")
-    return value.clone() if value.is_inference() else value
+    raise ValueError(f"{what} is on {value.device}, expected it on {x.device} as x is")
 
 
 def policy(answer: Any) -> Any:

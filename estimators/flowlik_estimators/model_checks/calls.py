@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from flowlik_estimators.counting import Counts, counted, inner_networks, offered
 from flowlik_estimators.model_checks import answers, graph
+from flowlik_estimators.model_checks.guards import own_copy
 from flowlik_estimators.model_checks.stand_in import StandIn
+from flowlik_models.interfaces import attribute
 
 INPUTS = ("x", "z", "t", "s")
 _IN_PLACE = ("in-place operation", "modified inplace", "in-place", "inplace operation")
@@ -40,14 +42,15 @@ def checked_part(model: Any, name: str, counts: Counts) -> Any:
 
 def asks_one_time(model: Any, found: StandIn) -> bool:
     """Whether the model, or one of the networks in it, wants one time a call."""
-    return any(_says_one_time(one) for one in (model, *found.modules, *found.objects))
-
-
-def _says_one_time(one: Any) -> bool:
-    kind = type(one)
-    if getattr(kind, "__getattr__", None) is nn.Module.__getattr__ and not hasattr(kind, "scalar_time"):
-        return one.__dict__.get("scalar_time") is True  # a module that has none takes long to say so
-    return getattr(one, "scalar_time", False) is True
+    if any(attribute(one, "scalar_time") is True for one in (model, *found.objects)):
+        return True
+    modules = found.modules
+    if any(
+        hasattr(kind, "scalar_time") or getattr(kind, "__getattr__", None) is not nn.Module.__getattr__
+        for kind in set(map(type, modules))
+    ):
+        return any(attribute(one, "scalar_time") is True for one in modules)
+    return True in [one.__dict__.get("scalar_time") is True for one in modules]
 
 
 class _Checked:
@@ -112,7 +115,7 @@ class _Call:
         watched = [*inputs, *_tensors(cond)]
         versions = [value._version for value in watched]
         # the first time by value: `.data` and numpy leave no trace
-        before = [value.detach().clone() for value in watched] if self.first else []
+        before = [own_copy(value) for value in watched] if self.first else []
         try:
             answer = call()
         except RuntimeError as error:
@@ -284,7 +287,7 @@ def _tensors(cond: Any) -> list[Tensor]:
 def _all_equal(before: list[Tensor], now: list[Tensor]) -> bool:
     """Whether they are the same, number by number; where numbers lie on a device, the host waits once."""
     pairs = list(zip(before, now, strict=True))
-    if all(one.device.type == "cpu" for one in now) and all(torch.equal(old, new) for old, new in pairs):
+    if all(new.is_cpu and torch.equal(old, new) for old, new in pairs):
         return True
     return bool(torch.stack([_equal(old, new).all() for old, new in pairs]).all())
 

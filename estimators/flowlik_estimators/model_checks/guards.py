@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
 from flowlik_estimators.model_checks.stand_in import StandIn
+from flowlik_models.numerics.finite import all_finite
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -35,39 +36,53 @@ def check_points(x: Tensor, event_shape: Sequence[object] | None) -> None:
         raise ValueError(f"x must have shape ({expected}), got {tuple(x.shape)}")
     if x.shape[0] == 0:
         raise ValueError("x is an empty batch")
-    if not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten()
         raise ValueError(
             f"x holds NaN or infinity in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}"
         )
 
 
-@contextmanager
-def mode(differentiable: bool) -> Iterator[None]:
+def mode(differentiable: bool) -> AbstractContextManager[None]:
     """Gradients on or off whatever the caller's mode; inference tensors could not take part in a trace."""
+    if torch.is_inference_mode_enabled():
+        return _outside_inference(differentiable)
+    set_from_now_on: AbstractContextManager[None] = torch.set_grad_enabled(differentiable)
+    return set_from_now_on
+
+
+@contextmanager
+def _outside_inference(differentiable: bool) -> Iterator[None]:
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         yield
 
 
-def own_copy(x: Tensor, *, differentiable: bool) -> Tensor:
+def own_copy(x: Tensor, *, differentiable: bool = False) -> Tensor:
     """A copy, so that nothing is written into the caller's memory; with the caller's graph only where it is wanted."""
-    return x.clone() if differentiable or x.is_inference() else x.detach().clone()
+    as_it_is = differentiable or x.is_inference() or not torch.is_grad_enabled()
+    return x.clone() if as_it_is else x.detach().clone()
 
 
-@contextmanager
-def one_dtype(parameters: Sequence[Tensor], x: Tensor) -> Iterator[None]:
+class one_dtype:  # noqa: N801 - a context, of a class since every call passes it
     """Say what to do where the model stumbled over points of another type than its parameters, or has no weights."""
-    if any(parameter.is_meta for parameter in parameters):
-        raise ValueError(
-            "the model's weights are on the meta device, without values: load them on another device"
-        )
-    try:
-        yield
-    except RuntimeError as failure:
-        known = {p.dtype for p in parameters if p.is_floating_point()}
-        if not known or known == {x.dtype} or "type" not in str(failure):
-            raise
-        given, names = _name(x.dtype), " and ".join(sorted(_name(dtype) for dtype in known))
+
+    def __init__(self, parameters: Sequence[Tensor], x: Tensor) -> None:
+        if True in [parameter.is_meta for parameter in parameters]:
+            raise ValueError(
+                "the model's weights are on the meta device, without values: load them on another device"
+            )
+        self.parameters, self.x = parameters, x
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, failure: BaseException | None, trace: object) -> None:
+        if not isinstance(failure, RuntimeError):
+            return
+        known = {p.dtype for p in self.parameters if p.is_floating_point()}
+        if not known or known == {self.x.dtype} or "type" not in str(failure):
+            return
+        given, names = _name(self.x.dtype), " and ".join(sorted(_name(dtype) for dtype in known))
         if known & set(HALF):
             cure = (
                 "estimates need float32 or more: give it float32 parameters by model.float(), and x.float()"

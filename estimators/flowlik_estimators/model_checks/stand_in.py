@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from operator import is_
 from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -130,15 +130,22 @@ def _itself(model: Any) -> StandIn | None:
             return None
         modules[id(module)] = module
         for part in _TENSORS:
-            tensors += [tensor for tensor in state[part].values() if tensor is not None]
-        left += [child for child in reversed(state["_modules"].values()) if child is not None]
+            if held := state[part]:
+                tensors += [tensor for tensor in held.values() if tensor is not None]
+        if held := state["_modules"]:
+            left += [child for child in reversed(held.values()) if child is not None]
     return StandIn(model, list(modules.values()), tensors)
 
 
 def is_plain(kind: type, *, torch_only: bool = False) -> bool:
     """Whether a class of modules is one of the suite's networks, or a layer of torch's."""
+    return _is_in(kind.__module__, torch_only)
+
+
+@lru_cache(maxsize=1024)
+def _is_in(home: str, torch_only: bool) -> bool:
     homes = ("torch.nn.modules.",) if torch_only else ("flowlik_models.networks.", "torch.nn.modules.")
-    return kind.__module__.startswith(homes)
+    return home.startswith(homes)
 
 
 def active_in_training(modules: Iterable[nn.Module]) -> list[str]:

@@ -35,6 +35,7 @@ class Unchanged:
     def __init__(self, model: Any, found: StandIn, estimated: Any) -> None:
         self._modules = list({id(module): module for module in found.modules}.values())
         self._tensors = list({id(tensor): tensor for tensor in found.tensors}.values())
+        self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._layers = [] if found.model is model else [vars(one) for one in self._modules if _is_layer(one)]
         self._states = list(self._places(model, found))
         self._containers = list({id(one): one for one in found.containers}.values())
@@ -91,6 +92,8 @@ class Unchanged:
     def _contents(self) -> list[Any]:
         settings = (v for state in self._layers for v in state.values() if not isinstance(v, Tensor))
         states = chain.from_iterable(map(dict.values, self._states))
+        if not self._layers and not self._containers:
+            return list(states)
         return list(chain(states, settings, *map(_held_in, self._containers)))
 
     def _code(self) -> list[Any]:
@@ -103,7 +106,7 @@ class Unchanged:
         return [tensor.data_ptr() for tensor in self._tensors]
 
     def _written(self) -> list[int]:
-        return [_version(tensor) for tensor in self._tensors]
+        return [tensor._version for tensor in self._counting]
 
 
 def _is_layer(one: Any) -> bool:
@@ -132,7 +135,3 @@ def _moved(
         return None
     devices = [[device for device, _ in kinds] for kinds in (before, now)]
     return "its device" if devices[0] != devices[1] else "its type"
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
