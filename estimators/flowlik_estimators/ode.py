@@ -48,9 +48,9 @@ class ODE(ODEOptions):
     ``solver`` adaptive with ``rtol``, ``atol`` (1e-5 each) and ``max_nfe`` (10,000 evaluations, then the call
     is given up as diverged), or fixed-step with ``steps`` on ``grid`` (uniform; of adams_pec ramped). An adaptive
     solve controls the root-mean-square errors over the batch, in x's dtype, and never leaves the time interval: the
-    larger of x's and its log-determinant's, or, with probes, whose noise is far above any tolerance, that of all their
-    numbers together; a fixed-step solve keeps its state in float64 and calls the network in x's dtype. ``richardson``
-    extrapolates the results of ``steps`` and twice as many by the solver's order.
+    larger of those of x and of the divergence, or with probes that of a row's d + 1 numbers, since a solve need not be
+    far more exact than its trace. A fixed-step solve keeps its state in float64 and calls the network in x's dtype.
+    ``richardson`` extrapolates the results of ``steps`` and twice as many by the solver's order.
 
     ``trace``: exact, hutchinson, or closed, the model's own divergence. Hutchinson takes ``probes`` (1; with the
     quadrature 2) of ``noise`` (rademacher, gaussian, orthogonal, hutch++) in a ``basis`` (pixel, dct, pca) with a
@@ -78,8 +78,6 @@ class ODE(ODEOptions):
     variance and of the squared products, which the pilot scales to a variance (a single probe has the latter alone),
     and ``dof`` is Satterthwaite's.
     """
-
-    version = 2  # adaptive solves with probes take fewer steps
 
     def _log_prob(self, model: Any, x: Tensor, run: Run) -> Estimate:
         self._check_condition(run)
@@ -130,7 +128,7 @@ class ODE(ODEOptions):
             forms = skewness.form_count(self.columns)
             state.append(torch.zeros(run.batch, forms, dtype=dtype, device=run.device))
         times = torch.tensor([start, end], dtype=torch.float64)
-        path = solve.path(evaluate, run, tuple(state), times, probed=log_prob and self.stochastic)
+        path = solve.path(evaluate, run, tuple(state), times)
         coarse, integral = path[0][-1], path[1 if log_prob else 0][-1]
         cross = None
         if overlap is not None:

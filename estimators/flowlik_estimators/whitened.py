@@ -54,8 +54,6 @@ class WhitenedODE(ODEOptions):
     pilot. Where a graph stays (differentiable) they see the residual's own Jacobian, as unbiased and noisier.
     """
 
-    version = 2  # as of `ode`
-
     clock: Literal["time", "stretched"] = "time"
     floor: float | None = None
 

@@ -51,6 +51,10 @@ class ODEOptions(Traced):
         """Fold torchdiffeq's aliases, then check."""
         object.__setattr__(self, "solver", ALIASES.get(self.solver, self.solver))
         super().__post_init__()
+        if self.stochastic and self.adaptive and self.divergence == "augmented":
+            object.__setattr__(
+                self, "version", 2
+            )  # its error control; what other options answer is as it was
 
     @property
     def adaptive(self) -> bool:
@@ -82,6 +86,7 @@ class ODEOptions(Traced):
             max_nfe=self.max_nfe,
             steps=self.steps,
             grid=self.grid,
+            probed=self.stochastic,
         )
 
     @property
