@@ -65,13 +65,17 @@ def controls(task: str) -> list[dict[str, Any]]:
 
 def rules() -> list[dict[str, Any]]:
     rows = []
-    for name, solver, grid, n in itertools.product(
+    plain = itertools.product(
         ("ode", "whitened-ode"),
         ("euler", "midpoint", "heun", "rk4"),
         ("uniform", "cosine", "logsnr"),
         (4, 8, 16),
-    ):
-        label, known = f"{name}[solver={solver},steps={n},grid={grid}]", {"grid": grid}
+    )
+    stretched = itertools.product(("whitened-ode",), ("rk4",), ("uniform,clock=stretched",), (4, 8, 16))
+    ramped = itertools.product(("whitened-ode",), ("adams_pec",), ("ramped,clock=stretched",), (4, 8, 16))
+    for name, solver, grid, n in (*plain, *stretched, *ramped):
+        known = dict(part.split("=") for part in f"grid={grid}".split(","))
+        label = f"{name}[solver={solver},steps={n},grid={grid}]"
         rows.append(
             timed(
                 estimator=name,

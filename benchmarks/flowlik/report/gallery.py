@@ -80,6 +80,8 @@ SHOWN: Final = (
     Shown(
         "family", "gmm-64d--joint-maps", "Ways to train a joint map: bias, rank correlation, per-sample error"
     ),
+    Shown("family", "gmm-2d--training-cost", "The ring: error against training time"),
+    Shown("family", "gmm-64d--training-cost", "A mixture in 64 dimensions: error against training time"),
     Shown(
         *("faults", "gmm-64d--joint-maps", "What each fault of the released recipe costs"),
         published="faults--gmm-64d--joint-maps",
@@ -95,6 +97,9 @@ SHOWN: Final = (
         "fashion-mnist",
         "fashion-mnist--error",
         "Fashion-MNIST: per-sample error against three costs, reference the converged teacher",
+    ),
+    Shown(
+        "cifar10-small", "cifar10--error", "CIFAR-10: per-sample error against three costs, 3,072 dimensions"
     ),
     Shown("few-steps", "gmm-2d--few-steps", "Few-step likelihoods of every kind against three costs"),
     Shown(

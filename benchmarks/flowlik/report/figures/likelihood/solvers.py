@@ -53,7 +53,7 @@ def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         part = fixed[(fixed["model"] == model) & (fixed["split"] == split)]
         for ax, grid in zip(line, grids, strict=True):
             handles |= _panel(ax, part[part["grid"] == grid]) | handles
-            ax.set_title(grid if row == 0 else "")
+            ax.set_title(grid.replace(", ", ",\n") if row == 0 else "")
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(True, zorder=0)
         style.error_axis(line[0])
@@ -63,8 +63,7 @@ def error_of_solvers(frame: pd.DataFrame, run_dir: Path) -> Figure | None:
         levels = style.controls_of(frame[frame["split"] == split]).set_index("estimator_label")["bpd_mae_all"]
         for ax in line:
             style.control_lines(ax, dict(levels), labels=ax is line[-1])
-    for ax in axes[-1]:
-        ax.set_xlabel(axis_label("nfe_mean", "\n"))
+    axes[-1][len(grids) // 2].set_xlabel(axis_label("nfe_mean"))  # one for all: side by side they would meet
     figure.suptitle(f"{frame['task'].iloc[0]}: rules that need no training", fontsize=9)
     style.legend_below(figure, handles.values())
     return figure
