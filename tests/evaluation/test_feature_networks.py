@@ -143,3 +143,20 @@ def test_the_figure_tells_how_far_they_agree() -> None:
     assert "corner-3" in ax.get_ylabel()
     assert extractor_agreement(frame.assign(extra=[{}] * 4), Path()) is None
     assert agreement(pd.DataFrame({"frechet": [1.0, 2.0], "distance": [1.0, 2.0]})) == "2 samplers"
+
+
+def test_the_example_of_guided_digits_asks_networks_that_know_nothing_of_digits() -> None:
+    file = Path(__file__).resolve().parents[2] / "docs" / "examples" / "guided_digits.py"
+    scope: dict[str, Any] = {"__name__": "guided_digits"}
+    exec(compile(file.read_text(), str(file), "exec"), scope)
+    asked = scope["networks"]()
+    assert {"classifier of digits", "pixels", "classifier of clothes", "random weights"} <= asked.keys()
+    first, _, *rows = scope["report"](64)
+    chosen = float(first.split()[2].rstrip(","))
+    reached = dict(part.split(": ") for part in first.partition(" of ")[2].split(", "))
+    assert min(reached, key=lambda size: float(reached[size])) == f"{chosen:g}"
+    assert [row[:28].strip() for row in rows] == list(asked)
+    real = scope["whole"](get_task("digits").items("test", 360).x)[180:].float()
+    for name, row in zip(asked, rows, strict=True):  # held against the half that chose nothing
+        value = scope["frechet"](normal_of(asked[name](real)), asked[name](scope["drawn"](64))).frechet
+        assert float(row[28:36]) == pytest.approx(value, rel=0.01)
