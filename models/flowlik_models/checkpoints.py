@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from flowlik_models.files import write_atomically
+from flowlik_models.files import alone_in, write_atomically
 
 Stored = Literal["float32", "float16"]
 SHIPPED = Path(__file__).with_name("checkpoints")
@@ -59,17 +59,20 @@ def rounded(module: nn.Module, kind: Stored) -> nn.Module:
 def save_checkpoint(
     path: Path, module: nn.Module, card: Mapping[str, Any], *, stored: Stored = "float32"
 ) -> None:
-    """Save a module's tensors to ``path`` and its card beside it as JSON."""
+    """Save a module's tensors to ``path`` and its card beside it as JSON, which names the tensors by their digest."""
     tensors = as_stored(module.state_dict(), stored)
-    write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
-    save_tensors(path, tensors, {"task": str(card["task"]), "model": str(card["model"])})
+    told = {**card, "weights": tensors_digest(tensors)[:12]}
+    with alone_in(path.parent):  # two trainings at once leave the pair of one
+        write_atomically(path.with_suffix(".json"), (json.dumps(told, indent=2) + "\n").encode())
+        save_tensors(path, tensors, {"task": str(card["task"]), "model": str(card["model"])})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card of a checkpoint; the card is empty where there is none.
 
     Raises:
-        CheckpointError: if the file is missing, truncated or not safetensors, or the card is not JSON.
+        CheckpointError: if the file is missing, truncated or not safetensors, or the card is not JSON, or of other
+            weights (cards of earlier versions do not say of which).
     """
     tensors, _ = read_tensors(path)
     card_path = path.with_suffix(".json")
@@ -79,6 +82,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         card = None
     if not isinstance(card, dict):
         raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON")
+    if card.get("weights", (found := tensors_digest(tensors)[:12])) != found:
+        raise CheckpointError(f"{card_path}: the card of other weights than {path.name}; train it again")
     return tensors, card
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from own_files import write_task
+from safetensors.torch import load as read_safetensors
 from torch import Tensor, nn
 from toy_flows import Field, Linear
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ from flowlik.scoring.distill import distill, load_student
 from flowlik.tasks.own import task_file
 from flowlik_estimators import get
 from flowlik_models import checkpoints
-from flowlik_models.checkpoints import CheckpointError, read_checkpoint
+from flowlik_models.checkpoints import CheckpointError, read_checkpoint, read_tensors
 from flowlik_models.closed_forms.catalogue import closed_form
 from flowlik_models.distillation.pool import solved_pool
 from flowlik_models.distillation.recipes import OBJECTIVES, recipe_of
@@ -230,6 +231,20 @@ def test_a_training_of_another_teacher_is_not_gone_on_with(
     assert second.card["accuracy"] == alone.card["accuracy"]
 
 
+def test_a_card_of_other_weights_is_told_and_its_student_trained_again(tmp_path: Path) -> None:
+    for seed, folder in ((0, "a"), (1, "b")):
+        quiet(RING, ring(), steps=2, pool=64, seed=seed, out=tmp_path / folder)
+    file, other = (tmp_path / folder / "direct-f2d2.safetensors" for folder in "ab")
+    right = file.read_bytes()
+    file.write_bytes(other.read_bytes())  # as where two trainings have one folder
+    with pytest.raises(CheckpointError, match="the card of other weights"):
+        load_student(file, RING)
+    quiet(RING, ring(), steps=2, pool=64, out=tmp_path / "a")
+    trained_again, before = read_tensors(file)[0], read_safetensors(right)
+    assert trained_again.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in trained_again.items())
+
+
 def test_a_card_without_its_weights_is_no_finished_student(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,12 +278,33 @@ def test_minutes_decide_trajectories_and_steps_once(tmp_path: Path, monkeypatch:
     assert 20 <= plan["steps"] <= 300
 
 
+class NotEverywhere(nn.Module):
+    """The ring's field, NaN right of a line."""
+
+    event_shape = (2,)
+
+    def __init__(self, line: float) -> None:
+        super().__init__()
+        self.line = line
+
+    def velocity(self, x: Tensor, t: Tensor, *, cond: Any = None) -> Tensor:
+        return torch.where(x[:, :1] > self.line, math.nan, RING.velocity(x, t))
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "objective": (lambda: trained(objective="distil"), "unknown objective 'distil'"),
     "no field": (lambda: trained(teacher=nn.Linear(2, 2)), "flowlik.wrap"),
     "shape": (lambda: trained(torch.randn(100, 3)), r"shape \(100, 3\), expected \(n, 2\)"),
     "NaN": (lambda: trained(ring() * math.nan), "NaN or infinity"),
     "few": (lambda: trained(ring(10)), "at least 20"),
+    "NaN of the teacher": (
+        lambda: trained(teacher=NotEverywhere(-math.inf)),
+        "NaN or infinite at t = 0 in 16 of 16",
+    ),
+    "NaN of it here and there": (
+        lambda: trained(teacher=NotEverywhere(1.5)),
+        r"infinite at t = 0 in \d of 16",
+    ),
     "minutes": (lambda: trained(minutes=0), "minutes must be positive"),
     "same rows": (lambda: trained(torch.ones(100, 2)), "all rows of train_x are the same"),
 }

@@ -160,12 +160,23 @@ def _followed(
     moments = times.tolist()
     for k, t in enumerate(moments):
         velocity, divergence = target(model, y.to(dtype), x.new_full((len(x),), t), generator)
+        _check_finite(t, y, velocity, divergence)
         states.append(y.cpu())
         rates.append(divergence.double().cpu())
         if k + 1 < len(moments):
             s = moments[k + 1]
             y = y + rk4_increments(slope, y, s - t, (t, (t + s) / 2, s), (velocity.double(),))[0]
     return torch.stack(states), torch.stack(rates)
+
+
+def _check_finite(t: float, *values: Tensor) -> None:
+    """Refuse a teacher that has no trajectories."""
+    bad = torch.stack([~torch.isfinite(value.view(len(value), -1)).all(1).cpu() for value in values]).any(0)
+    if bool(bad.any()):
+        raise ValueError(
+            f"the teacher's velocity or divergence is NaN or infinite at t = {t:.4g} in {int(bad.sum())} of {len(bad)} "
+            "trajectories; `flowlik check` shows where"
+        )
 
 
 def _integral(rates: Tensor, times: Tensor, delta: float) -> Tensor:
