@@ -75,6 +75,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             weights (cards of earlier versions do not say of which).
     """
     tensors, _ = read_tensors(path)
+    card = read_card(path)
+    if "weights" in card and card["weights"] != tensors_digest(tensors)[:12]:
+        raise CheckpointError(
+            f"{path.with_suffix('.json')}: the card of other weights than {path.name}; train it again"
+        )
+    return tensors, card
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a checkpoint alone, without a look at its tensors; empty where there is none.
+
+    Raises:
+        CheckpointError: if it is not JSON.
+    """
     card_path = path.with_suffix(".json")
     try:
         card = json.loads(card_path.read_text(encoding="utf-8")) if card_path.is_file() else {}
@@ -82,9 +96,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         card = None
     if not isinstance(card, dict):
         raise CheckpointError(f"{card_path}: expected the checkpoint's card as JSON")
-    if card.get("weights", (found := tensors_digest(tensors)[:12])) != found:
-        raise CheckpointError(f"{card_path}: the card of other weights than {path.name}; train it again")
-    return tensors, card
+    return card
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -14,7 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flowlik_models.checkpoints import SHIPPED, CheckpointError, check_origin, fill, read_checkpoint
+from flowlik_models.checkpoints import (
+    SHIPPED,
+    CheckpointError,
+    check_origin,
+    fill,
+    read_card,
+    read_checkpoint,
+)
 from flowlik_models.closed_forms.catalogue import CLOSED_FORM_TASKS, closed_form, constants_hash
 from flowlik_models.moments.training_images import IMAGE_SHAPES, training_moments
 from flowlik_models.names import unknown
@@ -247,7 +254,7 @@ def snapshots(task: str, model: str) -> list[Snapshot]:
     file = checkpoint_path(task, model)
     if not file.is_file():
         return []
-    card = read_checkpoint(file)[1]
+    card = read_card(file)
     kept = []
     for path in (file.parent / "snapshots").glob(f"{model}-*.safetensors"):
         if not path.stem.removeprefix(f"{model}-").isdigit():  # of a model whose name begins alike
@@ -272,7 +279,7 @@ def training_cost(task: str, model: str) -> dict[str, float]:
     learned from, without its teacher's or that of a map it started from.
     """
     file = checkpoint_path(task, model)
-    card = read_checkpoint(file)[1] if file.is_file() else {}
+    card = read_card(file) if file.is_file() else {}  # every cell asks, whose model was read before
     spent = [card.get(f"{part}_cpu_seconds") for part in ("train", "trajectories")]
     told = {"parameters": card.get("parameters")}
     if spent[0]:

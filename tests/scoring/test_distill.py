@@ -291,6 +291,18 @@ class NotEverywhere(nn.Module):
         return torch.where(x[:, :1] > self.line, math.nan, RING.velocity(x, t))
 
 
+def test_a_teacher_of_colour_images_may_answer_in_any_memory_format() -> None:
+    class Channels(nn.Module):
+        event_shape = (3, 4, 4)
+
+        def velocity(self, x: Tensor, t: Tensor, *, cond: Any = None) -> Tensor:
+            return (-x).contiguous(memory_format=torch.channels_last)
+
+    x = torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pool = solved_pool(Teacher.of(Channels()), lambda n, g: x[:n], 8, own=0.5, delta=1e-2, nodes=4)
+    assert pool.states.isfinite().all()
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "objective": (lambda: trained(objective="distil"), "unknown objective 'distil'"),
     "no field": (lambda: trained(teacher=nn.Linear(2, 2)), "flowlik.wrap"),

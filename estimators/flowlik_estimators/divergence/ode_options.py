@@ -52,9 +52,8 @@ class ODEOptions(Traced):
         object.__setattr__(self, "solver", ALIASES.get(self.solver, self.solver))
         super().__post_init__()
         if self.stochastic and self.adaptive and self.divergence == "augmented":
-            object.__setattr__(
-                self, "version", 2
-            )  # its error control; what other options answer is as it was
+            # of its error control; what other options answer is as it was
+            object.__setattr__(self, "version", 2)
 
     @property
     def adaptive(self) -> bool:

@@ -171,7 +171,9 @@ def _followed(
 
 def _check_finite(t: float, *values: Tensor) -> None:
     """Refuse a teacher that has no trajectories."""
-    bad = torch.stack([~torch.isfinite(value.view(len(value), -1)).all(1).cpu() for value in values]).any(0)
+    bad = torch.stack([~torch.isfinite(value.reshape(len(value), -1)).all(1).cpu() for value in values]).any(
+        0
+    )
     if bool(bad.any()):
         raise ValueError(
             f"the teacher's velocity or divergence is NaN or infinite at t = {t:.4g} in {int(bad.sum())} of {len(bad)} "
